@@ -1,0 +1,39 @@
+#include "loop.h"
+
+#include <type_traits>
+
+namespace ensadv {
+namespace {
+
+#define ENSADV_CONVERT(T, A)                                             \
+  ENSADV_CLONES void convert(const T* src, A* dst, int n) {              \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) dst[i] = A(to_compute(src[i])); \
+  }
+ENSADV_CONVERT(half_t, float)
+ENSADV_CONVERT(bfloat_t, float)
+ENSADV_CONVERT(double, float)
+ENSADV_CONVERT(half_t, double)
+ENSADV_CONVERT(bfloat_t, double)
+ENSADV_CONVERT(float, double)
+#undef ENSADV_CONVERT
+
+template <class A>
+const A* load_as(const In& in, int64_t i, int n, A* scratch) {
+  const A* result = scratch;
+  with_dtype(in.dtype, [&](auto t) {
+    using T = decltype(t);
+    const T* src = static_cast<const T*>(in.data) + i;
+    if constexpr (std::is_same_v<T, A>)
+      result = src;
+    else
+      convert(src, scratch, n);
+  });
+  return result;
+}
+
+}  // namespace
+
+const float* load(const In& in, int64_t i, int n, float* scratch) { return load_as(in, i, n, scratch); }
+const double* load(const In& in, int64_t i, int n, double* scratch) { return load_as(in, i, n, scratch); }
+
+}  // namespace ensadv

@@ -1,0 +1,54 @@
+// The CPU side of the element-wise ops: walk a range of the batch in chunks that stay in the L1 cache, with
+// inputs of any dtype brought to the compute type.
+#pragma once
+
+#include <algorithm>
+
+#include "../numeric.h"
+
+namespace ensadv {
+
+constexpr int kChunk = 1024;
+
+// `n` values of `in` from element `i` on: the memory itself where it already holds the wanted type, else
+// converted into `scratch`.
+const float* load(const In& in, int64_t i, int n, float* scratch);
+const double* load(const In& in, int64_t i, int n, double* scratch);
+
+template <class A>
+A at(const PerSample& p, int64_t sample) {
+  return p.data ? static_cast<const A*>(p.data)[sample] : A(p.value);
+}
+
+// A size; what is negative or NaN counts as 0.
+template <class A>
+A size_at(const PerSample& p, int64_t sample) {
+  const A v = at<A>(p, sample);
+  return v > A(0) ? v : A(0);
+}
+
+// body(first element, count, sample) over [begin, end), never across a sample where `by_sample`.
+template <class Body>
+void for_each_chunk(const Batch& batch, bool by_sample, int chunk, int64_t begin, int64_t end, Body body) {
+  while (begin < end) {
+    const int64_t sample = by_sample ? begin / batch.inner : 0;
+    const int64_t stop = by_sample ? std::min(end, (sample + 1) * batch.inner) : end;
+    for (int n = 0; begin < stop; begin += n) {
+      n = int(std::min<int64_t>(chunk, stop - begin));
+      body(begin, n, sample);
+    }
+  }
+}
+
+// Call body with a value of the C++ type that stands for `dtype`.
+template <class Body>
+void with_dtype(Dtype dtype, Body body) {
+  switch (dtype) {
+    case Dtype::f32: return body(float());
+    case Dtype::f64: return body(double());
+    case Dtype::f16: return body(half_t());
+    case Dtype::bf16: return body(bfloat_t());
+  }
+}
+
+}  // namespace ensadv

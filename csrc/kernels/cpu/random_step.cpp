@@ -1,0 +1,122 @@
+#include "../random_step.h"
+
+#include "loop.h"
+
+namespace ensadv {
+namespace {
+
+constexpr int kBlocks = 64;         // Philox blocks drawn at a time
+constexpr int kTile = 4096;         // noise values made at a time
+constexpr int kSlack = 128;         // a tile starts inside a block: up to kPerBlock - 1 values come before it
+static_assert(kTile >= 2 * kMaxChannelsLast);
+
+ENSADV_CLONES void draw_blocks(const Key& key, uint32_t first, uint32_t sample, int n, uint32_t* words) {
+  uint32_t w[4][kBlocks];
+  ENSADV_INDEPENDENT for (int b = 0; b < kBlocks; ++b) {  // always a full set: a fixed trip count vectorises
+    const Words block = draw(key, first + uint32_t(b), sample);
+    w[0][b] = block.w[0];
+    w[1][b] = block.w[1];
+    w[2][b] = block.w[2];
+    w[3][b] = block.w[3];
+  }
+  for (int b = 0; b < n; ++b)
+    for (int k = 0; k < 4; ++k) words[4 * b + k] = w[k][b];
+}
+
+ENSADV_CLONES void expand_rademacher(const uint32_t* words, int n, float eps, float* dst) {
+  for (int k = 0; k < n; ++k)
+    for (int j = 0; j < 32; ++j) dst[32 * k + j] = NoiseMap<Noise::rademacher>::value(words[k], j, eps);
+}
+
+ENSADV_CLONES void expand_uniform(const uint32_t* words, int n, float eps, float* dst) {
+  for (int k = 0; k < n; ++k) dst[k] = NoiseMap<Noise::uniform>::value(words[k], 0, eps);
+}
+
+// Noise of logical elements [e, e + n) of one sample. Returns where in `dst` (kTile + 2 * kSlack) it begins.
+const float* fill(Noise noise, const Key& key, uint32_t sample, int64_t e, int n, float eps, float* dst) {
+  const bool signs = noise == Noise::rademacher;
+  const int per_block = signs ? NoiseMap<Noise::rademacher>::kPerBlock : NoiseMap<Noise::uniform>::kPerBlock;
+  const int64_t first = e / per_block;
+  const int blocks = int((e + n - 1) / per_block - first) + 1;
+  uint32_t words[4 * kBlocks];
+  for (int b = 0; b < blocks; b += kBlocks) {
+    const int count = std::min(kBlocks, blocks - b);
+    draw_blocks(key, uint32_t(first + b), sample, count, words);
+    (signs ? expand_rademacher : expand_uniform)(words, 4 * count, eps, dst + int64_t(b) * per_block);
+  }
+  return dst + (e - first * per_block);
+}
+
+ENSADV_CLONES void interleave3(const float* a, const float* b, const float* c, int pixels, float* dst) {
+  for (int p = 0; p < pixels; ++p) {
+    dst[3 * p] = a[p];
+    dst[3 * p + 1] = b[p];
+    dst[3 * p + 2] = c[p];
+  }
+}
+
+#define ENSADV_ADD_NOISE(T)                                                                                  \
+  ENSADV_CLONES void add_noise(const compute_t<T>* x, const float* noise, T* out, int n, float eps,          \
+                               const Box<T>& box) {                                                          \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = finish(x[i] + noise[i], x[i], eps, box);         \
+  }
+ENSADV_ADD_NOISE(float)
+ENSADV_ADD_NOISE(double)
+ENSADV_ADD_NOISE(half_t)
+ENSADV_ADD_NOISE(bfloat_t)
+#undef ENSADV_ADD_NOISE
+
+struct Scratch {
+  float plane[3][kTile + 2 * kSlack];
+  float pixels[kTile];
+};
+
+// The noise of memory positions [m, m + n) of a sample; n fits the tile.
+const float* tile_noise(const RandomStepArgs& args, const Key& key, int64_t sample, int64_t m, int n, float eps,
+                        Scratch& s) {
+  const uint32_t id = sample_id(args.index, sample);
+  const auto [channels, spatial] = args.layout;
+  if (channels == 1) return fill(args.noise, key, id, m, n, eps, s.plane[0]);
+  const int64_t p0 = m / channels;
+  const int pixels = int((m + n - 1) / channels - p0) + 1;
+  if (channels == 3) {
+    const float* plane[3];
+    for (int c = 0; c < 3; ++c)
+      plane[c] = fill(args.noise, key, id, c * spatial + p0, pixels, eps, s.plane[c]);
+    interleave3(plane[0], plane[1], plane[2], pixels, s.pixels);
+  } else {
+    for (int64_t c = 0; c < channels; ++c) {
+      const float* plane = fill(args.noise, key, id, c * spatial + p0, pixels, eps, s.plane[0]);
+      for (int p = 0; p < pixels; ++p) s.pixels[p * channels + c] = plane[p];
+    }
+  }
+  return s.pixels + (m - p0 * channels);
+}
+
+}  // namespace
+
+void random_step_cpu(const RandomStepArgs& args, int64_t begin, int64_t end) {
+  const Key key = read_key(args.key);
+  const int64_t channels = args.layout.channels;
+  // Chunks end on whole pixels where they can; a chunk that starts inside one touches one pixel more.
+  const int chunk = channels == 1 ? kTile : int(std::max<int64_t>(1, kTile / channels - 1) * channels);
+  Scratch scratch;
+  with_dtype(args.out.dtype, [&](auto t) {
+    using T = decltype(t);
+    using A = compute_t<T>;
+    const Box<T> box = make_box<T>(args.lo, args.hi);
+    A xs[kChunk];
+    const auto body = [&](int64_t i, int n, int64_t sample) {
+      const float eps = float(size_at<A>(args.eps, sample));
+      const float* noise = tile_noise(args, key, sample, i - sample * args.batch.inner, n, eps, scratch);
+      for (int k = 0; k < n; k += kChunk) {
+        const int count = std::min(kChunk, n - k);
+        const A* x = load(args.x, i + k, count, xs);
+        add_noise(x, noise + k, static_cast<T*>(args.out.data) + i + k, count, eps, box);
+      }
+    };
+    for_each_chunk(args.batch, true, chunk, begin, end, body);
+  });
+}
+
+}  // namespace ensadv

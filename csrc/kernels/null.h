@@ -1,0 +1,17 @@
+// null: out = x. It perturbs nothing: the living template of an op, and the yardstick of what a call costs.
+#pragma once
+
+#include "tensor_ref.h"
+
+namespace ensadv {
+
+struct NullArgs {
+  In x;
+  Out out;  // same dtype as x
+  Batch batch;
+};
+
+void null_cpu(const NullArgs& args, int64_t begin, int64_t end);
+int null_cuda(const NullArgs& args, void* stream);
+
+}  // namespace ensadv

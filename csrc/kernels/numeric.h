@@ -1,0 +1,198 @@
+// Number formats and the final rounding, shared by the CPU and CUDA loops.
+//
+// The rounding keeps law 1 of DESIGN (the budget holds in every dtype): a value v that float32 arithmetic
+// places on the ball |v - c| <= eps may lie a rounding error outside it, and rounding v to 16 bits may carry it
+// further out. `finish` rounds to nearest, asks in exact arithmetic (TwoSum) whether the result left the ball, and
+// if so takes the neighbour toward c. One step is enough whenever c itself is a 16-bit number: v exceeds the
+// ball by less than one float32 spacing, so the neighbour lies inside.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "platform.h"
+#include "tensor_ref.h"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
+namespace ensadv {
+
+struct half_t {
+  uint16_t bits;
+};
+struct bfloat_t {
+  uint16_t bits;
+};
+
+template <class T>
+struct Traits;
+template <>
+struct Traits<float> {
+  using Compute = float;
+  static constexpr Dtype dtype = Dtype::f32;
+};
+template <>
+struct Traits<double> {
+  using Compute = double;
+  static constexpr Dtype dtype = Dtype::f64;
+};
+template <>
+struct Traits<half_t> {
+  using Compute = float;
+  static constexpr Dtype dtype = Dtype::f16;
+};
+template <>
+struct Traits<bfloat_t> {
+  using Compute = float;
+  static constexpr Dtype dtype = Dtype::bf16;
+};
+template <class T>
+using compute_t = typename Traits<T>::Compute;
+
+ENSADV_HD uint32_t float_bits(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  return u;
+}
+ENSADV_HD float bits_float(uint32_t u) {
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+
+ENSADV_HD float to_compute(float x) { return x; }
+ENSADV_HD double to_compute(double x) { return x; }
+ENSADV_HD float to_compute(bfloat_t x) { return bits_float(uint32_t(x.bits) << 16); }
+ENSADV_HD float to_compute(half_t x) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__ushort_as_half(x.bits));
+#else
+  // Shift the fraction into place, then let one exact multiplication by 2^112 correct the exponent: it
+  // also normalises subnormals. Inf and NaN (exponent all ones) are patched afterwards. Branch-free: vectorises.
+  const uint32_t magnitude = x.bits & 0x7fffu;
+  uint32_t u = float_bits(bits_float(magnitude << 13) * 0x1p112f);
+  u |= magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  return bits_float(u | (uint32_t(x.bits & 0x8000u) << 16));
+#endif
+}
+
+// Round to nearest, ties to even; NaN stays NaN.
+ENSADV_HD uint32_t round_bits(float v, bfloat_t) {
+#if defined(__CUDA_ARCH__)
+  return __bfloat16_as_ushort(__float2bfloat16_rn(v));
+#else
+  const uint32_t u = float_bits(v);
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return (u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded;
+#endif
+}
+ENSADV_HD uint32_t round_bits(float v, half_t) {
+#if defined(__CUDA_ARCH__)
+  return __half_as_ushort(__float2half_rn(v));
+#else
+  const uint32_t u = float_bits(v);
+  const uint32_t sign = (u >> 16) & 0x8000u;
+  const uint32_t a = u & 0x7fffffffu;
+  // Normal range: rebias the exponent and round on the bit below the kept fraction. Subnormal range: adding
+  // 0.5 makes the float adder itself round at 2^-24, and the low bits of the sum are the result.
+  const uint32_t normal = (a - 0x38000000u + 0x0fffu + ((a >> 13) & 1u)) >> 13;
+  const uint32_t subnormal = float_bits(bits_float(a) + 0.5f) - 0x3f000000u;
+  uint32_t r = a < 0x38800000u ? subnormal : normal;
+  r = a >= 0x477ff000u ? 0x7c00u : r;
+  r = a > 0x7f800000u ? 0x7e00u : r;
+  return r | sign;
+#endif
+}
+
+// 16-bit patterns as integers in the order of the numbers they stand for; both zeros are 0.
+ENSADV_HD int32_t ordered(uint32_t bits) {
+  const int32_t magnitude = int32_t(bits & 0x7fffu);
+  return (bits & 0x8000u) ? -magnitude : magnitude;
+}
+ENSADV_HD uint32_t unordered(int32_t k) { return k < 0 ? 0x8000u | uint32_t(-k) : uint32_t(k); }
+
+template <class A>
+ENSADV_HD A clamp(A v, A lo, A hi) {  // NaN passes through, as torch.clamp
+  v = v < lo ? lo : v;
+  return v > hi ? hi : v;
+}
+template <class A>
+ENSADV_HD A max_nan(A a, A b) {  // torch.maximum: NaN if either is
+  const A r = a > b ? a : b;
+  return a != a ? a : r;
+}
+template <class A>
+ENSADV_HD A min_nan(A a, A b) {
+  const A r = a < b ? a : b;
+  return a != a ? a : r;
+}
+template <class A>
+ENSADV_HD A sign(A g) {  // NaN counts as 0
+  return A(g > A(0)) - A(g < A(0));
+}
+
+// The range of valid pixels in the output's dtype, its ends rounded inward so that it holds exactly.
+template <class T>
+struct Box {
+  compute_t<T> lo, hi;
+};
+template <class T>
+struct NarrowBox {
+  float lo, hi;
+  int32_t klo, khi;
+};
+template <>
+struct Box<half_t> : NarrowBox<half_t> {};
+template <>
+struct Box<bfloat_t> : NarrowBox<bfloat_t> {};
+
+template <class T>
+inline Box<T> make_box(double lo, double hi) {
+  Box<T> box;
+  box.lo = compute_t<T>(lo);
+  box.hi = compute_t<T>(hi);
+  if constexpr (sizeof(T) == 2) {
+    T t{};
+    box.klo = ordered(round_bits(box.lo, t));
+    t.bits = uint16_t(unordered(box.klo));
+    box.klo += to_compute(t) < box.lo;
+    box.khi = ordered(round_bits(box.hi, t));
+    t.bits = uint16_t(unordered(box.khi));
+    box.khi -= to_compute(t) > box.hi;
+  }
+  return box;
+}
+
+// Clamp to the box and round v, which lies on or near the ball |v - c| <= eps, to T. See the top of the file.
+ENSADV_HD float finish(float v, float, float, const Box<float>& box) { return clamp(v, box.lo, box.hi); }
+ENSADV_HD double finish(double v, double, double, const Box<double>& box) { return clamp(v, box.lo, box.hi); }
+template <class T>
+ENSADV_HD T finish_narrow(float v, float c, float eps, const Box<T>& box) {
+  v = clamp(v, box.lo, box.hi);
+  T t{};
+  t.bits = uint16_t(round_bits(v, t));
+  const float r = to_compute(t);
+  // r - c = d + e exactly (Knuth's TwoSum); as eps is a float, d + e > eps iff d > eps, or d == eps and e > 0.
+  const float d = r - c;
+  const float back = d - r;
+  const float e = (r - (d - back)) + (-c - back);
+  const int32_t above = (d > eps) | ((d == eps) & (e > 0.0f));
+  const int32_t below = (d < -eps) | ((d == -eps) & (e < 0.0f));
+  int32_t k = ordered(t.bits) - above + below;
+  k = k < box.klo ? box.klo : k;
+  k = k > box.khi ? box.khi : k;
+  t.bits = uint16_t(v != v ? t.bits : unordered(k));
+  return t;
+}
+ENSADV_HD half_t finish(float v, float c, float eps, const Box<half_t>& box) {
+  return finish_narrow<half_t>(v, c, eps, box);
+}
+ENSADV_HD bfloat_t finish(float v, float c, float eps, const Box<bfloat_t>& box) {
+  return finish_narrow<bfloat_t>(v, c, eps, box);
+}
+
+}  // namespace ensadv

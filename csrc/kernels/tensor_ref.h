@@ -1,0 +1,34 @@
+// Plain descriptions of memory: what a launcher takes in place of a tensor.
+#pragma once
+
+#include <cstdint>
+
+namespace ensadv {
+
+enum class Dtype : int32_t { f32, f16, bf16, f64 };
+
+constexpr int64_t size_of(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32 ? 4 : 2; }
+
+struct In {
+  const void* data = nullptr;  // null: this optional input is absent
+  Dtype dtype = Dtype::f32;
+};
+
+struct Out {
+  void* data = nullptr;
+  Dtype dtype = Dtype::f32;
+};
+
+// One number for the whole batch, or one per sample. `data` holds the compute type: float, or double for f64.
+struct PerSample {
+  const void* data = nullptr;
+  double value = 0.0;
+};
+
+// A batch of `numel` elements, `inner` per sample, sample after sample in memory.
+struct Batch {
+  int64_t numel = 0;
+  int64_t inner = 1;
+};
+
+}  // namespace ensadv

@@ -1,0 +1,9 @@
+// What this library was built from, for `ensadv-fast info`; read through ctypes, so it needs no torch.
+#define ENSADV_STRING_(x) #x
+#define ENSADV_STRING(x) ENSADV_STRING_(x)
+
+extern "C" __attribute__((visibility("default"))) const char* ensadv_build_info() {
+  return "compiler=g++ " __VERSION__
+         ";cxx_standard=" ENSADV_STRING(__cplusplus) ";abi_target=" ENSADV_STRING(TORCH_TARGET_VERSION)
+         ";commit=" ENSADV_COMMIT ";cuda=" ENSADV_CUDA_VERSION ";cuda_archs=" ENSADV_CUDA_ARCHS;
+}

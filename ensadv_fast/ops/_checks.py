@@ -1,0 +1,167 @@
+"""Argument checks and memory formats, shared by the ops. Errors name the op, the argument, what came, what is wanted.
+
+Types, shapes and Python numbers are always checked. Values inside tensors are checked where that needs no
+synchronisation: on the CPU, or anywhere with ENSADV_CHECK=1 in the environment. Nothing is read while
+torch.compile traces.
+"""
+import math
+import os
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+NARROW = (torch.float16, torch.bfloat16)
+_CHECK_CUDA = os.environ.get("ENSADV_CHECK") == "1"
+
+
+def readable(t: Tensor) -> bool:
+    """May the values of `t` be looked at?"""
+    return (t.device.type == "cpu" or _CHECK_CUDA) and not torch.compiler.is_compiling()
+
+
+def names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def tensor(op: str, name: str, t, dtypes: Sequence[torch.dtype] = FLOATS) -> Tensor:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
+    if t.dtype not in dtypes:
+        raise TypeError(f"{op}: {name} must be {names(dtypes)}, got {names([t.dtype])}")
+    if t.device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"{op}: {name} must be on the CPU or a CUDA device, got {t.device}")
+    return t.detach() if t.requires_grad else t
+
+
+def images(op: str, t, dtypes: Sequence[torch.dtype] = FLOATS) -> Tensor:
+    t = tensor(op, "x", t, dtypes)
+    if t.dim() == 0:
+        raise ValueError(f"{op}: x must have shape [N, ...], got a 0-dimensional tensor")
+    return t
+
+
+def like(op: str, name: str, t, x: Tensor, dtypes: Sequence[torch.dtype] = FLOATS) -> Tensor:
+    t = tensor(op, name, t, dtypes)
+    same_device(op, name, t, x)
+    if t.shape != x.shape:
+        raise ValueError(f"{op}: {name} must have x's shape {tuple(x.shape)}, got {tuple(t.shape)}")
+    return t
+
+
+def same_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
+    if t.device != x.device:
+        raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {t.device}")
+
+
+def output(op: str, out, x: Tensor, dtypes: Sequence[torch.dtype]) -> None:
+    like(op, "out", out, x, dtypes)
+    if out.requires_grad:
+        raise ValueError(f"{op}: out must not require grad: the op writes into it and is not differentiable")
+
+
+def number(op: str, name: str, value) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    value = float(value)
+    if math.isnan(value):
+        raise ValueError(f"{op}: {name} must not be NaN")
+    return value
+
+
+def bounds(op: str, lo, hi, dtype: torch.dtype) -> tuple[float, float]:
+    lo, hi = number(op, "lo", lo), number(op, "hi", hi)
+    if lo > hi:
+        raise ValueError(f"{op}: lo must not exceed hi, got lo={lo}, hi={hi}")
+    if dtype in NARROW and lo == hi and torch.tensor(lo, dtype=dtype).item() != lo:
+        raise ValueError(f"{op}: [lo, hi] = [{lo}, {hi}] holds no {names([dtype])} value")
+    return lo, hi
+
+
+def per_sample(op: str, name: str, value, x: Tensor, *, size: bool) -> tuple[Tensor | None, float]:
+    """A number, or a tensor with one per sample, as the pair (tensor or None, number) that schemas take.
+
+    `size`: it measures something, so it must not be negative.
+    """
+    if not isinstance(value, Tensor):
+        value = number(op, name, value)
+        if size and value < 0:
+            raise ValueError(f"{op}: {name} must be >= 0, got {value}")
+        return None, value
+    value = tensor(op, name, value)
+    same_device(op, name, value, x)
+    if value.shape != x.shape[:1]:
+        raise ValueError(f"{op}: {name} must be a number or have shape [N] = [{x.shape[0]}], got {tuple(value.shape)}")
+    if readable(value) and not torch.compiler.is_compiling():
+        bad = value.isnan() | (value < 0) if size else value.isnan()
+        if bad.any():
+            i = int(bad.nonzero()[0])
+            wanted = ">= 0" if size else "a number"
+            raise ValueError(f"{op}: {name} must be {wanted}, got {value[i].item()} for sample {i}")
+    return value.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous(), 0.0
+
+
+def key(op: str, t, device: torch.device) -> Tensor:
+    t = tensor(op, "key", t, (torch.int64,))
+    if t.shape != (2,):
+        raise ValueError(f"{op}: key must have shape [2] = (seed, offset), got {tuple(t.shape)}")
+    if t.device != device:
+        raise ValueError(f"{op}: key must be on {device}, got {t.device}: make one with fresh_key({str(device)!r})")
+    return t.contiguous()
+
+
+def index(op: str, t, n: int, device: torch.device) -> Tensor | None:
+    if t is None:
+        return None
+    t = tensor(op, "index", t, (torch.int64,))
+    if t.shape != (n,):
+        raise ValueError(f"{op}: index must have shape [N] = [{n}], got {tuple(t.shape)}")
+    if t.device != device:
+        raise ValueError(f"{op}: index must be on {device}, got {t.device}")
+    if readable(t) and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < 2**32:
+        raise ValueError(f"{op}: index must lie in [0, 2^32), got [{int(t.min())}, {int(t.max())}]")
+    return t.contiguous()
+
+
+def choice(op: str, name: str, value, known: Sequence[str]) -> int:
+    if value not in known:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(known)}, got {value!r}")
+    return known.index(value)
+
+
+def memory_format(x: Tensor) -> torch.memory_format | None:
+    """The format in which the kernels can walk `x` as flat memory, or None."""
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return torch.channels_last_3d
+    return None
+
+
+class Destination:
+    """Where a kernel writes: `out` itself, or a dense stand-in that is copied to it afterwards.
+
+    `format` is the memory format that every input must be brought to.
+    """
+
+    def __init__(self, x: Tensor, out: Tensor | None):
+        self.format = memory_format(x) or torch.contiguous_format
+        self.out = torch.empty_like(x) if out is None else out
+        direct = self.out.is_contiguous(memory_format=self.format)
+        self.dense = self.out if direct else torch.empty_like(self.out, memory_format=self.format)
+        self.given = out is not None
+
+    def inputs(self, *tensors: Tensor | None) -> list[Tensor | None]:
+        return [t if t is None else t.contiguous(memory_format=self.format) for t in tensors]
+
+    def result(self) -> Tensor:
+        if self.dense is not self.out:
+            self.out.copy_(self.dense)
+        elif self.given and not torch.compiler.is_compiling() and not self.out.is_inference():
+            # Let autograd notice if somebody saved the old value: our kernels bypass its bookkeeping.
+            torch.autograd.graph.increment_version(self.out)
+        return self.out

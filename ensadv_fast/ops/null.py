@@ -1,0 +1,32 @@
+"""null: the template of an op. It copies x, and so measures what a call and a pass over memory cost."""
+import torch
+from torch import Tensor
+
+from . import _checks as check
+from ._library import register_fake
+
+
+def null(x: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Copy of x: the op to start a new one from, and the yardstick of the others.
+
+    Args:
+        x: float32, float16, bfloat16 or float64, any shape [N, ...], any memory format.
+        out: written and returned where given; x's shape, dtype and device. It may be x.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    x = check.images("null", x)
+    if out is not None:
+        check.output("null", out, x, (x.dtype,))
+    to = check.Destination(x, out)
+    (x,) = to.inputs(x)
+    torch.ops.ensadv_fast.null(x, to.dense)
+    return to.result()
+
+
+def reference(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+register_fake("null")

@@ -1,0 +1,82 @@
+"""random_step: the random start of RAND+FGSM, Fast adversarial training and PGD."""
+import math
+
+import torch
+from torch import Tensor
+
+from . import _checks as check
+from . import _reference as ref
+from ._library import register_fake
+
+KINDS = ("rademacher", "uniform")
+
+
+def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rademacher",
+                index: Tensor | None = None, lo: float = 0.0, hi: float = 1.0, clip: bool = True,
+                out: Tensor | None = None) -> Tensor:
+    """x + noise, clipped to [lo, hi].
+
+    The noise is a function of (key, sample index, element) alone: the same for any batch size, dtype, memory
+    format, device, thread count or rank. Elements are counted in logical (contiguous) order. With Philox-4x32-10,
+    key words = (seed low, seed high), counter words = (block, sample index, offset low, offset high):
+
+    - ``rademacher``: eps * sign(N(0, 1)), the random step of RAND+FGSM (Tramer et al. 2018, equation 4). A random
+      sign is one bit: element e takes bit e % 32 of word (e % 128) // 32 of block e // 128; 1 is +eps.
+    - ``uniform``: U(-eps, eps), the start of PGD (Madry et al. 2018) and Fast-AT (Wong et al. 2020). Element e
+      takes the upper 24 bits i of word e % 4 of block e // 4: eps * (2 i + 1 - 2^24) / 2^24.
+
+    Args:
+        x: images [N, ...], float32, float16, bfloat16 or float64, contiguous or channels_last without a copy.
+        key: int64 [2] = (seed, offset) on x's device, from :func:`fresh_key` or :func:`split`.
+        eps: size of the noise in the units of x, >= 0: a number or a tensor [N].
+        index: int64 [N] on x's device, the sample indices (say, positions in the data set), each in [0, 2^32).
+            Default: 0..N-1.
+        lo, hi, clip: range of valid pixels; ``clip=False`` leaves the sum unclipped.
+        out: written and returned where given; x's shape, dtype and device. It may be x.
+
+    Returns:
+        A tensor of x's dtype and memory format, without autograd history. 16-bit results never exceed float32(eps)
+        from x, rounded toward it where they must be.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    op = "random_step"
+    x = check.images(op, x)
+    key = check.key(op, key, x.device)
+    kind_id = check.choice(op, "kind", kind, KINDS)
+    eps_n, eps_1 = check.per_sample(op, "eps", eps, x, size=True)
+    index = check.index(op, index, x.shape[0], x.device)
+    lo, hi = check.bounds(op, lo, hi, x.dtype) if clip else (-math.inf, math.inf)
+    if out is not None:
+        check.output(op, out, x, (x.dtype,))
+    to = check.Destination(x, out)
+    (x,) = to.inputs(x)
+    torch.ops.ensadv_fast.random_step(x, key, index, eps_n, eps_1, kind_id, lo, hi, to.dense)
+    return to.result()
+
+
+def unit_noise(kind: str, key: Tensor, ids: Tensor, inner: int) -> Tensor:
+    """float32 [N, inner]: the noise at eps = 1."""
+    per_block = 128 if kind == "rademacher" else 4
+    e = torch.arange(inner, device=key.device)
+    blocks = torch.arange(-(-inner // per_block), device=key.device)
+    words = ref.draw(key, blocks, ids[:, None]).flatten(1)
+    if kind == "rademacher":
+        return ((words[:, e // 32] >> e % 32 & 1) * 2 - 1).float()
+    return ((words[:, e] >> 8) * 2 + 1 - 2**24).float() * 2.0**-24
+
+
+def reference(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rademacher", index: Tensor | None = None,
+              lo: float = 0.0, hi: float = 1.0, clip: bool = True) -> Tensor:
+    """The same in plain PyTorch."""
+    lo, hi = (lo, hi) if clip else (-math.inf, math.inf)
+    ids = ref.sample_ids(x.shape[0], index, x.device)
+    inner = x.numel() // max(1, x.shape[0])
+    # The noise is float32 in every dtype, so that it does not depend on it.
+    noise = ref.scalars(eps, x).float() * unit_noise(kind, key, ids, inner).reshape(x.shape)
+    wide = x.to(ref.compute_dtype(x.dtype))
+    return ref.finish(wide + noise, wide, ref.scalars(eps, x), lo, hi, x.dtype)
+
+
+register_fake("random_step")
