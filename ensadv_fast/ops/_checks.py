@@ -29,6 +29,8 @@ def names(dtypes: Sequence[torch.dtype]) -> str:
 def tensor(op: str, name: str, t, dtypes: Sequence[torch.dtype] = FLOATS) -> Tensor:
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
+    if t.layout != torch.strided:
+        raise ValueError(f"{op}: {name} must be a dense tensor, got {t.layout}")
     if t.dtype not in dtypes:
         raise TypeError(f"{op}: {name} must be {names(dtypes)}, got {names([t.dtype])}")
     if t.device.type not in ("cpu", "cuda", "meta"):
@@ -94,7 +96,7 @@ def per_sample(op: str, name: str, value, x: Tensor, *, size: bool) -> tuple[Ten
     same_device(op, name, value, x)
     if value.shape != x.shape[:1]:
         raise ValueError(f"{op}: {name} must be a number or have shape [N] = [{x.shape[0]}], got {tuple(value.shape)}")
-    if readable(value) and not torch.compiler.is_compiling():
+    if readable(value):
         bad = value.isnan() | (value < 0) if size else value.isnan()
         if bad.any():
             i = int(bad.nonzero()[0])

@@ -29,6 +29,7 @@ def sign_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
         A tensor of x's dtype and memory format, without autograd history. float32 and float64 results are bit
         for bit ``min(max(x + step*sign(grad), center - eps), center + eps).clamp(lo, hi)``; 16-bit results never
         exceed float32(eps) (without a ball: |step|) from the center (x), rounded toward it where they must be.
+        As in PyTorch, numbers are rounded to float32 first, and used as they are for float64 x.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.

@@ -1,0 +1,44 @@
+"""Small networks and plain-PyTorch attacks that tests compare against. Nothing here uses ensadv_fast."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def small_net(seed: int = 0, channels: int = 3, size: int = 8, classes: int = 10) -> nn.Module:
+    """Convolutions, batch normalisation with moved statistics, dropout; in train mode, some parts frozen."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5),
+        nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * size * size, classes),
+    )
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.rand(32, channels, size, size))
+    return net
+
+
+def batch(n: int = 16, channels: int = 3, size: int = 8, classes: int = 10, seed: int = 0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(n, channels, size, size, generator=g), torch.randint(0, classes, (n,), generator=g)
+
+
+def gradient(net: nn.Module, x, y):
+    """The whole of plain PyTorch's input gradient, summed cross-entropy, in eval mode."""
+    training = [m.training for m in net.modules()]
+    net.eval()
+    x = x.detach().clone().requires_grad_()
+    logits = net(x)
+    grad, = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
+    for m, flag in zip(net.modules(), training):
+        m.training = flag
+    return grad, logits.detach()
+
+
+def iterate(net, x0, start, y, eps, step, steps, sign=1.0):
+    """The textbook loop: sign step, projection on the ball around x0, clamp."""
+    x = start
+    for _ in range(steps):
+        grad, _ = gradient(net, x, y)
+        x = x + sign * step * grad.sign()
+        x = torch.min(torch.max(x, x0 - eps), x0 + eps).clamp(0, 1)
+    return x

@@ -1,0 +1,378 @@
+"""The contract of every op, generic over OpCase x device x dtype x memory format (DESIGN section 8, tier 3)."""
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ensadv_fast import ops
+from ensadv_fast.ops.sign_step import reference as sign_step_reference
+from ensadv_fast.testing import CASES, FLOATS, Inputs
+
+IMAGE_CASES = [c for c in CASES if c.image]
+NARROW = (torch.float16, torch.bfloat16)
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+SHAPE = (3, 3, 13, 11)
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+every_image_case = pytest.mark.parametrize("case", IMAGE_CASES, ids=lambda c: c.name)
+every_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: str(d).removeprefix("torch."))
+every_format = pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
+
+
+def assert_same(got, wanted):
+    assert got.dtype == wanted.dtype and got.shape == wanted.shape
+    assert torch.equal(got.isnan(), wanted.isnan())
+    assert torch.equal(got.nan_to_num(0.0), wanted.nan_to_num(0.0))
+
+
+class Recorder(TorchDispatchMode):
+    """The calls of our ops, as the dispatcher sees them."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "ensadv_fast":
+            self.calls.append((function, args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+@every_case
+@every_dtype
+@every_format
+def test_equals_reference(case, dtype, memory_format, device):
+    if not case.image and (dtype, memory_format) != (torch.float32, torch.contiguous_format):
+        pytest.skip("no images among the arguments")
+    args, kw = case.make(Inputs(SHAPE, dtype, device, memory_format))
+    got, wanted = case.function(*args, **kw), case.reference(*args, **kw)
+    if case.exact:
+        assert_same(got, wanted)
+    else:
+        assert torch.all((got - wanted).abs() <= torch.finfo(torch.float32).eps * wanted)
+    if case.image:
+        assert got.stride() == args[0].stride()
+
+
+@every_image_case
+@given(n=st.integers(0, 4), inner=st.integers(0, 300), dtype=st.sampled_from(FLOATS), offset=st.integers(0, 3),
+       seed=st.integers(0, 1000))
+def test_any_length_and_alignment(case, n, inner, dtype, offset, seed):
+    args, kw = case.make(Inputs((n, inner), dtype, seed=seed))
+    store = torch.full((n * inner + 2 * offset + 8,), math.nan, dtype=dtype)
+    out = store[offset: offset + n * inner].view(n, inner)
+    wanted = case.reference(*args, **kw)
+    result = case.function(*args, **kw, out=out)
+    assert result is out
+    assert_same(out, wanted)
+    assert store[:offset].isnan().all() and store[offset + n * inner:].isnan().all()
+
+
+@every_image_case
+@every_dtype
+@every_format
+def test_in_place_equals_out_of_place(case, dtype, memory_format, device):
+    args, kw = case.make(Inputs(SHAPE, dtype, device, memory_format))
+    wanted = case.function(*args, **kw)
+    x, version = args[0], args[0]._version
+    assert case.function(*args, **kw, out=x) is x
+    assert_same(x, wanted)
+    assert x._version > version  # so that autograd refuses a backward pass through the old value
+
+
+@every_image_case
+@every_format
+def test_layouts_that_are_not_flat_memory(case, memory_format, device):
+    args, kw = case.make(Inputs((4, 3, 9, 10), torch.float32, device, memory_format))
+    x = args[0]
+    wanted = case.reference(*args, **kw)
+    sliced = torch.zeros(4, 3, 9, 20, device=device)[..., ::2].copy_(x)
+    transposed = x.transpose(2, 3).contiguous().transpose(2, 3)
+    for variant in (sliced, transposed):
+        assert variant.stride() != x.stride()
+        assert_same(case.function(variant, *args[1:], **kw), wanted)
+        out = torch.full((4, 3, 9, 20), math.nan, device=device)[..., ::2]
+        assert_same(case.function(variant, *args[1:], **kw, out=out), wanted)
+    expanded = x[:1].expand_as(x)
+    assert_same(case.function(expanded, *args[1:], **kw), case.reference(expanded.contiguous(), *args[1:], **kw))
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@every_dtype
+def test_gradient_of_another_format_and_dtype(swap, dtype, device):
+    x = Inputs(SHAPE, dtype, device).images(1)[0]
+    for grad_dtype in FLOATS:
+        grad = Inputs(SHAPE, grad_dtype, device).gradient()
+        a, b = (x.contiguous(memory_format=torch.channels_last), grad) if swap else (
+            x, grad.contiguous(memory_format=torch.channels_last))
+        assert_same(ops.sign_step(a, b, 0.1), sign_step_reference(x, grad, 0.1))
+
+
+def test_a_double_gradient_too_small_for_float_keeps_its_sign():
+    grad = torch.tensor([[1e-200, -1e-200, 0.0]], dtype=torch.float64)
+    assert ops.sign_step(torch.full((1, 3), 0.5), grad, 0.25).tolist() == [[0.75, 0.25, 0.5]]
+
+
+@every_dtype
+def test_master_iterate_rounds_once_into_16_bits(dtype, device):
+    if dtype not in NARROW:
+        pytest.skip("16-bit outputs only")
+    i = Inputs(SHAPE, dtype, device)
+    center = i.images(1)[0]
+    x = (center.float() + 0.01).clamp(0, 1)
+    out = torch.full_like(center, math.nan)
+    ops.sign_step(x, i.gradient(), 0.03, center=center.float(), eps=8 / 255, out=out)
+    wanted = sign_step_reference(x, i.gradient(), 0.03, center=center.float(), eps=8 / 255, dtype=dtype)
+    assert_same(out, wanted)
+
+
+specials = st.sampled_from([0.0, -0.0, math.nan, math.inf, -math.inf, 1e-45, -1e-40, 6e-8, 1.0, 0.3, -2.5, 3e38])
+
+
+@given(x=st.lists(specials, min_size=1, max_size=40), grad=specials, center=specials,
+       step=st.sampled_from([0.0, 0.1, -0.1, math.inf]), dtype=st.sampled_from(FLOATS))
+def test_sign_step_specials(x, grad, center, step, dtype):
+    x = torch.tensor([x], dtype=torch.float64).to(dtype)
+    grad, center = torch.full_like(x, grad), torch.full_like(x, center)
+    assert_same(ops.sign_step(x, grad, step), sign_step_reference(x, grad, step))
+    kw = {"center": center, "eps": 8 / 255, "lo": -1.0, "hi": 2.0}
+    assert_same(ops.sign_step(x, grad, step, **kw), sign_step_reference(x, grad, step, **kw))
+
+
+# Law 1, in exact arithmetic: every number below is a dyadic rational that float64 holds exactly.
+
+
+def excess(result, center, eps):
+    """How far beyond float32(eps) the result lies from the center, in float64."""
+    return ((result.double() - center.double()).abs() - eps).max().item()
+
+
+@given(seed=st.integers(0, 10**6), dtype=st.sampled_from(FLOATS), eps=st.floats(0, 0.5),
+       step=st.floats(-0.5, 0.5), layout=st.sampled_from(list(FORMATS.values())))
+def test_budget_and_box_hold_in_every_dtype(seed, dtype, eps, step, layout):
+    i = Inputs((2, 3, 7, 5), dtype, memory_format=layout, seed=seed)
+    center, eps32, step32 = i.images(1)[0], torch.tensor(eps).double().item(), abs(torch.tensor(step).double().item())
+    slack = 0.0 if dtype in NARROW else 2.0**-24
+    x = ops.random_step(center, ops.fresh_key(seed=seed), eps, kind="uniform")
+    assert excess(x, center, eps32) <= slack
+    assert excess(ops.random_step(center, ops.fresh_key(seed=seed), eps), center, eps32) <= slack
+    assert excess(ops.sign_step(center, i.gradient(), step), center, step32) <= slack
+    result = ops.sign_step(x, i.gradient(), step, center=center, eps=eps)
+    assert excess(result, center, eps32) <= slack
+    assert 0 <= result.double().min() and result.double().max() <= 1
+    box = torch.tensor([0.3, 0.7], dtype=torch.float64 if dtype == torch.float64 else torch.float32).double()
+    boxed = ops.sign_step(x, i.gradient(), step, center=center, eps=eps, lo=0.3, hi=0.7).double()
+    assert boxed.min() >= box[0] and boxed.max() <= box[1]  # exactly, though no 16-bit float equals either end
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_16_bit_results_use_the_budget(dtype):
+    """Rounding toward the center must not throw away more than one spacing of the format."""
+    x = torch.linspace(0.1, 0.9, 4096).to(dtype)[None]
+    moved = ops.sign_step(x, torch.ones_like(x), 8 / 255).double() - x.double()
+    spacing = torch.finfo(dtype).eps / 2
+    assert moved.min() > 8 / 255 - spacing and moved.max() <= 8 / 255 + 2**-30
+
+
+# Randomness
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "uniform"])
+@given(n=st.integers(1, 5), c=st.integers(1, 5), h=st.integers(1, 20), w=st.integers(1, 20), seed=st.integers())
+def test_noise_does_not_depend_on_format_batch_or_dtype(kind, n, c, h, w, seed):
+    key = ops.fresh_key(seed=seed)
+    index = torch.randperm(1000, generator=torch.Generator().manual_seed(seed % 2**31))[:n]
+    x = torch.zeros(n, c, h, w)
+    noise = ops.random_step(x, key, 1.0, kind=kind, index=index, clip=False)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ops.random_step(last, key, 1.0, kind=kind, index=index, clip=False), noise)
+    assert torch.equal(ops.random_step(x.double(), key, 1.0, kind=kind, index=index, clip=False).float(), noise)
+    for i in range(n):
+        one = ops.random_step(x[i:i + 1], key, 1.0, kind=kind, index=index[i:i + 1], clip=False)
+        assert torch.equal(one, noise[i:i + 1])
+
+
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
+def test_noise_does_not_depend_on_threads(memory_format):
+    x = torch.rand(2, 3, 224, 224).contiguous(memory_format=memory_format)
+    key, threads = ops.fresh_key(seed=3), torch.get_num_threads()
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(ops.random_step(x, key, 0.1))
+    torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "uniform"])
+def test_noise_has_the_moments_of_its_distribution(kind):
+    noise = ops.random_step(torch.zeros(64, 4096), ops.fresh_key(seed=0), 1.0, kind=kind, clip=False).double()
+    n = noise.numel()
+    variance = 1.0 if kind == "rademacher" else 1 / 3
+    assert abs(noise.mean()) < 5 * math.sqrt(variance / n)
+    assert abs(noise.square().mean() - variance) < 5 / math.sqrt(n)
+    lag = (noise[:, 1:] * noise[:, :-1]).mean()
+    assert abs(lag) < 5 * variance / math.sqrt(n)
+    assert noise.abs().max() <= 1 and (kind == "uniform" or noise.abs().min() == 1)
+
+
+def test_sample_eps_is_the_truncated_normal_of_kurakin():
+    eps = ops.sample_eps(200_000, ops.fresh_key(seed=1), eps_max=16 / 255).double() / (8 / 255)  # in sigmas
+    assert 0 <= eps.min() and eps.max() <= 2
+    # |z| given |z| < 2 has mean sqrt(2/pi) (1 - e^-2) / erf(sqrt 2) and P(< 1) = erf(1/sqrt 2) / erf(sqrt 2).
+    mass = math.erf(math.sqrt(2))
+    assert abs(eps.mean() - math.sqrt(2 / math.pi) * (1 - math.exp(-2)) / mass) < 0.006
+    assert abs((eps < 1).double().mean() - math.erf(math.sqrt(0.5)) / mass) < 0.006
+
+
+def test_sample_eps_by_index_and_fixed_and_uniform():
+    key = ops.fresh_key(seed=4)
+    every = ops.sample_eps(10, key, eps_max=0.3)
+    some = torch.tensor([7, 2])
+    assert torch.equal(ops.sample_eps(2, key, eps_max=0.3, index=some), every[some])
+    assert ops.sample_eps(3, key, dist="fixed", eps_max=0.25).tolist() == [0.25] * 3
+    assert ops.sample_eps(4, key, eps_max=0.0).tolist() == [0.0] * 4
+    uniform = ops.sample_eps(100_000, key, dist="uniform", eps_max=1.0)
+    assert abs(uniform.mean() - 0.5) < 0.005 and uniform.min() > 0 and uniform.max() < 1
+
+
+# torch.library and torch.compile
+
+
+@every_case
+def test_opcheck(case, device):
+    with Recorder() as seen:
+        args, kw = case.make(Inputs((2, 3, 5, 4), torch.float32, device))
+        case.function(*args, **kw)
+    assert [str(f) for f, _, _ in seen.calls] == [f"ensadv_fast.{'split_key' if case.op == 'split' else case.op}.default"]
+    for function, call_args, call_kw in seen.calls:
+        torch.library.opcheck(function, call_args, call_kw)
+
+
+@every_case
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from inside torch's own compiler
+def test_compiles_whole_and_once(case, device):
+    torch._dynamo.reset()
+    frames = []
+
+    def backend(graph, inputs):
+        frames.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda *a, **k: case.function(*a, **k), fullgraph=True, backend=backend, dynamic=False)
+    for seed in (0, 1):
+        args, kw = case.make(Inputs((2, 3, 8, 8), torch.float32, device, seed=seed))
+        assert_same(compiled(*args, **kw), case.function(*args, **kw))
+    assert len(frames) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_survives_functionalisation(device):
+    """aot_eager rewrites ops that write into an argument; in-place use inside a graph must survive that."""
+    def attack(x, grad):
+        x = ops.sign_step(x, grad, 0.1)
+        return ops.sign_step(x, grad, -0.02, center=x * 1.0, eps=0.05, out=x) + 1
+
+    torch._dynamo.reset()
+    i = Inputs(SHAPE, device=device)
+    x, grad = i.images(1)[0], i.gradient()
+    wanted = attack(x, grad)
+    assert_same(torch.compile(attack, fullgraph=True, backend="aot_eager")(x, grad), wanted)
+
+
+def test_no_gradient_flows_and_none_is_kept():
+    x = torch.rand(2, 3, requires_grad=True)
+    y = ops.sign_step(x, torch.randn(2, 3, requires_grad=True), 0.1)
+    assert not y.requires_grad and y.grad_fn is None
+
+
+def test_autograd_notices_a_value_that_was_overwritten():
+    w = torch.rand(2, 3, requires_grad=True)
+    saved = torch.rand(2, 3)
+    product = (w * saved).sum()
+    ops.null(torch.zeros(2, 3), out=saved)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_works_in_inference_mode():
+    with torch.inference_mode():
+        x = torch.rand(2, 3)
+        assert torch.equal(ops.sign_step(x, torch.ones(2, 3), 0.5, out=x), x)
+
+
+# Bad input: the op, the argument, what came, what is wanted.
+
+X = torch.rand(2, 3, 4, 4)
+KEY = torch.tensor([1, 0])
+BAD = [
+    (lambda: ops.sign_step(X.int(), X, 0.1), TypeError, "sign_step: x must be float32.*got int32"),
+    (lambda: ops.sign_step([0.5], X, 0.1), TypeError, "sign_step: x must be a torch.Tensor, got list"),
+    (lambda: ops.sign_step(torch.tensor(0.5), torch.tensor(0.5), 0.1), ValueError, r"x must have shape \[N, ...\]"),
+    (lambda: ops.sign_step(X, X[:1], 0.1), ValueError, r"grad must have x's shape \(2, 3, 4, 4\), got \(1, 3, 4, 4\)"),
+    (lambda: ops.sign_step(X, X.to("meta"), 0.1), ValueError, "grad must be on x's device cpu, got meta"),
+    (lambda: ops.sign_step(X, X, "a"), TypeError, "step must be a number, got str"),
+    (lambda: ops.sign_step(X, X, math.nan), ValueError, "step must not be NaN"),
+    (lambda: ops.sign_step(X, X, True), TypeError, "step must be a number, got bool"),
+    (lambda: ops.sign_step(X, X, torch.ones(3)), ValueError, r"step must be a number or have shape \[N\] = \[2\], got \(3,\)"),
+    (lambda: ops.sign_step(X, X, 0.1, center=X), ValueError, "center and eps go together, got only center"),
+    (lambda: ops.sign_step(X, X, 0.1, eps=0.1), ValueError, "center and eps go together, got only eps"),
+    (lambda: ops.sign_step(X, X, 0.1, center=X, eps=-0.1), ValueError, "eps must be >= 0, got -0.1"),
+    (lambda: ops.sign_step(X, X, 0.1, center=X, eps=math.nan), ValueError, "eps must not be NaN"),
+    (lambda: ops.sign_step(X, X, 0.1, center=X, eps=torch.tensor([0.1, -1.0])), ValueError, "eps must be >= 0, got -1.0 for sample 1"),
+    (lambda: ops.sign_step(X, X, 0.1, center=X, eps=torch.tensor([math.nan, 1.0])), ValueError, "eps must be >= 0, got nan for sample 0"),
+    (lambda: ops.sign_step(X, X, 0.1, center=X.half(), eps=0.1), TypeError, "center must be float32, got float16"),
+    (lambda: ops.sign_step(X, X, 0.1, lo=1, hi=0), ValueError, "lo must not exceed hi, got lo=1.0, hi=0.0"),
+    (lambda: ops.sign_step(X.bfloat16(), X, 0.1, lo=0.3, hi=0.3), ValueError, "holds no bfloat16 value"),
+    (lambda: ops.sign_step(X, X, 0.1, out=X.double()), TypeError, "out must be float32, float16, bfloat16, got float64"),
+    (lambda: ops.sign_step(X, X, 0.1, out=X[:1]), ValueError, "out must have x's shape"),
+    (lambda: ops.sign_step(X, X, 0.1, out=X.clone().requires_grad_()), ValueError, "out must not require grad"),
+    (lambda: ops.random_step(X, KEY, -1.0), ValueError, "random_step: eps must be >= 0, got -1.0"),
+    (lambda: ops.random_step(X, KEY, 0.1, kind="gauss"), ValueError, "kind must be one of rademacher, uniform, got 'gauss'"),
+    (lambda: ops.random_step(X, KEY.int(), 0.1), TypeError, "key must be int64, got int32"),
+    (lambda: ops.random_step(X, KEY[:1], 0.1), ValueError, r"key must have shape \[2\]"),
+    (lambda: ops.random_step(X, 7, 0.1), TypeError, "key must be a torch.Tensor, got int"),
+    (lambda: ops.random_step(X, KEY, 0.1, index=torch.tensor([0])), ValueError, r"index must have shape \[N\] = \[2\]"),
+    (lambda: ops.random_step(X, KEY, 0.1, index=torch.tensor([0, -1])), ValueError, r"index must lie in \[0, 2\^32\)"),
+    (lambda: ops.random_step(X, KEY, 0.1, index=torch.tensor([0, 2**32])), ValueError, r"index must lie in \[0, 2\^32\)"),
+    (lambda: ops.sample_eps(-1, KEY, eps_max=0.1), ValueError, "sample_eps: n must be >= 0, got -1"),
+    (lambda: ops.sample_eps(2.0, KEY, eps_max=0.1), TypeError, "n must be an int, got float"),
+    (lambda: ops.sample_eps(2, KEY, eps_max=-0.1), ValueError, "eps_max must be finite and >= 0, got -0.1"),
+    (lambda: ops.sample_eps(2, KEY, eps_max=0.1, sigma=0.0), ValueError, "sigma must be finite and > 0, got 0.0"),
+    (lambda: ops.sample_eps(2, KEY, eps_max=0.1, dist="cauchy"), ValueError, "dist must be one of"),
+    (lambda: ops.split(KEY, -1), ValueError, "split: n must be >= 0, got -1"),
+    (lambda: ops.split("k"), TypeError, "key must be a torch.Tensor, got str"),
+    (lambda: ops.fresh_key(seed=1.5), TypeError, "fresh_key: seed must be an int or None, got float"),
+    (lambda: ops.manual_seed("x"), TypeError, "manual_seed: seed must be an int, got str"),
+    (lambda: ops.null(X.to_sparse()), ValueError, "null: x must be a dense tensor, got torch.sparse_coo"),
+]
+
+
+@pytest.mark.parametrize("call, error, message", BAD, ids=[m[:50] for _, _, m in BAD])
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_overlapping_out_is_refused_and_nothing_is_written():
+    store = torch.rand(65)
+    before = store.clone()
+    with pytest.raises(RuntimeError, match="sign_step: out overlaps x in memory"):
+        ops.sign_step(store[:64].view(2, 32), torch.ones(2, 32), 0.1, out=store[1:].view(2, 32))
+    assert torch.equal(store, before)
+
+
+def test_raw_ops_protect_memory():
+    raw = torch.ops.ensadv_fast
+    x, out = torch.rand(2, 3), torch.empty(2, 3)
+    with pytest.raises(RuntimeError, match="out must have x's shape"):
+        raw.null(x, torch.empty(2, 2))
+    with pytest.raises(RuntimeError, match="must all be contiguous, or all channels_last"):
+        raw.null(x, torch.empty(3, 2).t())
+    with pytest.raises(RuntimeError, match=r"eps must be a contiguous \[N\] tensor"):
+        raw.sign_step(x, x, x, None, torch.ones(3), 0.1, 0.0, 0.0, 1.0, out)
+    with pytest.raises(RuntimeError, match="key must be a contiguous int64"):
+        raw.random_step(x, torch.tensor([1]), None, None, 0.1, 0, 0.0, 1.0, out)
