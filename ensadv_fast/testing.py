@@ -1,6 +1,6 @@
 """The registry of op cases: what every generic test and every benchmark runs over. A new op adds its entries here."""
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -8,13 +8,17 @@ from torch import Tensor
 
 from . import ops
 from .ops import keys
+from .ops.l2_step import reference as l2_step_reference
+from .ops.momentum_step import reference as momentum_step_reference
 from .ops.null import reference as null_reference
+from .ops.project import reference as project_reference
 from .ops.random_step import reference as random_step_reference
 from .ops.sample_eps import DISTRIBUTIONS
 from .ops.sample_eps import reference as sample_eps_reference
 from .ops.sign_step import reference as sign_step_reference
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+IMAGES = (*FLOATS, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Inputs:
         grad = torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed + 1)) * 1e-3
         flat = grad.view(-1)
         flat[::7], flat[3::11] = 0.0, float("nan")
-        return self.place(grad)
+        return replace(self, dtype=torch.float32 if self.dtype == torch.uint8 else self.dtype).place(grad)
 
     def sizes(self) -> Tensor:
         """One size per sample, 0 among them."""
@@ -47,6 +51,7 @@ class Inputs:
         return (torch.arange(n, dtype=torch.float32) / max(1, 4 * n)).to(self.device)
 
     def place(self, t: Tensor) -> Tensor:
+        t = (t * 255).round() if self.dtype == torch.uint8 else t
         t = t.to(self.device, self.dtype)
         return t.contiguous(memory_format=self.memory_format) if t.dim() == 4 else t
 
@@ -60,7 +65,8 @@ class OpCase:
 
     op, reference: the public function and its definition in plain PyTorch, of the same arguments. make: arguments
     from :class:`Inputs`. streams: image batches read plus written by an ideal kernel. exact: bit for bit the
-    reference (else within one unit in the last place of float32). image: the first argument is a batch and the op
+    reference (else within one unit in the last place of float32). reduces: it sums over samples in double, in another
+    order than the reference; what is not float64 does not feel that. image: the first argument is a batch and the op
     takes `out`.
     """
 
@@ -71,8 +77,9 @@ class OpCase:
     make: Callable[[Inputs], Arguments]
     streams: int
     exact: bool = True
+    reduces: bool = False
     image: bool = True
-    dtypes: tuple[torch.dtype, ...] = field(default=FLOATS)
+    dtypes: tuple[torch.dtype, ...] = field(default=IMAGES)
 
     @property
     def name(self) -> str:
@@ -85,13 +92,49 @@ def _sign(i: Inputs) -> Arguments:
 
 def _sign_ball(i: Inputs) -> Arguments:
     x, other = i.images(2)
-    center = (x.float() + 0.1 * (other.float() - 0.5)).clamp(0, 1).to(x.dtype)
-    return (x, i.gradient(), -2 / 255), {"center": center, "eps": 8 / 255}
+    return (x, i.gradient(), -2 / 255), {"center": _near(x, other), "eps": 8 / 255}
+
+
+def _near(x: Tensor, other: Tensor) -> Tensor:
+    """A center some of whose pixels lie further than 8/255 from x."""
+    unit = 255 if x.dtype == torch.uint8 else 1
+    return (x.float() + 0.1 * (other.float() - 0.5 * unit)).clamp(0, unit).to(x.dtype)
 
 
 def _sign_sizes(i: Inputs) -> Arguments:
     (x, grad, _), kw = _sign_ball(i)
     return (x, grad, i.sizes() / 4), {**kw, "eps": i.sizes(), "lo": 0.1, "hi": 0.9}
+
+
+def _momentum(i: Inputs) -> Arguments:
+    (x, grad, step), kw = _sign_ball(i)
+    wide = torch.float64 if i.dtype == torch.float64 else torch.float32
+    return (x, grad, replace(i, dtype=wide, seed=i.seed + 2).gradient().nan_to_num() * 1e3, step), {**kw, "decay": 0.9}
+
+
+def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, *args, **kw) -> Tensor:
+    """The op on a copy of the momentum, so that arguments may be used again."""
+    return ops.momentum_step(x, grad, momentum.clone(), *args, **kw)
+
+
+def _momentum_reference(x: Tensor, grad: Tensor, momentum: Tensor, *args, **kw) -> Tensor:
+    return momentum_step_reference(x, grad, momentum.clone(), *args, **kw)
+
+
+def _l2(i: Inputs) -> Arguments:
+    return (i.images(1)[0], i.gradient(), 0.5), {}
+
+
+def _l2_ball(i: Inputs) -> Arguments:
+    (x, grad, _), kw = _sign_ball(i)
+    return (x, grad, -0.1), {**kw, "eps": i.sizes()}
+
+
+def _project(norm: str) -> Callable[[Inputs], Arguments]:
+    def make(i: Inputs) -> Arguments:
+        x, other = i.images(2)
+        return (x, _near(x, other), i.sizes()), {"norm": norm, "lo": 0.05}
+    return make
 
 
 def _random(kind: str, **kw) -> Callable[[Inputs], Arguments]:
@@ -109,13 +152,20 @@ def _eps(dist: str) -> Callable[[Inputs], Arguments]:
 
 
 CASES: list[OpCase] = [
-    OpCase("null", "copy", ops.null, null_reference, lambda i: ((i.images(1)[0],), {}), 2),
+    OpCase("null", "copy", ops.null, null_reference, lambda i: ((i.images(1)[0],), {}), 2, dtypes=FLOATS),
     OpCase("sign_step", "free", ops.sign_step, sign_step_reference, _sign, 3),
     OpCase("sign_step", "ball", ops.sign_step, sign_step_reference, _sign_ball, 4),
     OpCase("sign_step", "per_sample", ops.sign_step, sign_step_reference, _sign_sizes, 4),
     OpCase("random_step", "rademacher", ops.random_step, random_step_reference, _random("rademacher"), 2),
     OpCase("random_step", "uniform", ops.random_step, random_step_reference, _random("uniform", clip=False), 2),
+    OpCase("random_step", "truncated_normal", ops.random_step, random_step_reference, _random("truncated_normal"), 2),
+    OpCase("random_step", "normal", ops.random_step, random_step_reference, _random("normal"), 2),
     OpCase("random_step", "per_sample", ops.random_step, random_step_reference, _random_sizes, 2),
+    OpCase("momentum_step", "ball", momentum_step, _momentum_reference, _momentum, 7, reduces=True),
+    OpCase("l2_step", "free", ops.l2_step, l2_step_reference, _l2, 4, reduces=True),
+    OpCase("l2_step", "ball", ops.l2_step, l2_step_reference, _l2_ball, 8, reduces=True),
+    OpCase("project", "linf", ops.project, project_reference, _project("linf"), 3),
+    OpCase("project", "l2", ops.project, project_reference, _project("l2"), 5, reduces=True),
     *[OpCase("sample_eps", dist, ops.sample_eps, sample_eps_reference, _eps(dist), 0, exact=dist != "truncated_normal",
              image=False) for dist in DISTRIBUTIONS],
     OpCase("split_key", "split", ops.split, keys.split_reference,

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ensadv_fast import ops
+from ensadv_fast.ops.l2_step import reference as l2_step_reference
+from ensadv_fast.ops.momentum_step import reference as momentum_step_reference
 from ensadv_fast.ops.sign_step import reference as sign_step_reference
-from ensadv_fast.testing import CASES, FLOATS, Inputs
+from ensadv_fast.testing import CASES, FLOATS, IMAGES, Inputs
 
 IMAGE_CASES = [c for c in CASES if c.image]
 NARROW = (torch.float16, torch.bfloat16)
@@ -18,6 +20,7 @@ SHAPE = (3, 3, 13, 11)
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 every_image_case = pytest.mark.parametrize("case", IMAGE_CASES, ids=lambda c: c.name)
+every_image_dtype = pytest.mark.parametrize("dtype", IMAGES, ids=lambda d: str(d).removeprefix("torch."))
 every_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: str(d).removeprefix("torch."))
 every_format = pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
 
@@ -26,6 +29,17 @@ def assert_same(got, wanted):
     assert got.dtype == wanted.dtype and got.shape == wanted.shape
     assert torch.equal(got.isnan(), wanted.isnan())
     assert torch.equal(got.nan_to_num(0.0), wanted.nan_to_num(0.0))
+
+
+def assert_matches(case, got, wanted):
+    """Bit for bit where the case promises it, else within one unit in the last place of float32."""
+    if case.exact and not (case.reduces and wanted.dtype == torch.float64):
+        assert_same(got, wanted)
+    else:
+        assert got.dtype == wanted.dtype and torch.equal(got.isnan(), wanted.isnan())
+        error = (got - wanted).abs().nan_to_num(0.0)
+        limit = 1e-13 if wanted.dtype == torch.float64 else torch.finfo(torch.float32).eps
+        assert (error <= limit * wanted.abs().nan_to_num(1.0)).all()
 
 
 class Recorder(TorchDispatchMode):
@@ -42,17 +56,14 @@ class Recorder(TorchDispatchMode):
 
 
 @every_case
-@every_dtype
+@every_image_dtype
 @every_format
 def test_equals_reference(case, dtype, memory_format, device):
-    if not case.image and (dtype, memory_format) != (torch.float32, torch.contiguous_format):
-        pytest.skip("no images among the arguments")
+    if dtype not in case.dtypes or not case.image and (dtype, memory_format) != (torch.float32, torch.contiguous_format):
+        pytest.skip("not an argument of this op")
     args, kw = case.make(Inputs(SHAPE, dtype, device, memory_format))
     got, wanted = case.function(*args, **kw), case.reference(*args, **kw)
-    if case.exact:
-        assert_same(got, wanted)
-    else:
-        assert torch.all((got - wanted).abs() <= torch.finfo(torch.float32).eps * wanted)
+    assert_matches(case, got, wanted)
     if case.image:
         assert got.stride() == args[0].stride()
 
@@ -67,7 +78,7 @@ def test_any_length_and_alignment(case, n, inner, dtype, offset, seed):
     wanted = case.reference(*args, **kw)
     result = case.function(*args, **kw, out=out)
     assert result is out
-    assert_same(out, wanted)
+    assert_matches(case, out, wanted)
     assert store[:offset].isnan().all() and store[offset + n * inner:].isnan().all()
 
 
@@ -177,6 +188,121 @@ def test_16_bit_results_use_the_budget(dtype):
     assert moved.min() > 8 / 255 - spacing and moved.max() <= 8 / 255 + 2**-30
 
 
+# uint8 images
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 7, 8, 9, 16, 32, 64, 128, 255])
+def test_uint8_results_use_all_levels_of_the_budget_and_no_more(k):
+    x = torch.arange(256, dtype=torch.uint8).view(1, 256)
+    for sign in (1, -1):
+        grad, out = torch.full((1, 256), float(sign)), torch.empty_like(x)
+        wanted = (x.int() + sign * k).clamp(0, 255).to(torch.uint8)
+        assert torch.equal(ops.sign_step(x, grad, k / 255, out=out), wanted)
+        assert torch.equal(ops.sign_step(x, grad, 1.0, center=x, eps=k / 255, out=out), wanted)
+        iterate = x.float() / 255 + 0.4 * sign
+        assert torch.equal(ops.sign_step(iterate, grad, 1.0, center=x.float() / 255, eps=k / 255, out=out), wanted)
+    moved = ops.random_step(x, ops.fresh_key(seed=k), k / 255, clip=False, out=torch.empty_like(x))
+    assert (moved.int() - x.int()).abs().max() <= k
+
+
+def test_uint8_images_become_float32_in_the_unit_interval():
+    x = torch.arange(256, dtype=torch.uint8).view(1, 256)
+    for kept in (ops.sign_step(x, torch.zeros(1, 256), 0.1), ops.project(x, x, 0.0), ops.project(x, x, 0.0, norm="l2")):
+        assert torch.equal(kept, x.float() / 255)
+
+
+def test_uint8_between_two_levels_takes_the_nearer_allowed_one():
+    x = torch.tensor([[100, 100, 100]], dtype=torch.uint8)
+    grad, out = torch.ones(1, 3), torch.empty_like(x)
+    assert ops.sign_step(x, grad, 2.4 / 255, out=out).tolist() == [[102] * 3]
+    assert ops.sign_step(x, grad, 2.6 / 255, out=out).tolist() == [[102] * 3]  # 103 would exceed the budget
+    assert ops.sign_step(x, grad, 9.0, lo=0.0, hi=101.5 / 255, out=out).tolist() == [[101] * 3]
+
+
+# Reductions
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("decay", [0.0, 0.9, 1.0])
+def test_momentum_accumulates(dtype, decay, device):
+    i = Inputs((3, 3, 40, 41), dtype, device)
+    x, grad = i.images(1)[0], i.gradient().nan_to_num()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    momentum, wanted = torch.zeros_like(x, dtype=wide), torch.zeros_like(x, dtype=torch.float64)
+    for scale in (1.0, 3.0, 0.5):
+        before = momentum.clone()
+        x_adv = ops.momentum_step(x, grad * scale, momentum, 0.01, decay=decay, center=x, eps=0.02)
+        g = (grad * scale).double()
+        wanted = decay * wanted + g / g.abs().mean((1, 2, 3), keepdim=True)
+        assert torch.equal(x_adv, ops.sign_step(x, momentum, 0.01, center=x, eps=0.02))
+        assert not torch.equal(before, momentum)
+    assert (momentum - wanted).abs().max() <= 4 * torch.finfo(wide).eps * wanted.abs().max()
+
+
+@pytest.mark.parametrize("value", [0.0, math.inf, -math.inf])
+def test_zero_and_infinite_gradients_add_nothing_to_their_sample(value):
+    x, grad = torch.full((2, 50), 0.5), torch.ones(2, 50)
+    grad[0] = value if value == 0 else 1.0
+    grad[0, 7] = value
+    momentum = torch.full((2, 50), 2.0)
+    ops.momentum_step(x, grad, momentum, 0.1, decay=0.5)
+    assert momentum[0].tolist() == [1.0] * 50 and momentum[1].tolist() == [2.0] * 50
+    moved = ops.l2_step(x, grad, 0.1)
+    assert torch.equal(moved[0], x[0]) and not torch.equal(moved[1], x[1])
+
+
+def test_gradients_too_small_to_square_still_have_a_direction():
+    x, grad = torch.full((1, 4), 0.5), torch.tensor([[3e-30, 4e-30, 0.0, 0.0]])
+    assert torch.allclose(ops.l2_step(x, grad, 0.1), torch.tensor([[0.56, 0.58, 0.5, 0.5]]))
+
+
+@given(seed=st.integers(0, 10**6), dtype=st.sampled_from(FLOATS), inner=st.integers(1, 300), eps=st.floats(0, 2),
+       step=st.floats(-2, 2))
+def test_l2_ball_holds(seed, dtype, inner, eps, step):
+    i = Inputs((3, inner), dtype, seed=seed)
+    center, other = i.images(2)
+    limit = torch.tensor(eps).double().item() * (1 + 1e-6) + 1e-7
+    for result in (ops.l2_step(other, i.gradient(), step, center=center, eps=eps),
+                   ops.project(other, center, eps, norm="l2")):
+        distance = (result.double() - center.double()).square().sum(1).sqrt()
+        assert distance.max() <= limit
+        assert 0 <= result.double().min() and result.double().max() <= 1
+    length = (ops.l2_step(center, i.gradient(), step, lo=-9, hi=9).double() - center.double()).square().sum(1).sqrt()
+    assert length.max() <= abs(step) * (1 + 1e-6) + inner * 1e-7
+
+
+def test_projection_inside_the_ball_is_the_identity():
+    x = torch.rand(4, 3, 8, 8)
+    for norm in ("linf", "l2"):
+        assert torch.equal(ops.project(x, x, 0.0, norm=norm), x)
+        assert torch.equal(ops.project(x, x.flip(0), 99.0, norm=norm), x)
+
+
+@pytest.mark.parametrize("inner", [16384, 16385, 64 * 16384, 64 * 16384 + 1, 3 * 2**20 + 17])
+def test_sums_do_not_depend_on_threads_and_scratch_is_large_enough(inner):
+    x, grad = torch.rand(2, inner), torch.randn(2, inner)
+    threads, results = torch.get_num_threads(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        momentum = torch.zeros_like(x)
+        results.append((ops.momentum_step(x, grad, momentum, 0.1), momentum, ops.l2_step(x, grad, 1.0)))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
+    mean = grad.double().abs().mean(1, keepdim=True)
+    assert torch.equal(results[0][1], grad / mean.float())
+
+
+@given(x=st.lists(specials, min_size=1, max_size=40), grad=st.lists(specials, min_size=1, max_size=40),
+       dtype=st.sampled_from([torch.float32, *NARROW]))
+def test_reductions_over_specials(x, grad, dtype):
+    n = min(len(x), len(grad))
+    x, grad = (torch.tensor([v[:n]], dtype=torch.float64).to(dtype) for v in (x, grad))
+    got, wanted = torch.zeros_like(x, dtype=torch.float32), torch.zeros_like(x, dtype=torch.float32)
+    assert_same(ops.momentum_step(x, grad, got, 0.1), momentum_step_reference(x, grad, wanted, 0.1))
+    assert_same(got, wanted)
+    assert_same(ops.l2_step(x, grad, 0.1), l2_step_reference(x, grad, 0.1))
+
+
 # Randomness
 
 
@@ -207,16 +333,28 @@ def test_noise_does_not_depend_on_threads(memory_format):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("kind", ["rademacher", "uniform"])
-def test_noise_has_the_moments_of_its_distribution(kind):
+def distribution(kind):
+    """(distribution function, variance) at eps = 1."""
+    phi = torch.special.ndtr
+    mass = math.erf(math.sqrt(2))
+    # The variance of a standard normal cut at 2 is 1 - 4 phi(2) / mass, phi its density; ours is half as wide.
+    cut = 0.25 * (1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / mass)
+    return {"rademacher": (lambda z: (z >= -1) * 0.5 + (z >= 1) * 0.5, 1.0), "uniform": (lambda z: (z + 1) / 2, 1 / 3),
+            "truncated_normal": (lambda z: 0.5 + (phi(2 * z) - 0.5) / mass, cut), "normal": (phi, 1.0)}[kind]
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "uniform", "truncated_normal", "normal"])
+def test_noise_has_its_distribution(kind):
     noise = ops.random_step(torch.zeros(64, 4096), ops.fresh_key(seed=0), 1.0, kind=kind, clip=False).double()
     n = noise.numel()
-    variance = 1.0 if kind == "rademacher" else 1 / 3
+    cdf, variance = distribution(kind)
     assert abs(noise.mean()) < 5 * math.sqrt(variance / n)
-    assert abs(noise.square().mean() - variance) < 5 / math.sqrt(n)
-    lag = (noise[:, 1:] * noise[:, :-1]).mean()
-    assert abs(lag) < 5 * variance / math.sqrt(n)
-    assert noise.abs().max() <= 1 and (kind == "uniform" or noise.abs().min() == 1)
+    assert abs(noise.square().mean() - variance) < 10 / math.sqrt(n)
+    assert abs((noise[:, 1:] * noise[:, :-1]).mean()) < 5 * variance / math.sqrt(n)
+    assert kind == "normal" or noise.abs().max() <= 1
+    for z in torch.linspace(-0.95, 0.95, 20, dtype=torch.float64):
+        assert abs((noise <= z).double().mean() - cdf(z)) < 5 * 0.5 / math.sqrt(n)
+    assert kind != "normal" or 4.2 < noise.abs().max() < 5.5  # the tails are there
 
 
 def test_sample_eps_is_the_truncated_normal_of_kurakin():
@@ -247,7 +385,8 @@ def test_opcheck(case, device):
     with Recorder() as seen:
         args, kw = case.make(Inputs((2, 3, 5, 4), torch.float32, device))
         case.function(*args, **kw)
-    assert [str(f) for f, _, _ in seen.calls] == [f"ensadv_fast.{'split_key' if case.op == 'split' else case.op}.default"]
+    kernel = {"project-linf": "sign_step", "project-l2": "l2_step"}.get(case.name, case.op)
+    assert [str(f) for f, _, _ in seen.calls] == [f"ensadv_fast.{kernel}.default"]
     for function, call_args, call_kw in seen.calls:
         torch.library.opcheck(function, call_args, call_kw)
 
@@ -327,11 +466,21 @@ BAD = [
     (lambda: ops.sign_step(X, X, 0.1, center=X.half(), eps=0.1), TypeError, "center must be float32, got float16"),
     (lambda: ops.sign_step(X, X, 0.1, lo=1, hi=0), ValueError, "lo must not exceed hi, got lo=1.0, hi=0.0"),
     (lambda: ops.sign_step(X.bfloat16(), X, 0.1, lo=0.3, hi=0.3), ValueError, "holds no bfloat16 value"),
-    (lambda: ops.sign_step(X, X, 0.1, out=X.double()), TypeError, "out must be float32, float16, bfloat16, got float64"),
+    (lambda: ops.sign_step(X, X, 0.1, out=X.double()), TypeError, "out must be float32, float16, bfloat16, uint8, got float64"),
     (lambda: ops.sign_step(X, X, 0.1, out=X[:1]), ValueError, "out must have x's shape"),
     (lambda: ops.sign_step(X, X, 0.1, out=X.clone().requires_grad_()), ValueError, "out must not require grad"),
+    (lambda: ops.momentum_step(X, X, X.half(), 0.1), TypeError, "momentum must be float32, got float16"),
+    (lambda: ops.momentum_step(X, X, X[:1], 0.1), ValueError, "momentum must have x's shape"),
+    (lambda: ops.momentum_step(X, X, X.clone(), 0.1, decay=math.inf), ValueError, "decay must be finite, got inf"),
+    (lambda: ops.momentum_step(X, X, X.clone().requires_grad_(), 0.1), ValueError, "momentum must not require grad"),
+    (lambda: ops.l2_step(X, X, 0.1, center=X), ValueError, "l2_step: center and eps go together"),
+    (lambda: ops.l2_step(X, X.byte(), 0.1), TypeError, "grad must be float32.*got uint8"),
+    (lambda: ops.project(X, None, None), TypeError, "project: center must be a torch.Tensor, got None"),
+    (lambda: ops.project(X, X, -0.1), ValueError, "project: eps must be >= 0, got -0.1"),
+    (lambda: ops.project(X, X, 0.1, norm="l1"), ValueError, "norm must be one of linf, l2, got 'l1'"),
+    (lambda: ops.sign_step(X.byte(), X, 0.1, out=X.half()), TypeError, "out must be float32, uint8, got float16"),
     (lambda: ops.random_step(X, KEY, -1.0), ValueError, "random_step: eps must be >= 0, got -1.0"),
-    (lambda: ops.random_step(X, KEY, 0.1, kind="gauss"), ValueError, "kind must be one of rademacher, uniform, got 'gauss'"),
+    (lambda: ops.random_step(X, KEY, 0.1, kind="gauss"), ValueError, "kind must be one of rademacher, uniform, truncated_normal, normal, got 'gauss'"),
     (lambda: ops.random_step(X, KEY.int(), 0.1), TypeError, "key must be int64, got int32"),
     (lambda: ops.random_step(X, KEY[:1], 0.1), ValueError, r"key must have shape \[2\]"),
     (lambda: ops.random_step(X, 7, 0.1), TypeError, "key must be a torch.Tensor, got int"),

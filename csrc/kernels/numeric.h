@@ -5,6 +5,9 @@
 // further out. `finish` rounds to nearest, asks in exact arithmetic (TwoSum) whether the result left the ball, and
 // if so takes the neighbour toward c. One step is enough whenever c itself is a 16-bit number: v exceeds the
 // ball by less than one float32 spacing, so the neighbour lies inside.
+//
+// uint8 images stand for level / 255. Their results are rounded to the nearest level that is at most
+// floor(255 eps) levels away from the center (the product in float32, which is k for eps = k / 255).
 #pragma once
 
 #include <cmath>
@@ -26,6 +29,9 @@ struct half_t {
 };
 struct bfloat_t {
   uint16_t bits;
+};
+struct level_t {
+  uint8_t level;
 };
 
 template <class T>
@@ -50,6 +56,11 @@ struct Traits<bfloat_t> {
   using Compute = float;
   static constexpr Dtype dtype = Dtype::bf16;
 };
+template <>
+struct Traits<level_t> {
+  using Compute = float;
+  static constexpr Dtype dtype = Dtype::u8;
+};
 template <class T>
 using compute_t = typename Traits<T>::Compute;
 
@@ -66,6 +77,7 @@ ENSADV_HD float bits_float(uint32_t u) {
 
 ENSADV_HD float to_compute(float x) { return x; }
 ENSADV_HD double to_compute(double x) { return x; }
+ENSADV_HD float to_compute(level_t x) { return float(x.level) / 255.0f; }
 ENSADV_HD float to_compute(bfloat_t x) { return bits_float(uint32_t(x.bits) << 16); }
 ENSADV_HD float to_compute(half_t x) {
 #if defined(__CUDA_ARCH__)
@@ -140,15 +152,16 @@ template <class T>
 struct Box {
   compute_t<T> lo, hi;
 };
-template <class T>
 struct NarrowBox {
   float lo, hi;
-  int32_t klo, khi;
+  int32_t klo, khi;  // as ordered 16-bit patterns, or as levels
 };
 template <>
-struct Box<half_t> : NarrowBox<half_t> {};
+struct Box<half_t> : NarrowBox {};
 template <>
-struct Box<bfloat_t> : NarrowBox<bfloat_t> {};
+struct Box<bfloat_t> : NarrowBox {};
+template <>
+struct Box<level_t> : NarrowBox {};
 
 template <class T>
 inline Box<T> make_box(double lo, double hi) {
@@ -163,6 +176,11 @@ inline Box<T> make_box(double lo, double hi) {
     box.khi = ordered(round_bits(box.hi, t));
     t.bits = uint16_t(unordered(box.khi));
     box.khi -= to_compute(t) > box.hi;
+  }
+  if constexpr (sizeof(T) == 1) {
+    // 255 * float32(k / 255) lies within 1e-4 of k: bounds that mean a level are taken as that level.
+    box.klo = int32_t(std::ceil(std::fmin(std::fmax(255.0 * box.lo, 0.0), 255.0) - 1e-4));
+    box.khi = int32_t(std::floor(std::fmin(std::fmax(255.0 * box.hi, 0.0), 255.0) + 1e-4));
   }
   return box;
 }
@@ -193,6 +211,17 @@ ENSADV_HD half_t finish(float v, float c, float eps, const Box<half_t>& box) {
 }
 ENSADV_HD bfloat_t finish(float v, float c, float eps, const Box<bfloat_t>& box) {
   return finish_narrow<bfloat_t>(v, c, eps, box);
+}
+ENSADV_HD level_t finish(float v, float c, float eps, const Box<level_t>& box) {
+  const int32_t center = int32_t(rintf(c * 255.0f));
+  const int32_t reach = int32_t(floorf(clamp(eps * 255.0f, 0.0f, 255.0f)));
+  v = v != v ? c : clamp(v, 0.0f, 1.0f);  // uint8 has no NaN: the pixel stays
+  int32_t k = int32_t(rintf(v * 255.0f));
+  k = k < center - reach ? center - reach : k;
+  k = k > center + reach ? center + reach : k;
+  k = k < box.klo ? box.klo : k;
+  k = k > box.khi ? box.khi : k;
+  return {uint8_t(k)};
 }
 
 }  // namespace ensadv

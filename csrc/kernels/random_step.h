@@ -4,15 +4,18 @@
 //   rademacher: element e takes bit e % 32 of word (e % 128) / 32 of block e / 128; 1 is +eps, 0 is -eps.
 //   uniform:    element e takes word e % 4 of block e / 4, its upper 24 bits i: eps * (2 i + 1 - 2^24) / 2^24,
 //               symmetric about 0, never 0 and never beyond +-eps.
+//   truncated_normal, normal: the same word through the inverse distribution function, see quantile.h:
+//               eps / 2 * z with |z| <= 2, and eps * z.
 #pragma once
 
 #include "numeric.h"
 #include "philox.h"
+#include "quantile.h"
 #include "tensor_ref.h"
 
 namespace ensadv {
 
-enum class Noise : int32_t { rademacher, uniform };
+enum class Noise : int32_t { rademacher, uniform, truncated_normal, normal };
 
 // channels == 1: elements lie in logical order. Otherwise channels-last: memory position p * channels + c of a
 // sample holds logical element c * spatial + p.
@@ -23,7 +26,7 @@ struct Layout {
 
 struct RandomStepArgs {
   In x;
-  Out out;  // same dtype as x
+  Out out;  // x's dtype; for uint8 x also float32
   const int64_t* key = nullptr;
   const int64_t* index = nullptr;
   PerSample eps;
@@ -36,24 +39,25 @@ struct RandomStepArgs {
 // The CPU loop interleaves whole pixels in a scratch buffer that holds at least two of this many channels.
 constexpr int64_t kMaxChannelsLast = 2048;
 
-template <Noise kNoise>
-struct NoiseMap;
+// Signs take one bit of a block each; every other kind takes one of its four words.
+template <bool kSigns>
+constexpr int kPerBlock = kSigns ? 128 : 4;
 
-template <>
-struct NoiseMap<Noise::rademacher> {
-  static constexpr int kPerBlock = 128;
-  static ENSADV_HD float value(uint32_t word, int bit, float eps) {
-    return bits_float(float_bits(eps) ^ 0x80000000u ^ ((word >> bit) << 31));
-  }
-};
+ENSADV_HD float sign_noise(uint32_t word, int bit, float eps) {
+  return bits_float(float_bits(eps) ^ 0x80000000u ^ ((word >> bit) << 31));
+}
 
-template <>
-struct NoiseMap<Noise::uniform> {
-  static constexpr int kPerBlock = 4;
-  static ENSADV_HD float value(uint32_t word, int, float eps) {
-    return eps * (float(int32_t(word >> 8) * 2 + 1 - (1 << 24)) * 0x1p-24f);
-  }
-};
+ENSADV_HD float word_noise(Noise noise, uint32_t word, float eps) {
+  // The odd number that the upper 24 bits stand for, between -2^24 and 2^24: exact as a float.
+  const float i = float(int32_t(word >> 8) * 2 + 1 - (1 << 24));
+  if (noise == Noise::uniform) return eps * (i * 0x1p-24f);
+  if (noise == Noise::normal) return eps * quantile(i * 0x1p-25f);
+  const float z = quantile(i * (0x1p-25f * 0.954499736f));  // P(|z| < 2) = erf(sqrt 2)
+  return eps * clamp(0.5f * z, -1.0f, 1.0f);
+}
+
+// How far from x a result may lie: the normal alone knows no bound.
+ENSADV_HD float noise_reach(Noise noise, float eps) { return noise == Noise::normal ? INFINITY : eps; }
 
 void random_step_cpu(const RandomStepArgs& args, int64_t begin, int64_t end);
 int random_step_cuda(const RandomStepArgs& args, void* stream);

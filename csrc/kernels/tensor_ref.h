@@ -5,9 +5,11 @@
 
 namespace ensadv {
 
-enum class Dtype : int32_t { f32, f16, bf16, f64 };
+enum class Dtype : int32_t { f32, f16, bf16, f64, u8 };
 
-constexpr int64_t size_of(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32 ? 4 : 2; }
+constexpr int64_t size_of(Dtype d) {
+  return d == Dtype::f64 ? 8 : d == Dtype::f32 ? 4 : d == Dtype::u8 ? 1 : 2;
+}
 
 struct In {
   const void* data = nullptr;  // null: this optional input is absent

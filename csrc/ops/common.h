@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "../kernels/cuda/launch.h"
+#include "../kernels/reduce.h"
 #include "../kernels/tensor_ref.h"
 #include "cuda_stream.h"
 
@@ -32,7 +33,8 @@ inline Dtype dtype_of(const char* op, const Tensor& t) {
     case ScalarType::Half: return Dtype::f16;
     case ScalarType::BFloat16: return Dtype::bf16;
     case ScalarType::Double: return Dtype::f64;
-    default: STD_TORCH_CHECK(false, op, ": dtype must be float32, float16, bfloat16 or float64");
+    case ScalarType::Byte: return Dtype::u8;
+    default: STD_TORCH_CHECK(false, op, ": dtype must be float32, float16, bfloat16, float64 or uint8");
   }
 }
 
@@ -67,13 +69,17 @@ inline void check_like(const char* op, const char* name, const Tensor& t, const 
   STD_TORCH_CHECK(same, op, ": ", name, " must have x's shape and device");
 }
 
+inline void check_apart(const char* op, const char* name_a, const Tensor& a, const char* name_b, const Tensor& b) {
+  const char* i = static_cast<const char*>(a.data_ptr());
+  const char* j = static_cast<const char*>(b.data_ptr());
+  const bool apart = i + a.numel() * a.element_size() <= j || j + b.numel() * b.element_size() <= i;
+  STD_TORCH_CHECK(apart, op, ": ", name_a, " overlaps ", name_b, " in memory");
+}
+
 // Elementwise loops allow `out` to be an input, never to overlap one at an offset.
 inline void check_overlap(const char* op, const char* name, const Tensor& out, const Tensor& in) {
-  const char* o = static_cast<const char*>(out.data_ptr());
-  const char* i = static_cast<const char*>(in.data_ptr());
-  if (o == i && out.element_size() == in.element_size()) return;
-  const bool apart = o + out.numel() * out.element_size() <= i || i + in.numel() * in.element_size() <= o;
-  STD_TORCH_CHECK(apart, op, ": out overlaps ", name, " in memory");
+  if (out.data_ptr() == in.data_ptr() && out.element_size() == in.element_size()) return;
+  check_apart(op, "out", out, name, in);
 }
 
 inline Batch batch_of(const Tensor& x) {
@@ -84,6 +90,17 @@ inline Batch batch_of(const Tensor& x) {
 
 inline In in_ref(const char* op, const Tensor& t) { return {t.data_ptr(), dtype_of(op, t)}; }
 inline Out out_ref(const char* op, const Tensor& t) { return {t.data_ptr(), dtype_of(op, t)}; }
+
+// The dtypes a step may map x to: its own, a narrower one from a float32 iterate, float32 from uint8 images.
+inline void check_output_dtype(const char* op, Dtype x, Dtype out) {
+  const bool allowed = out == x || (x == Dtype::f32 && out != Dtype::f64) || (x == Dtype::u8 && out == Dtype::f32);
+  STD_TORCH_CHECK(allowed, op, ": out must have x's dtype, or be 16-bit or uint8 for float32 x, float32 for uint8 x");
+}
+
+inline void check_grad_dtype(const char* op, Dtype x, Dtype grad) {
+  STD_TORCH_CHECK(grad != Dtype::u8 && (grad == Dtype::f64) == (x == Dtype::f64), op,
+                  ": grad must be a float dtype, float64 if and only if x is");
+}
 
 // A size per sample, [N], in the compute type of x; or the number.
 inline PerSample per_sample(const char* op, const char* name, const std::optional<Tensor>& t, double value,
@@ -107,6 +124,12 @@ inline const int64_t* index_data(const char* op, const std::optional<Tensor>& in
   return index ? int64_data(op, "index", *index, n, like) : nullptr;
 }
 
+// Chunks of a reduction that a CPU thread takes at least.
+inline int64_t chunk_grain(const Batch& batch) {
+  const int64_t elements = batch.inner / chunks_of(batch.inner).count;
+  return elements >= kGrain ? 1 : kGrain / (elements > 0 ? elements : 1);
+}
+
 // Run launch(stream) on the tensor's device and its current stream.
 template <class Launch>
 void on_cuda(const char* op, const Tensor& t, Launch launch) {
@@ -124,12 +147,20 @@ void on_cuda(const char* op, const Tensor& t, Launch launch) {
 #endif
 }
 
+// Contiguous float64 scratch of at least this many elements.
+inline double* scratch_data(const char* op, const Tensor& t, int64_t numel, const Tensor& like) {
+  STD_TORCH_CHECK(t.numel() >= numel && t.is_contiguous() && t.scalar_type() == ScalarType::Double &&
+                      t.device() == like.device(),
+                  op, ": scratch must be contiguous float64, at least ", numel, " elements on x's device");
+  return static_cast<double*>(t.data_ptr());
+}
+
 template <class Body>
-void on_cpu(int64_t numel, const Body& body) {
-  if (numel <= kGrain)
+void on_cpu(int64_t numel, const Body& body, int64_t grain = kGrain) {
+  if (numel <= grain)
     body(int64_t(0), numel);
   else
-    torch::stable::parallel_for(0, numel, kGrain, body);
+    torch::stable::parallel_for(0, numel, grain, body);
 }
 
 }  // namespace ensadv::ops

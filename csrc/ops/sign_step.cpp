@@ -25,10 +25,8 @@ void sign_step(const Tensor x, const Tensor grad, const std::optional<Tensor> ce
   } else {
     common_format(op, {&x, &grad, &out});
   }
-  const bool wide = args.x.dtype == Dtype::f64;
-  STD_TORCH_CHECK(args.out.dtype == args.x.dtype || (args.x.dtype == Dtype::f32 && args.out.dtype != Dtype::f64), op,
-                  ": out must have x's dtype, or be 16-bit for float32 x");
-  STD_TORCH_CHECK((args.grad.dtype == Dtype::f64) == wide, op, ": grad is float64 if and only if x is");
+  check_output_dtype(op, args.x.dtype, args.out.dtype);
+  check_grad_dtype(op, args.x.dtype, args.grad.dtype);
   if (args.batch.numel == 0) return;
   if (x.is_cuda()) {
     on_cuda(op, x, [&](void* stream) { return sign_step_cuda(args, stream); });

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+IMAGES = (*FLOATS, torch.uint8)
 NARROW = (torch.float16, torch.bfloat16)
 _CHECK_CUDA = os.environ.get("ENSADV_CHECK") == "1"
 
@@ -38,7 +39,7 @@ def tensor(op: str, name: str, t, dtypes: Sequence[torch.dtype] = FLOATS) -> Ten
     return t.detach() if t.requires_grad else t
 
 
-def images(op: str, t, dtypes: Sequence[torch.dtype] = FLOATS) -> Tensor:
+def images(op: str, t, dtypes: Sequence[torch.dtype] = IMAGES) -> Tensor:
     t = tensor(op, "x", t, dtypes)
     if t.dim() == 0:
         raise ValueError(f"{op}: x must have shape [N, ...], got a 0-dimensional tensor")
@@ -58,10 +59,19 @@ def same_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {t.device}")
 
 
-def output(op: str, out, x: Tensor, dtypes: Sequence[torch.dtype]) -> None:
-    like(op, "out", out, x, dtypes)
+def out_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
+    """What `out` may be: x's dtype, a narrower one for a float32 iterate, float32 for uint8 images."""
+    if x.dtype == torch.float32:
+        return (x.dtype, *NARROW, torch.uint8)
+    return (torch.float32, x.dtype) if x.dtype == torch.uint8 else (x.dtype,)
+
+
+def output(op: str, out, x: Tensor, dtypes: Sequence[torch.dtype], name: str = "out") -> None:
+    if out is None:
+        return
+    like(op, name, out, x, dtypes)
     if out.requires_grad:
-        raise ValueError(f"{op}: out must not require grad: the op writes into it and is not differentiable")
+        raise ValueError(f"{op}: {name} must not require grad: the op writes into it and is not differentiable")
 
 
 def number(op: str, name: str, value) -> float:
@@ -70,6 +80,13 @@ def number(op: str, name: str, value) -> float:
     value = float(value)
     if math.isnan(value):
         raise ValueError(f"{op}: {name} must not be NaN")
+    return value
+
+
+def finite(op: str, name: str, value) -> float:
+    value = number(op, name, value)
+    if math.isinf(value):
+        raise ValueError(f"{op}: {name} must be finite, got {value}")
     return value
 
 
@@ -144,6 +161,29 @@ def memory_format(x: Tensor) -> torch.memory_format | None:
     return None
 
 
+def ball(op: str, center, eps, x: Tensor) -> tuple[Tensor | None, Tensor | None, float]:
+    """center, and eps as :func:`per_sample` gives it; both or neither."""
+    if (center is None) != (eps is None):
+        raise ValueError(f"{op}: center and eps go together, got only {'eps' if center is None else 'center'}")
+    if center is None:
+        return None, None, 0.0
+    eps_n, eps_1 = per_sample(op, "eps", eps, x, size=True)
+    return like(op, "center", center, x, (x.dtype,)), eps_n, eps_1
+
+
+def chunks(inner: int) -> int:
+    """How many partial sums a per-sample reduction keeps: `chunks_of` of csrc/kernels/reduce.h."""
+    size = -(-inner // 64)
+    size = 16384 if size <= 16384 else -(-size // 2048) * 2048
+    return max(1, -(-inner // size))
+
+
+def scratch(x: Tensor, sums: int) -> Tensor:
+    """float64 room for `sums` per-sample sums over x."""
+    n = x.shape[0]
+    return torch.empty(sums * n * chunks(x.numel() // n if n else 0), dtype=torch.float64, device=x.device)
+
+
 class Destination:
     """Where a kernel writes: `out` itself, or a dense stand-in that is copied to it afterwards.
 
@@ -152,7 +192,8 @@ class Destination:
 
     def __init__(self, x: Tensor, out: Tensor | None):
         self.format = memory_format(x) or torch.contiguous_format
-        self.out = torch.empty_like(x) if out is None else out
+        dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
+        self.out = torch.empty_like(x, dtype=dtype) if out is None else out
         direct = self.out.is_contiguous(memory_format=self.format)
         self.dense = self.out if direct else torch.empty_like(self.out, memory_format=self.format)
         self.given = out is not None

@@ -1,4 +1,6 @@
 """The numbers' definition in plain PyTorch: what every kernel must reproduce bit for bit."""
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,16 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def result_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of an op's result where no `out` is given."""
+    return torch.float32 if x.dtype == torch.uint8 else x.dtype
+
+
+def widen(x: Tensor) -> Tensor:
+    """x in its compute dtype; uint8 images stand for level / 255."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x.to(compute_dtype(x.dtype))
+
+
 def scalars(value: float | Tensor, x: Tensor) -> Tensor:
     """A number or one per sample, in x's compute dtype, shaped to broadcast over x."""
     dtype = compute_dtype(x.dtype)
@@ -66,9 +78,11 @@ def inward(value: float, dtype: torch.dtype, toward: int) -> Tensor:
 def finish(v: Tensor, center: Tensor, eps: Tensor, lo: float, hi: float, dtype: torch.dtype) -> Tensor:
     """Clamp v to [lo, hi] and round it to `dtype`, no further from `center` than eps (law 1 of the numbers).
 
-    float32 and float64 are the plain expression. 16-bit results are rounded to nearest, then moved to the
+    float32 and float64 are the plain expression. uint8 results are the nearest of the levels allowed. 16-bit results are rounded to nearest, then moved to the
     neighbour toward `center` where they left the ball; distances are exact (TwoSum in float64).
     """
+    if dtype == torch.uint8:
+        return _finish_levels(v, center, eps, lo, hi)
     v = v.clamp(scalars(lo, v).item(), scalars(hi, v).item())
     if dtype not in (torch.float16, torch.bfloat16):
         return v
@@ -83,3 +97,42 @@ def finish(v: Tensor, center: Tensor, eps: Tensor, lo: float, hi: float, dtype: 
     k = torch.maximum(k, inward(lo, dtype, +1).to(k))
     k = torch.minimum(k, inward(hi, dtype, -1).to(k))
     return torch.where(v.isnan(), r, _unordered(k, dtype))
+
+
+def _finish_levels(v: Tensor, center: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
+    level = (center * 255).round()
+    reach = (eps * 255).clamp(0, 255).floor()
+    low, high = (min(max(255 * float(b), 0), 255) for b in (lo, hi))
+    v = torch.where(v.isnan(), center, v.clamp(0, 1))
+    k = torch.minimum(torch.maximum((v * 255).round(), level - reach), level + reach)
+    return k.clamp(math.ceil(low - 1e-4), math.floor(high + 1e-4)).to(torch.uint8)
+
+
+def quantile(q: Tensor) -> Tensor:
+    """Phi^-1(1/2 + q) in float32: Wichura's AS 241, PPND7 (Applied Statistics 37, 1988), step by step as the kernels."""
+    a = q.abs()
+    r = 0.180625 - q * q
+    central = q * _poly(r, 59.109374720, 159.29113202, 50.434271938, 3.3871327179) / _poly(
+        r, 67.187563600, 78.757757664, 17.895169469, 1.0)
+    t = (-_log(0.5 - a)).sqrt() - 1.6
+    tail = _poly(t, 0.17023821103, 1.3067284816, 2.7568153900, 1.4234372777) / _poly(
+        t, 0.12021132975, 0.73700164250, 1.0)
+    return torch.where(a <= 0.425, central, torch.where(q < 0, -tail, tail))
+
+
+def _poly(x: Tensor, *coefficients: float) -> Tensor:
+    value = torch.full_like(x, coefficients[0])
+    for c in coefficients[1:]:
+        value = value * x + c
+    return value
+
+
+def _log(x: Tensor) -> Tensor:
+    """log x for normal float32 x > 0 (Cephes' polynomial), step by step as the kernels."""
+    u = x.view(torch.int32) - 0x3F3504F3
+    e = (u >> 23).float()
+    m = ((u & 0x007FFFFF) + 0x3F3504F3).view(torch.float32) - 1
+    p = _poly(m, 7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+              -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
+    square = m * m
+    return m + (m * square * p - 2.12194440e-4 * e - 0.5 * square) + 0.693359375 * e

@@ -16,9 +16,8 @@ def null(x: Tensor, *, out: Tensor | None = None) -> Tensor:
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    x = check.images("null", x)
-    if out is not None:
-        check.output("null", out, x, (x.dtype,))
+    x = check.images("null", x, check.FLOATS)
+    check.output("null", out, x, (x.dtype,))
     to = check.Destination(x, out)
     (x,) = to.inputs(x)
     torch.ops.ensadv_fast.null(x, to.dense)

@@ -8,7 +8,7 @@ from . import _checks as check
 from . import _reference as ref
 from ._library import register_fake
 
-KINDS = ("rademacher", "uniform")
+KINDS = ("rademacher", "uniform", "truncated_normal", "normal")
 
 
 def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rademacher",
@@ -24,18 +24,22 @@ def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rad
       sign is one bit: element e takes bit e % 32 of word (e % 128) // 32 of block e // 128; 1 is +eps.
     - ``uniform``: U(-eps, eps), the start of PGD (Madry et al. 2018) and Fast-AT (Wong et al. 2020). Element e
       takes the upper 24 bits i of word e % 4 of block e // 4: eps * (2 i + 1 - 2^24) / 2^24.
+    - ``truncated_normal``: normal of standard deviation eps / 2 cut at eps (the control of Kurakin et al. 2017,
+      appendix A): eps / 2 * Phi^-1(1/2 + erf(sqrt 2) * (2 i + 1 - 2^24) / 2^25).
+    - ``normal``: N(0, eps^2), without bound but that of [lo, hi]: eps * Phi^-1(1/2 + (2 i + 1 - 2^24) / 2^25).
 
     Args:
-        x: images [N, ...], float32, float16, bfloat16 or float64, contiguous or channels_last without a copy.
+        x: images [N, ...], float32, float16, bfloat16, float64, or uint8 (level / 255), contiguous or channels_last
+            without a copy.
         key: int64 [2] = (seed, offset) on x's device, from :func:`fresh_key` or :func:`split`.
-        eps: size of the noise in the units of x, >= 0: a number or a tensor [N].
+        eps: size of the noise in image units, >= 0: a number or a tensor [N].
         index: int64 [N] on x's device, the sample indices (say, positions in the data set), each in [0, 2^32).
             Default: 0..N-1.
         lo, hi, clip: range of valid pixels; ``clip=False`` leaves the sum unclipped.
         out: written and returned where given; x's shape, dtype and device. It may be x.
 
     Returns:
-        A tensor of x's dtype and memory format, without autograd history. 16-bit results never exceed float32(eps)
+        A tensor of x's dtype (float32 for uint8 x) and memory format, without autograd history. 16-bit results never exceed float32(eps)
         from x, rounded toward it where they must be.
 
     Raises:
@@ -47,9 +51,8 @@ def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rad
     kind_id = check.choice(op, "kind", kind, KINDS)
     eps_n, eps_1 = check.per_sample(op, "eps", eps, x, size=True)
     index = check.index(op, index, x.shape[0], x.device)
-    lo, hi = check.bounds(op, lo, hi, x.dtype) if clip else (-math.inf, math.inf)
-    if out is not None:
-        check.output(op, out, x, (x.dtype,))
+    lo, hi = check.bounds(op, lo, hi, x.dtype if out is None else out.dtype) if clip else (-math.inf, math.inf)
+    check.output(op, out, x, check.out_dtypes(x) if x.dtype == torch.uint8 else (x.dtype,))
     to = check.Destination(x, out)
     (x,) = to.inputs(x)
     torch.ops.ensadv_fast.random_step(x, key, index, eps_n, eps_1, kind_id, lo, hi, to.dense)
@@ -64,19 +67,25 @@ def unit_noise(kind: str, key: Tensor, ids: Tensor, inner: int) -> Tensor:
     words = ref.draw(key, blocks, ids[:, None]).flatten(1)
     if kind == "rademacher":
         return ((words[:, e // 32] >> e % 32 & 1) * 2 - 1).float()
-    return ((words[:, e] >> 8) * 2 + 1 - 2**24).float() * 2.0**-24
+    centered = ((words[:, e] >> 8) * 2 + 1 - 2**24).float()
+    if kind == "uniform":
+        return centered * 2.0**-24
+    if kind == "normal":
+        return ref.quantile(centered * 2.0**-25)
+    return (0.5 * ref.quantile(centered * (torch.tensor(0.954499736) * 2.0**-25))).clamp(-1, 1)
 
 
 def reference(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rademacher", index: Tensor | None = None,
-              lo: float = 0.0, hi: float = 1.0, clip: bool = True) -> Tensor:
-    """The same in plain PyTorch."""
+              lo: float = 0.0, hi: float = 1.0, clip: bool = True, dtype: torch.dtype | None = None) -> Tensor:
+    """The same in plain PyTorch; `dtype` is that of the result."""
     lo, hi = (lo, hi) if clip else (-math.inf, math.inf)
     ids = ref.sample_ids(x.shape[0], index, x.device)
     inner = x.numel() // max(1, x.shape[0])
     # The noise is float32 in every dtype, so that it does not depend on it.
     noise = ref.scalars(eps, x).float() * unit_noise(kind, key, ids, inner).reshape(x.shape)
-    wide = x.to(ref.compute_dtype(x.dtype))
-    return ref.finish(wide + noise, wide, ref.scalars(eps, x), lo, hi, x.dtype)
+    wide = ref.widen(x)
+    reach = ref.scalars(eps if kind != "normal" else math.inf, x)
+    return ref.finish(wide + noise, wide, reach, lo, hi, dtype or ref.result_dtype(x))
 
 
 register_fake("random_step")

@@ -11,9 +11,11 @@ namespace {
   }
 ENSADV_CONVERT(half_t, float)
 ENSADV_CONVERT(bfloat_t, float)
+ENSADV_CONVERT(level_t, float)
 ENSADV_CONVERT(double, float)
 ENSADV_CONVERT(half_t, double)
 ENSADV_CONVERT(bfloat_t, double)
+ENSADV_CONVERT(level_t, double)
 ENSADV_CONVERT(float, double)
 #undef ENSADV_CONVERT
 

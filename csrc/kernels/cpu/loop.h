@@ -48,6 +48,7 @@ void with_dtype(Dtype dtype, Body body) {
     case Dtype::f64: return body(double());
     case Dtype::f16: return body(half_t());
     case Dtype::bf16: return body(bfloat_t());
+    case Dtype::u8: return body(level_t());
   }
 }
 

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kBlocks = 64;         // Philox blocks drawn at a time
 constexpr int kTile = 4096;         // noise values made at a time
-constexpr int kSlack = 128;         // a tile starts inside a block: up to kPerBlock - 1 values come before it
+constexpr int kSlack = 128;         // a tile starts inside a block: up to 127 values come before it
 static_assert(kTile >= 2 * kMaxChannelsLast);
 
 ENSADV_CLONES void draw_blocks(const Key& key, uint32_t first, uint32_t sample, int n, uint32_t* words) {
@@ -25,26 +25,33 @@ ENSADV_CLONES void draw_blocks(const Key& key, uint32_t first, uint32_t sample, 
 
 ENSADV_CLONES void expand_rademacher(const uint32_t* words, int n, float eps, float* dst) {
   for (int k = 0; k < n; ++k)
-    for (int j = 0; j < 32; ++j) dst[32 * k + j] = NoiseMap<Noise::rademacher>::value(words[k], j, eps);
+    for (int j = 0; j < 32; ++j) dst[32 * k + j] = sign_noise(words[k], j, eps);
 }
 
-ENSADV_CLONES void expand_uniform(const uint32_t* words, int n, float eps, float* dst) {
-  for (int k = 0; k < n; ++k) dst[k] = NoiseMap<Noise::uniform>::value(words[k], 0, eps);
-}
+#define ENSADV_EXPAND(kind)                                                                       \
+  ENSADV_CLONES void expand_##kind(const uint32_t* words, int n, float eps, float* dst) {         \
+    for (int k = 0; k < n; ++k) dst[k] = word_noise(Noise::kind, words[k], eps);          \
+  }
+ENSADV_EXPAND(uniform)
+ENSADV_EXPAND(truncated_normal)
+ENSADV_EXPAND(normal)
+#undef ENSADV_EXPAND
+
+using Expand = void (*)(const uint32_t*, int, float, float*);
+constexpr Expand kExpand[] = {expand_rademacher, expand_uniform, expand_truncated_normal, expand_normal};
 
 // Noise of logical elements [e, e + n) of one sample. Returns where in `dst` (kTile + 2 * kSlack) it begins.
 const float* fill(Noise noise, const Key& key, uint32_t sample, int64_t e, int n, float eps, float* dst) {
-  const bool signs = noise == Noise::rademacher;
-  const int per_block = signs ? NoiseMap<Noise::rademacher>::kPerBlock : NoiseMap<Noise::uniform>::kPerBlock;
-  const int64_t first = e / per_block;
-  const int blocks = int((e + n - 1) / per_block - first) + 1;
+  const int per = noise == Noise::rademacher ? kPerBlock<true> : kPerBlock<false>;
+  const int64_t first = e / per;
+  const int blocks = int((e + n - 1) / per - first) + 1;
   uint32_t words[4 * kBlocks];
   for (int b = 0; b < blocks; b += kBlocks) {
     const int count = std::min(kBlocks, blocks - b);
     draw_blocks(key, uint32_t(first + b), sample, count, words);
-    (signs ? expand_rademacher : expand_uniform)(words, 4 * count, eps, dst + int64_t(b) * per_block);
+    kExpand[int(noise)](words, 4 * count, eps, dst + int64_t(b) * per);
   }
-  return dst + (e - first * per_block);
+  return dst + (e - first * per);
 }
 
 ENSADV_CLONES void interleave3(const float* a, const float* b, const float* c, int pixels, float* dst) {
@@ -56,14 +63,15 @@ ENSADV_CLONES void interleave3(const float* a, const float* b, const float* c, i
 }
 
 #define ENSADV_ADD_NOISE(T)                                                                                  \
-  ENSADV_CLONES void add_noise(const compute_t<T>* x, const float* noise, T* out, int n, float eps,          \
+  ENSADV_CLONES void add_noise(const compute_t<T>* x, const float* noise, T* out, int n, float reach,        \
                                const Box<T>& box) {                                                          \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = finish(x[i] + noise[i], x[i], eps, box);         \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = finish(x[i] + noise[i], x[i], reach, box);       \
   }
 ENSADV_ADD_NOISE(float)
 ENSADV_ADD_NOISE(double)
 ENSADV_ADD_NOISE(half_t)
 ENSADV_ADD_NOISE(bfloat_t)
+ENSADV_ADD_NOISE(level_t)
 #undef ENSADV_ADD_NOISE
 
 struct Scratch {
@@ -112,7 +120,7 @@ void random_step_cpu(const RandomStepArgs& args, int64_t begin, int64_t end) {
       for (int k = 0; k < n; k += kChunk) {
         const int count = std::min(kChunk, n - k);
         const A* x = load(args.x, i + k, count, xs);
-        add_noise(x, noise + k, static_cast<T*>(args.out.data) + i + k, count, eps, box);
+        add_noise(x, noise + k, static_cast<T*>(args.out.data) + i + k, count, noise_reach(args.noise, eps), box);
       }
     };
     for_each_chunk(args.batch, true, chunk, begin, end, body);

@@ -20,6 +20,7 @@ ENSADV_SIGN_STEP(float)
 ENSADV_SIGN_STEP(double)
 ENSADV_SIGN_STEP(half_t)
 ENSADV_SIGN_STEP(bfloat_t)
+ENSADV_SIGN_STEP(level_t)
 #undef ENSADV_SIGN_STEP
 
 }  // namespace

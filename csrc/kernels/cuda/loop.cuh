@@ -10,9 +10,9 @@ namespace ensadv {
 constexpr int kThreads = 256;
 constexpr int kBlocksPerSm = 8;
 
-// Elements a thread handles at a time: 16 bytes of a 16-bit type, 32 of a wider one.
-template <class T>
-constexpr int kPack = sizeof(T) == 8 ? 4 : 8;
+// Elements a thread handles at a time: 16 bytes of the narrowest type among those a kernel moves, 32 of float32.
+template <class... T>
+constexpr int kPack = ((sizeof(T) == 1) || ...) ? 16 : ((sizeof(T) == 8) || ...) ? 4 : 8;
 
 template <class A>
 __device__ __forceinline__ A at(const PerSample& p, int64_t sample) {
@@ -29,33 +29,43 @@ __device__ __forceinline__ int64_t sample_of(int64_t i, const Batch& batch) {
   return batch.numel <= 0xffffffffLL ? int64_t(uint32_t(i) / uint32_t(batch.inner)) : i / batch.inner;
 }
 
+// A pack's bytes, moved as few words as alignment to 16 bytes allows.
 template <class T, int V>
-__device__ __forceinline__ void load_pack(const void* base, int64_t i, int count, bool whole, compute_t<T>* dst) {
+struct Words16 {
+  static_assert(V * sizeof(T) % 16 == 0);
+  uint4 word[V * sizeof(T) / 16];
+};
+
+template <class T, int V>
+__device__ __forceinline__ void load_raw(const void* base, int64_t i, int count, bool whole, T* values) {
   const T* src = static_cast<const T*>(base) + i;
   if (whole) {
-    constexpr int kWords = V * int(sizeof(T)) / 16;
-    uint4 words[kWords];
+    Words16<T, V> words;
 #pragma unroll
-    for (int k = 0; k < kWords; ++k) words[k] = reinterpret_cast<const uint4*>(src)[k];
-    T values[V];
-    memcpy(values, words, sizeof(values));
-#pragma unroll
-    for (int j = 0; j < V; ++j) dst[j] = to_compute(values[j]);
+    for (int k = 0; k < int(sizeof(words) / 16); ++k) words.word[k] = reinterpret_cast<const uint4*>(src)[k];
+    memcpy(values, &words, sizeof(words));
   } else {
 #pragma unroll
-    for (int j = 0; j < V; ++j) dst[j] = j < count ? to_compute(src[j]) : compute_t<T>(0);
+    for (int j = 0; j < V; ++j) values[j] = j < count ? src[j] : T{};
   }
+}
+
+template <class T, int V>
+__device__ __forceinline__ void load_pack(const void* base, int64_t i, int count, bool whole, compute_t<T>* dst) {
+  T values[V];
+  load_raw<T, V>(base, i, count, whole, values);
+#pragma unroll
+  for (int j = 0; j < V; ++j) dst[j] = to_compute(values[j]);
 }
 
 template <class T, int V>
 __device__ __forceinline__ void store_pack(void* base, int64_t i, int count, bool whole, const T* values) {
   T* dst = static_cast<T*>(base) + i;
   if (whole) {
-    constexpr int kWords = V * int(sizeof(T)) / 16;
-    uint4 words[kWords];
-    memcpy(words, values, sizeof(words));
+    Words16<T, V> words;
+    memcpy(&words, values, sizeof(words));
 #pragma unroll
-    for (int k = 0; k < kWords; ++k) reinterpret_cast<uint4*>(dst)[k] = words[k];
+    for (int k = 0; k < int(sizeof(words) / 16); ++k) reinterpret_cast<uint4*>(dst)[k] = words.word[k];
   } else {
 #pragma unroll
     for (int j = 0; j < V; ++j)
@@ -86,14 +96,40 @@ inline cudaError_t grid_for(int64_t numel, int pack, unsigned* grid) {
   return error;
 }
 
-// Launch kernel(args, aligned) over `numel` elements and report what the launch itself said.
-template <int V, class Args>
-int launch(void (*kernel)(Args, bool), const Args& args, int64_t numel, bool aligned, void* stream) {
+// Launch kernel(args...) over `numel` elements, V a thread at a time, and report what the launch itself said.
+template <int V, class... Params, class... Args>
+int launch(void (*kernel)(Params...), int64_t numel, void* stream, const Args&... args) {
   unsigned grid = 0;
   const cudaError_t error = grid_for(numel, V, &grid);
   if (error != cudaSuccess) return int(error);
-  kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args, aligned);
+  kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args...);
   return int(cudaGetLastError());
+}
+
+// run(x, grad, out), values of the C++ types, for the dtypes that a step takes: out in x's dtype, or narrower than
+// a float32 iterate, or float32 for uint8 images; the gradient in any float dtype, float64 with float64 alone.
+template <class Run>
+int with_step_dtypes(Dtype x, Dtype grad, Dtype out, Run run) {
+  const auto with_grad = [&](auto tx, auto to) {
+    switch (grad) {
+      case Dtype::f32: return run(tx, float(), to);
+      case Dtype::f16: return run(tx, half_t(), to);
+      case Dtype::bf16: return run(tx, bfloat_t(), to);
+      default: return int(cudaErrorInvalidValue);
+    }
+  };
+  if (x == Dtype::f64 && grad == x && out == x) return run(double(), double(), double());
+  if (x == Dtype::f32) {
+    if (out == Dtype::f32) return with_grad(float(), float());
+    if (out == Dtype::f16) return with_grad(float(), half_t());
+    if (out == Dtype::bf16) return with_grad(float(), bfloat_t());
+    if (out == Dtype::u8) return with_grad(float(), level_t());
+  }
+  if (x == Dtype::f16 && out == x) return with_grad(half_t(), half_t());
+  if (x == Dtype::bf16 && out == x) return with_grad(bfloat_t(), bfloat_t());
+  if (x == Dtype::u8 && out == x) return with_grad(level_t(), level_t());
+  if (x == Dtype::u8 && out == Dtype::f32) return with_grad(level_t(), float());
+  return int(cudaErrorInvalidValue);
 }
 
 }  // namespace ensadv

@@ -1,0 +1,112 @@
+#include "../l2_step.h"
+
+#include "reduce.h"
+
+namespace ensadv {
+namespace {
+
+#define ENSADV_L2(A)                                                                                            \
+  ENSADV_CLONES void squares(const A* grad, int n, double* terms) {                                             \
+    for (int i = 0; i < n; ++i) {                                                                               \
+      const double g = grad[i] != grad[i] ? 0.0 : double(grad[i]);                                              \
+      terms[i] = g * g;                                                                                         \
+    }                                                                                                           \
+  }                                                                                                             \
+  ENSADV_CLONES void displacements(const A* x, const A* grad, const A* center, int n, const L2Sample<A>& s,     \
+                                   double* terms) {                                                             \
+    for (int i = 0; i < n; ++i) {                                                                               \
+      const double d = double(s.moved(x[i], grad[i])) - double(center[i]);                                      \
+      terms[i] = d * d;                                                                                         \
+    }                                                                                                           \
+  }
+ENSADV_L2(float)
+ENSADV_L2(double)
+#undef ENSADV_L2
+
+#define ENSADV_L2_STEP(T)                                                                                       \
+  ENSADV_CLONES void step_free(const compute_t<T>* x, const compute_t<T>* grad, T* out, int n,                  \
+                               const L2Sample<compute_t<T>>& s, const Box<T>& box) {                            \
+    const L2Step<T, false> f{box};                                                                              \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = f(x[i], grad[i], 0, s);                             \
+  }                                                                                                             \
+  ENSADV_CLONES void step_ball(const compute_t<T>* x, const compute_t<T>* grad, const compute_t<T>* center,     \
+                               T* out, int n, const L2Sample<compute_t<T>>& s, const Box<T>& box) {             \
+    const L2Step<T, true> f{box};                                                                               \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = f(x[i], grad[i], center[i], s);                     \
+  }
+ENSADV_L2_STEP(float)
+ENSADV_L2_STEP(double)
+ENSADV_L2_STEP(half_t)
+ENSADV_L2_STEP(bfloat_t)
+ENSADV_L2_STEP(level_t)
+#undef ENSADV_L2_STEP
+
+// Without a gradient the norm is 0, which is not usable: nothing moves, and x stands in for what is not read.
+template <class A>
+L2Sample<A> sample_of(const L2StepArgs& args, int64_t sample, int64_t chunks) {
+  const double sum = args.grad.data ? sum_chunks(args.grad_sums, sample, chunks) : 0.0;
+  return {at<A>(args.step, sample), A(std::sqrt(sum)), A(1)};
+}
+
+template <class A>
+const A* grad_or(const L2StepArgs& args, int64_t i, int n, A* scratch, const A* x) {
+  return args.grad.data ? load(args.grad, i, n, scratch) : x;
+}
+
+}  // namespace
+
+void l2_grad_sums_cpu(const L2StepArgs& args, int64_t begin, int64_t end) {
+  with_dtype(args.out.dtype, [&](auto t) {
+    using A = compute_t<decltype(t)>;
+    A gs[kChunk];
+    for_each_reduction_chunk(args.batch, args.grad_sums, begin, end, [&](int64_t, int64_t first, int64_t last) {
+      return sum_chunk(first, last, [&](int64_t i, int n, double* terms) {
+        squares(load(args.grad, i, n, gs), n, terms);
+      });
+    });
+  });
+}
+
+void l2_delta_sums_cpu(const L2StepArgs& args, int64_t begin, int64_t end) {
+  const int64_t chunks = chunks_of(args.batch.inner).count;
+  with_dtype(args.out.dtype, [&](auto t) {
+    using A = compute_t<decltype(t)>;
+    A xs[kChunk], gs[kChunk], cs[kChunk];
+    for_each_reduction_chunk(args.batch, args.delta_sums, begin, end, [&](int64_t n, int64_t first, int64_t last) {
+      const L2Sample<A> s = sample_of<A>(args, n, chunks);
+      return sum_chunk(first, last, [&](int64_t i, int count, double* terms) {
+        const A* x = load(args.x, i, count, xs);
+        displacements(x, grad_or(args, i, count, gs, x), load(args.center, i, count, cs), count, s, terms);
+      });
+    });
+  });
+}
+
+void l2_step_cpu(const L2StepArgs& args, int64_t begin, int64_t end) {
+  const int64_t chunks = chunks_of(args.batch.inner).count;
+  with_dtype(args.out.dtype, [&](auto t) {
+    using T = decltype(t);
+    using A = compute_t<T>;
+    const Box<T> box = make_box<T>(args.lo, args.hi);
+    A xs[kChunk], gs[kChunk], cs[kChunk];
+    L2Sample<A> s{};
+    int64_t known = -1;
+    for_each_chunk(args.batch, true, kChunk, begin, end, [&](int64_t i, int n, int64_t sample) {
+      if (sample != known) {
+        s = sample_of<A>(args, sample, chunks);
+        if (args.center.data)
+          s.shrink = shrink_factor(sum_chunks(args.delta_sums, sample, chunks), size_at<A>(args.eps, sample));
+        known = sample;
+      }
+      const A* x = load(args.x, i, n, xs);
+      const A* grad = grad_or(args, i, n, gs, x);
+      T* out = static_cast<T*>(args.out.data) + i;
+      if (args.center.data)
+        step_ball(x, grad, load(args.center, i, n, cs), out, n, s, box);
+      else
+        step_free(x, grad, out, n, s, box);
+    });
+  });
+}
+
+}  // namespace ensadv

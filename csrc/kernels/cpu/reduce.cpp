@@ -1,0 +1,25 @@
+#include "reduce.h"
+
+namespace ensadv {
+
+double fold_slots(double* slots) {
+  double lanes[kLanes];
+  for (int t = 0; t < kLanes; ++t) {
+    double* s = slots + t * kSlotPack;
+    for (int half = kSlotPack / 2; half > 0; half /= 2)
+      for (int j = 0; j < half; ++j) s[j] += s[j + half];
+    lanes[t] = s[0];
+  }
+  double warps[kLanes / 32];
+  for (int w = 0; w < kLanes / 32; ++w) {
+    double* lane = lanes + 32 * w;
+    for (int half = 16; half > 0; half /= 2)
+      for (int j = 0; j < half; ++j) lane[j] += lane[j + half];
+    warps[w] = lane[0];
+  }
+  for (int half = kLanes / 64; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) warps[j] += warps[j + half];
+  return warps[0];
+}
+
+}  // namespace ensadv

@@ -1,0 +1,38 @@
+// The CPU side of reduce.h.
+#pragma once
+
+#include "../reduce.h"
+#include "loop.h"
+
+namespace ensadv {
+
+// Fold the slots as the CUDA block does.
+double fold_slots(double* slots);
+
+// Sum one chunk: values(first element, count, double* terms) yields up to kChunk terms from the chunk's memory.
+template <class Values>
+double sum_chunk(int64_t begin, int64_t end, Values values) {
+  double slots[kSlots] = {};
+  double terms[kChunk];
+  static_assert(kSlots % kChunk == 0);
+  for (int64_t i = begin; i < end; i += kChunk) {
+    const int n = int(std::min<int64_t>(kChunk, end - i));
+    values(i, n, terms);
+    double* slot = slots + (i - begin) % kSlots;
+    ENSADV_INDEPENDENT for (int k = 0; k < n; ++k) slot[k] += terms[k];
+  }
+  return fold_slots(slots);
+}
+
+// body(sample, first element, end) for chunks [begin, end); its result goes to scratch.
+template <class Body>
+void for_each_reduction_chunk(const Batch& batch, double* scratch, int64_t begin, int64_t end, Body body) {
+  const Chunks chunks = chunks_of(batch.inner);
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t sample = k / chunks.count, first = k % chunks.count * chunks.size;
+    const int64_t base = sample * batch.inner;
+    scratch[k] = body(sample, base + first, base + std::min(first + chunks.size, batch.inner));
+  }
+}
+
+}  // namespace ensadv

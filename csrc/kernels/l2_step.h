@@ -1,0 +1,59 @@
+// l2_step: clip(x + step * grad / ||grad||_2, lo, hi), projected first on the L2 ball (center, eps) when given. Without
+// a gradient: the projection alone.
+#pragma once
+
+#include "reduce.h"
+#include "tensor_ref.h"
+
+namespace ensadv {
+
+struct L2StepArgs {
+  In x;
+  In grad;    // absent: no step
+  In center;  // absent: no ball
+  Out out;
+  PerSample step, eps;
+  double lo = 0.0, hi = 1.0;
+  Batch batch;
+  double* grad_sums = nullptr;   // [N, chunks]: sums of grad^2
+  double* delta_sums = nullptr;  // [N, chunks]: sums of (moved - center)^2
+};
+
+// One sample's numbers: what its elements are moved and shrunk by.
+template <class A>
+struct L2Sample {
+  A step, norm, shrink;
+
+  ENSADV_HD A moved(A x, A grad) const {
+    return usable(norm) ? x + step * ((grad != grad ? A(0) : grad) / norm) : x;
+  }
+};
+
+template <class A>
+ENSADV_HD A shrink_factor(double delta_sum, A eps) {
+  const A length = A(sqrt(delta_sum));
+  return length > eps ? eps / length : A(1);
+}
+
+template <class T, bool kBall>
+struct L2Step {
+  using A = compute_t<T>;
+  Box<T> box;
+
+  ENSADV_HD T operator()(A x, A grad, A center, const L2Sample<A>& s) const {
+    A v = s.moved(x, grad);
+    const A c = kBall ? center : x;
+    const A delta = v - c;
+    if (kBall && s.shrink != A(1)) v = c + delta * s.shrink;
+    const A reach = kBall ? delta * s.shrink : delta;
+    return finish(v, c, reach < A(0) ? -reach : reach, box);  // 16 bits: each element rounded toward the center
+  }
+};
+
+// In this order: chunks of the gradient's sums, chunks of the displacement's sums, elements.
+void l2_grad_sums_cpu(const L2StepArgs& args, int64_t begin, int64_t end);
+void l2_delta_sums_cpu(const L2StepArgs& args, int64_t begin, int64_t end);
+void l2_step_cpu(const L2StepArgs& args, int64_t begin, int64_t end);
+int l2_step_cuda(const L2StepArgs& args, void* stream);
+
+}  // namespace ensadv

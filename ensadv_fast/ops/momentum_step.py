@@ -1,0 +1,67 @@
+"""momentum_step: one step of MI-FGSM in two passes."""
+import torch
+from torch import Tensor
+
+from . import _checks as check
+from . import _reference as ref
+from ._library import register_fake
+from .sign_step import as_step_gradient
+from .sign_step import reference as sign_step_reference
+
+
+def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tensor, *, decay: float = 1.0,
+                  center: Tensor | None = None, eps: float | Tensor | None = None, lo: float = 0.0, hi: float = 1.0,
+                  out: Tensor | None = None) -> Tensor:
+    """momentum = decay * momentum + grad / mean(abs(grad)), in place, then a sign step along the momentum.
+
+    MI-FGSM (Dong et al. 2018, equations 6 and 7), the mean over each sample standing for their L1 norm: the two
+    differ by a factor that the sign does not feel. An all-zero or non-finite gradient adds nothing; NaN elements count
+    as 0.
+
+    Args:
+        x: images [N, ...], float32, float16, bfloat16, float64, or uint8 (level / 255).
+        grad: gradient of the loss by x, x's shape; its dtype and memory format may differ. Its scale does not matter.
+        momentum: float32 (float64 for float64 x), x's shape; updated in place. Start from zeros.
+        step: signed step in image units; negative descends. A number or a tensor [N].
+        decay: the weight of the past, finite.
+        center, eps, lo, hi, out: as :func:`sign_step`; out may not be momentum.
+
+    Returns:
+        As :func:`sign_step`. The sum over a sample is made in float64 in an order that the shape fixes, so that CPU
+        and CUDA agree bit for bit.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted; nothing is changed then.
+    """
+    op = "momentum_step"
+    x = check.images(op, x)
+    grad = check.like(op, "grad", grad, x)
+    wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
+    check.output(op, momentum, x, (wanted,), name="momentum")
+    step_n, step_1 = check.per_sample(op, "step", step, x, size=False)
+    decay = check.finite(op, "decay", decay)
+    center, eps_n, eps_1 = check.ball(op, center, eps, x)
+    check.output(op, out, x, check.out_dtypes(x))
+    lo, hi = check.bounds(op, lo, hi, x.dtype if out is None else out.dtype)
+    to = check.Destination(x, out)
+    kept = check.Destination(x, momentum)
+    if kept.dense is not momentum:
+        kept.dense.copy_(momentum)
+    x, grad, center = to.inputs(x, as_step_gradient(grad, x), center)
+    torch.ops.ensadv_fast.momentum_step(x, grad, kept.dense, center, step_n, eps_n, decay, step_1, eps_1, lo, hi,
+                                        check.scratch(x, 1), to.dense)
+    kept.result()
+    return to.result()
+
+
+def reference(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tensor, *, decay: float = 1.0,
+              **kw) -> Tensor:
+    """The same in plain PyTorch, momentum updated in place too; sums in PyTorch's order."""
+    g = grad.to(momentum.dtype).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    mean = g.abs().flatten(1).double().mean(1).to(momentum.dtype).reshape(-1, *[1] * (x.dim() - 1))
+    usable = (mean > 0) & (mean < torch.inf)
+    momentum.mul_(ref.scalars(decay, x)).add_(torch.where(usable, g / mean, 0.0))
+    return sign_step_reference(x, momentum, step, **kw)
+
+
+register_fake("momentum_step")

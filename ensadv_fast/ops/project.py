@@ -1,0 +1,52 @@
+"""project: back onto the ball and the box. It runs the kernels of sign_step and l2_step with no step."""
+import torch
+from torch import Tensor
+
+from . import _checks as check
+from . import _reference as ref
+from .l2_step import project_reference
+from .l2_step import run as l2_run
+from .sign_step import reference as sign_step_reference
+
+NORMS = ("linf", "l2")
+
+
+def project(x: Tensor, center: Tensor, eps: float | Tensor, *, norm: str = "linf", lo: float = 0.0, hi: float = 1.0,
+            out: Tensor | None = None) -> Tensor:
+    """The point of the ball (center, eps) nearest to x, clipped to [lo, hi].
+
+    Args:
+        x: images [N, ...], float32, float16, bfloat16, float64, or uint8 (level / 255).
+        center: x's shape and dtype.
+        eps: radius in image units, >= 0: a number or a tensor [N].
+        norm: "linf", or "l2" (per sample).
+        lo, hi, out: as :func:`sign_step`, whose laws hold here too.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    op = "project"
+    x = check.images(op, x)
+    check.choice(op, "norm", norm, NORMS)
+    center, eps_n, eps_1 = check.ball(op, center, eps, x)
+    if center is None:
+        raise TypeError(f"{op}: center must be a torch.Tensor, got None")
+    check.output(op, out, x, check.out_dtypes(x))
+    lo, hi = check.bounds(op, lo, hi, x.dtype if out is None else out.dtype)
+    if norm == "l2":
+        return l2_run(x, None, center, None, eps_n, 0.0, eps_1, lo, hi, out)
+    to = check.Destination(x, out)
+    x, center = to.inputs(x, center)
+    grad = x if x.dtype != torch.uint8 else torch.zeros_like(x, dtype=torch.float16)  # a step of 0 follows anything
+    torch.ops.ensadv_fast.sign_step(x, grad, center, None, eps_n, 0.0, eps_1, lo, hi, to.dense)
+    return to.result()
+
+
+def reference(x: Tensor, center: Tensor, eps: float | Tensor, *, norm: str = "linf", lo: float = 0.0,
+              hi: float = 1.0) -> Tensor:
+    """The same in plain PyTorch."""
+    if norm == "linf":
+        return sign_step_reference(x, torch.zeros_like(x, dtype=torch.float32), 0.0, center=center, eps=eps, lo=lo,
+                                   hi=hi)
+    wide = ref.widen(x)
+    return project_reference(wide, center, eps, lo, hi, wide, ref.result_dtype(x))
