@@ -23,9 +23,16 @@ struct L2StepArgs {
 template <class A>
 struct L2Sample {
   A step, norm, shrink;
+  bool moves;
+
+  ENSADV_HD L2Sample(A step_, double grad_sum) : step(step_), norm(A(sqrt(grad_sum))), shrink(A(1)) {
+    moves = usable(norm);
+    norm = moves ? norm : A(1);
+  }
 
   ENSADV_HD A moved(A x, A grad) const {
-    return usable(norm) ? x + step * ((grad != grad ? A(0) : grad) / norm) : x;
+    const A g = grad != grad || !moves ? A(0) : grad;
+    return x + step * (g / norm);
   }
 };
 
@@ -44,7 +51,7 @@ struct L2Step {
     A v = s.moved(x, grad);
     const A c = kBall ? center : x;
     const A delta = v - c;
-    if (kBall && s.shrink != A(1)) v = c + delta * s.shrink;
+    v = kBall && s.shrink != A(1) ? c + delta * s.shrink : v;
     const A reach = kBall ? delta * s.shrink : delta;
     return finish(v, c, reach < A(0) ? -reach : reach, box);  // 16 bits: each element rounded toward the center
   }

@@ -213,10 +213,10 @@ ENSADV_HD bfloat_t finish(float v, float c, float eps, const Box<bfloat_t>& box)
   return finish_narrow<bfloat_t>(v, c, eps, box);
 }
 ENSADV_HD level_t finish(float v, float c, float eps, const Box<level_t>& box) {
-  const int32_t center = int32_t(rintf(c * 255.0f));
-  const int32_t reach = int32_t(floorf(clamp(eps * 255.0f, 0.0f, 255.0f)));
+  const int32_t center = int32_t(c * 255.0f + 0.5f);
+  const int32_t reach = int32_t(clamp(eps * 255.0f, 0.0f, 255.0f));
   v = v != v ? c : clamp(v, 0.0f, 1.0f);  // uint8 has no NaN: the pixel stays
-  int32_t k = int32_t(rintf(v * 255.0f));
+  int32_t k = int32_t(v * 255.0f + 0.5f);
   k = k < center - reach ? center - reach : k;
   k = k > center + reach ? center + reach : k;
   k = k < box.klo ? box.klo : k;

@@ -100,11 +100,11 @@ def finish(v: Tensor, center: Tensor, eps: Tensor, lo: float, hi: float, dtype: 
 
 
 def _finish_levels(v: Tensor, center: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
-    level = (center * 255).round()
+    level = (center * 255 + 0.5).floor()
     reach = (eps * 255).clamp(0, 255).floor()
     low, high = (min(max(255 * float(b), 0), 255) for b in (lo, hi))
     v = torch.where(v.isnan(), center, v.clamp(0, 1))
-    k = torch.minimum(torch.maximum((v * 255).round(), level - reach), level + reach)
+    k = torch.minimum(torch.maximum((v * 255 + 0.5).floor(), level - reach), level + reach)
     return k.clamp(math.ceil(low - 1e-4), math.floor(high + 1e-4)).to(torch.uint8)
 
 
@@ -114,7 +114,8 @@ def quantile(q: Tensor) -> Tensor:
     r = 0.180625 - q * q
     central = q * _poly(r, 59.109374720, 159.29113202, 50.434271938, 3.3871327179) / _poly(
         r, 67.187563600, 78.757757664, 17.895169469, 1.0)
-    t = (-_log(0.5 - a)).sqrt() - 1.6
+    # By way of float64, as torch's float32 square root is not always the nearest number.
+    t = (-_log(0.5 - a)).double().sqrt().float() - 1.6
     tail = _poly(t, 0.17023821103, 1.3067284816, 2.7568153900, 1.4234372777) / _poly(
         t, 0.12021132975, 0.73700164250, 1.0)
     return torch.where(a <= 0.425, central, torch.where(q < 0, -tail, tail))

@@ -12,7 +12,7 @@ namespace {
       terms[i] = g * g;                                                                                         \
     }                                                                                                           \
   }                                                                                                             \
-  ENSADV_CLONES void displacements(const A* x, const A* grad, const A* center, int n, const L2Sample<A>& s,     \
+  ENSADV_CLONES void displacements(const A* x, const A* grad, const A* center, int n, L2Sample<A> s,            \
                                    double* terms) {                                                             \
     for (int i = 0; i < n; ++i) {                                                                               \
       const double d = double(s.moved(x[i], grad[i])) - double(center[i]);                                      \
@@ -25,12 +25,12 @@ ENSADV_L2(double)
 
 #define ENSADV_L2_STEP(T)                                                                                       \
   ENSADV_CLONES void step_free(const compute_t<T>* x, const compute_t<T>* grad, T* out, int n,                  \
-                               const L2Sample<compute_t<T>>& s, const Box<T>& box) {                            \
+                               L2Sample<compute_t<T>> s, Box<T> box) {                            \
     const L2Step<T, false> f{box};                                                                              \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = f(x[i], grad[i], 0, s);                             \
   }                                                                                                             \
   ENSADV_CLONES void step_ball(const compute_t<T>* x, const compute_t<T>* grad, const compute_t<T>* center,     \
-                               T* out, int n, const L2Sample<compute_t<T>>& s, const Box<T>& box) {             \
+                               T* out, int n, L2Sample<compute_t<T>> s, Box<T> box) {             \
     const L2Step<T, true> f{box};                                                                               \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = f(x[i], grad[i], center[i], s);                     \
   }
@@ -44,8 +44,7 @@ ENSADV_L2_STEP(level_t)
 // Without a gradient the norm is 0, which is not usable: nothing moves, and x stands in for what is not read.
 template <class A>
 L2Sample<A> sample_of(const L2StepArgs& args, int64_t sample, int64_t chunks) {
-  const double sum = args.grad.data ? sum_chunks(args.grad_sums, sample, chunks) : 0.0;
-  return {at<A>(args.step, sample), A(std::sqrt(sum)), A(1)};
+  return {at<A>(args.step, sample), args.grad.data ? sum_chunks(args.grad_sums, sample, chunks) : 0.0};
 }
 
 template <class A>
@@ -89,7 +88,7 @@ void l2_step_cpu(const L2StepArgs& args, int64_t begin, int64_t end) {
     using A = compute_t<T>;
     const Box<T> box = make_box<T>(args.lo, args.hi);
     A xs[kChunk], gs[kChunk], cs[kChunk];
-    L2Sample<A> s{};
+    L2Sample<A> s(A(0), 0.0);
     int64_t known = -1;
     for_each_chunk(args.batch, true, kChunk, begin, end, [&](int64_t i, int n, int64_t sample) {
       if (sample != known) {

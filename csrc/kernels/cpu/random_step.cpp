@@ -64,7 +64,7 @@ ENSADV_CLONES void interleave3(const float* a, const float* b, const float* c, i
 
 #define ENSADV_ADD_NOISE(T)                                                                                  \
   ENSADV_CLONES void add_noise(const compute_t<T>* x, const float* noise, T* out, int n, float reach,        \
-                               const Box<T>& box) {                                                          \
+                               Box<T> box) {                                                          \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = finish(x[i] + noise[i], x[i], reach, box);       \
   }
 ENSADV_ADD_NOISE(float)

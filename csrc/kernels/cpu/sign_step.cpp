@@ -7,12 +7,12 @@ namespace {
 
 #define ENSADV_SIGN_STEP(T)                                                                                   \
   ENSADV_CLONES void step_free(const compute_t<T>* x, const compute_t<T>* grad, T* out, int n,                \
-                               compute_t<T> step, const Box<T>& box) {                                        \
+                               compute_t<T> step, Box<T> box) {                                        \
     const SignStep<T, false> f{box};                                                                          \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = f(x[i], grad[i], 0, step, 0);                     \
   }                                                                                                           \
   ENSADV_CLONES void step_ball(const compute_t<T>* x, const compute_t<T>* grad, const compute_t<T>* center,   \
-                               T* out, int n, compute_t<T> step, compute_t<T> eps, const Box<T>& box) {       \
+                               T* out, int n, compute_t<T> step, compute_t<T> eps, Box<T> box) {       \
     const SignStep<T, true> f{box};                                                                           \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = f(x[i], grad[i], center[i], step, eps);           \
   }

@@ -6,8 +6,7 @@ namespace {
 
 template <class A>
 __device__ __forceinline__ L2Sample<A> l2_sample(const L2StepArgs& args, int64_t sample, int64_t chunks) {
-  const double sum = args.grad.data ? sum_chunks(args.grad_sums, sample, chunks) : 0.0;
-  return {at<A>(args.step, sample), A(sqrt(sum)), A(1)};
+  return {at<A>(args.step, sample), args.grad.data ? sum_chunks(args.grad_sums, sample, chunks) : 0.0};
 }
 
 // x, the gradient (x where there is none: it is not read then) and the center of one pack.
