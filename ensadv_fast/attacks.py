@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from . import ops
 from .losses import LOSSES, RULES, check_labels, choose_labels, sample_losses
 from .ops import _checks as check
+from .ops import _reference as ref
 from .ops import keys
 from .source import Source, as_source
 
@@ -81,18 +82,18 @@ class Attack:
         Args:
             source: a :class:`Source`, or a plain module, which is used as it is (in eval mode meanwhile) and left
                 exactly as it was.
-            x: float32, float16, bfloat16 or float64, on the source's device. Iterates are float32 (float64 for
-                float64 x) and rounded once at the end.
+            x: float32, float16, bfloat16, float64, or uint8 (level / 255), on the source's device. Iterates are
+                float32 (float64 for float64 x) and rounded once at the end.
             y: true labels int64 [N]; where absent the prediction on the clean x stands in.
             key: int64 [2]; the same key, the same result. Default: the next of the package's own stream.
             eps: overrides the attack's, a number or one per sample [N]; what was left None follows it.
             index: int64 [N] sample indices (positions in the data set): noise is a function of (key, index).
-            out: written and returned where given; x's shape and dtype.
+            out: written and returned where given; x's shape and dtype, or float32 for uint8 x.
             return_info: return an :class:`AttackResult` instead.
 
         Returns:
-            x_adv of x's dtype and memory format, without autograd history: within float32(eps) of x (strictly in 16
-            bits, plus 2^-24 in float32) and within [lo, hi].
+            x_adv of x's dtype (float32 for uint8 x) and memory format, without autograd history: within float32(eps)
+            of x (strictly in 16 bits, plus 2^-24 in float32) and within [lo, hi].
 
         Raises:
             TypeError, ValueError: naming the argument, what came and what is wanted.
@@ -108,12 +109,12 @@ class Attack:
             raise ValueError(f"{op}: targeted with rule 'true' needs y, the labels to reach")
         index = check.index(op, index, len(x), x.device)
         if out is not None:
-            check.output(op, out, x, (x.dtype,))
+            check.output(op, out, x, (torch.float32, x.dtype) if x.dtype == torch.uint8 else (x.dtype,))
         sizes = _Sizes.of(self, x, self.eps if eps is None else eps)
         key = self._key(source, key, x)
         if len(x) == 0:
             empty = torch.empty(0, device=x.device)
-            x_adv = x.clone() if out is None else out
+            x_adv = _wide(x).to(ref.result_dtype(x)) if out is None else out
             return AttackResult(x_adv, empty.long(), empty, empty.bool()) if return_info else x_adv
         start_key, label_key, craft_key = (None,) * 3 if key is None else keys.split(key, 3)
         if key is not None:  # the third stays where it is: generators are seeded from the host
@@ -153,7 +154,11 @@ class Attack:
             pick = worse.view(-1, *[1] * (x.dim() - 1))
             best = AttackResult(torch.where(pick, run.x_adv, best.x_adv), labels,
                                 torch.where(worse, run.loss, best.loss), run.success | best.success)
-        return best if out is None else best._replace(x_adv=out.copy_(best.x_adv))
+        if out is None:
+            return best
+        if out.dtype == best.x_adv.dtype:
+            return best._replace(x_adv=out.copy_(best.x_adv))
+        return best._replace(x_adv=ops.project(best.x_adv, _wide(x), sizes.eps, lo=self.lo, hi=self.hi, out=out))
 
     def _run(self, source: Source, x: Tensor, y: Tensor | None, labels: Tensor | None, sizes: "_Sizes",
              start_key: Tensor | None, label_key: Tensor | None, index: Tensor | None,
@@ -172,7 +177,7 @@ class Attack:
                                                  label_key, index, rescale=True)
             labels = passed.labels
             target = None if current is clean else current  # iterates move in place, x never does
-            if i == sizes.steps - 1 and (out is not None or x.dtype != clean.dtype):
+            if i == sizes.steps - 1 and (out is not None or ref.result_dtype(x) != clean.dtype):
                 target = torch.empty_like(x) if out is None else out
             current = ops.sign_step(current, passed.grad, -sizes.step if self.targeted else sizes.step, **ball,
                                     lo=self.lo, hi=self.hi, out=target)
@@ -216,8 +221,8 @@ class _Sizes(NamedTuple):
 
 
 def _wide(x: Tensor) -> Tensor:
-    """x as iterates are kept."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    """x as iterates are kept: the very tensor where it already is so."""
+    return x if x.dtype in (torch.float32, torch.float64) else ref.widen(x)
 
 
 def _size(op: str, name: str, value) -> None:

@@ -191,7 +191,7 @@ class Source:
         Works inside torch.no_grad and inference_mode; computes no gradient of any parameter and touches no .grad.
         """
         op = "input_grad"
-        x = check.images(op, x)
+        x = check.images(op, x, check.FLOATS)
         check.choice(op, "rule", rule, RULES)
         check.choice(op, "loss", loss, LOSSES)
         if x.device != self.device:

@@ -228,6 +228,18 @@ def test_budget_and_box(attack, dtype, memory_format, seed, kind):
     assert attack(source, x, y, key=key(seed), eps=eps, out=x) is x and torch.equal(x, x_adv)
 
 
+@every_attack
+def test_uint8_images(attack):
+    net, (x, y) = small_net(), batch(n=4)
+    x = (x * 255).round().to(torch.uint8)
+    wide = x.float() / 255
+    x_adv = attack(net, x, y, key=key())
+    assert torch.equal(x_adv, attack(net, wide, y, key=key()))
+    levels = attack(net, x, y, key=key(), out=torch.empty_like(x))
+    assert levels.dtype == torch.uint8 and (levels.int() - x.int()).abs().max() <= 8
+    assert ((levels.float() / 255 - x_adv).abs() <= 1.01 / 255).all()
+
+
 def test_16_bit_iterates_do_not_stall():
     """Ten steps of 0.8/255 move bfloat16 pixels above 0.5 by nothing if each is rounded; ours is rounded once."""
     class Sum(nn.Module):
