@@ -69,7 +69,7 @@ def split(key: Tensor, n: int = 2) -> Tensor:
         raise ValueError(f"split: n must be >= 0, got {n}")
     key = check.key("split", key, key.device if isinstance(key, Tensor) else torch.device("cpu"))
     out = torch.empty(n, 2, dtype=torch.int64, device=key.device)
-    torch.ops.ensadv_fast.split_key(key, out)
+    torch.ops.ensadv_fast.split_key.default(key, out)
     return out
 
 

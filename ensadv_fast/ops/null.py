@@ -20,7 +20,7 @@ def null(x: Tensor, *, out: Tensor | None = None) -> Tensor:
     check.output("null", out, x, (x.dtype,))
     to = check.Destination(x, out)
     (x,) = to.inputs(x)
-    torch.ops.ensadv_fast.null(x, to.dense)
+    torch.ops.ensadv_fast.null.default(x, to.dense)
     return to.result()
 
 

@@ -38,7 +38,7 @@ def project(x: Tensor, center: Tensor, eps: float | Tensor, *, norm: str = "linf
     to = check.Destination(x, out)
     x, center = to.inputs(x, center)
     grad = x if x.dtype != torch.uint8 else torch.zeros_like(x, dtype=torch.float16)  # a step of 0 follows anything
-    torch.ops.ensadv_fast.sign_step(x, grad, center, None, eps_n, 0.0, eps_1, lo, hi, to.dense)
+    torch.ops.ensadv_fast.sign_step.default(x, grad, center, None, eps_n, 0.0, eps_1, lo, hi, to.dense)
     return to.result()
 
 

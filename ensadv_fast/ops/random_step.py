@@ -55,7 +55,7 @@ def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rad
     check.output(op, out, x, check.out_dtypes(x) if x.dtype == torch.uint8 else (x.dtype,))
     to = check.Destination(x, out)
     (x,) = to.inputs(x)
-    torch.ops.ensadv_fast.random_step(x, key, index, eps_n, eps_1, kind_id, lo, hi, to.dense)
+    torch.ops.ensadv_fast.random_step.default(x, key, index, eps_n, eps_1, kind_id, lo, hi, to.dense)
     return to.result()
 
 

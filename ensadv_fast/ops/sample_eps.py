@@ -48,7 +48,7 @@ def sample_eps(n: int, key: Tensor, *, dist: str = "truncated_normal", eps_max: 
     eps_max, sigma = parameters(eps_max, sigma)
     index = check.index(op, index, n, device)
     out = torch.empty(n, dtype=torch.float32, device=device)
-    torch.ops.ensadv_fast.sample_eps(key, index, dist_id, eps_max, sigma, out)
+    torch.ops.ensadv_fast.sample_eps.default(key, index, dist_id, eps_max, sigma, out)
     return out
 
 

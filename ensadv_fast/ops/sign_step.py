@@ -46,7 +46,7 @@ def sign_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
         grad = grad.sign()  # only the sign counts, and it must survive: a small double would be zero as a float
     to = check.Destination(x, out)
     x, grad, center = to.inputs(x, as_step_gradient(grad, x), center)
-    torch.ops.ensadv_fast.sign_step(x, grad, center, step_n, eps_n, step_1, eps_1, lo, hi, to.dense)
+    torch.ops.ensadv_fast.sign_step.default(x, grad, center, step_n, eps_n, step_1, eps_1, lo, hi, to.dense)
     return to.result()
 
 
