@@ -118,7 +118,7 @@ class Attack:
             return AttackResult(x_adv, empty.long(), empty, empty.bool()) if return_info else x_adv
         start_key, label_key, craft_key = (None,) * 3 if key is None else keys.split(key, 3)
         if key is not None:  # the third stays where it is: generators are seeded from the host
-            start_key, label_key = start_key.to(x.device), label_key.to(x.device)
+            start_key, label_key = (k.to(x.device, non_blocking=True) for k in (start_key, label_key))
         with source.session(craft_key), torch.no_grad():
             result = self._worst_of(source, x, y, sizes, start_key, label_key, index, out)
         return result if return_info else result.x_adv

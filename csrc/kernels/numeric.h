@@ -161,7 +161,9 @@ struct Box<half_t> : NarrowBox {};
 template <>
 struct Box<bfloat_t> : NarrowBox {};
 template <>
-struct Box<level_t> : NarrowBox {};
+struct Box<level_t> : NarrowBox {
+  float widest = 1.0f;  // eps: beyond it nothing changes
+};
 
 template <class T>
 inline Box<T> make_box(double lo, double hi) {
@@ -178,9 +180,11 @@ inline Box<T> make_box(double lo, double hi) {
     box.khi -= to_compute(t) > box.hi;
   }
   if constexpr (sizeof(T) == 1) {
+    box.lo = std::fmin(std::fmax(box.lo, 0.0f), 1.0f);
+    box.hi = std::fmin(std::fmax(box.hi, 0.0f), 1.0f);
     // 255 * float32(k / 255) lies within 1e-4 of k: bounds that mean a level are taken as that level.
-    box.klo = int32_t(std::ceil(std::fmin(std::fmax(255.0 * box.lo, 0.0), 255.0) - 1e-4));
-    box.khi = int32_t(std::floor(std::fmin(std::fmax(255.0 * box.hi, 0.0), 255.0) + 1e-4));
+    box.klo = int32_t(std::ceil(255.0 * box.lo - 1e-4));
+    box.khi = int32_t(std::floor(255.0 * box.hi + 1e-4));
   }
   return box;
 }
@@ -213,9 +217,18 @@ ENSADV_HD bfloat_t finish(float v, float c, float eps, const Box<bfloat_t>& box)
   return finish_narrow<bfloat_t>(v, c, eps, box);
 }
 ENSADV_HD level_t finish(float v, float c, float eps, const Box<level_t>& box) {
-  const int32_t center = int32_t(c * 255.0f + 0.5f);
-  const int32_t reach = int32_t(clamp(eps * 255.0f, 0.0f, 255.0f));
-  v = v != v ? c : clamp(v, 0.0f, 1.0f);  // uint8 has no NaN: the pixel stays
+  // In a form that GCC vectorises: limits that are constants would have it branch around the conversions.
+  v = v != v ? c : v;  // uint8 has no NaN: the pixel stays at its center, or at the box's lower end
+  v = v > box.lo ? v : box.lo;
+  v = v < box.hi ? v : box.hi;
+  // A float32 center may lie outside [0, 1]. From 2 outside the box on it makes no difference where.
+  const float far_lo = box.lo - 2.0f, far_hi = box.hi + 2.0f;
+  c = c > far_lo ? c : far_lo;
+  c = c < far_hi ? c : far_hi;
+  const float scaled = c * 255.0f + 0.5f;
+  const int32_t cut = int32_t(scaled);
+  const int32_t center = cut - (scaled < float(cut));  // floor
+  const int32_t reach = int32_t((eps < box.widest ? eps : box.widest) * 255.0f);
   int32_t k = int32_t(v * 255.0f + 0.5f);
   k = k < center - reach ? center - reach : k;
   k = k > center + reach ? center + reach : k;

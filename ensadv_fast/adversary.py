@@ -1,0 +1,240 @@
+"""Adversarial training batches from one source drawn per batch, and the loss for them.
+
+Tramer et al., "Ensemble Adversarial Training" (ICLR 2018): every batch is perturbed on one source, drawn uniformly
+among the model in training and static pre-trained ones. Kurakin et al., "Adversarial Machine Learning at Scale"
+(ICLR 2017), Algorithm 1: the first k of m samples are replaced, eps is drawn per sample, and one training step is
+done on the mixed batch, so that BatchNorm sees clean and adversarial samples together.
+"""
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import ops
+from .attacks import Attack, step_ll
+from .data import derive_seed
+from .source import Source
+
+EpsDist = float | Callable[[int, Tensor], Tensor] | None
+Select = str | Sequence[float] | Callable[[int, int], int]
+
+
+@dataclass(frozen=True)
+class EpsDistribution:
+    """One eps per sample from `ops.sample_eps`: Kurakin's abs(truncated normal, sigma = eps_max/2) by default.
+
+    Called with (n, key) it returns float32 [n]; with `index` (int64 [n]) the eps of a sample depends on its index
+    instead of its place in the batch.
+    """
+
+    eps_max: float
+    dist: str = "truncated_normal"
+    sigma: float | None = None
+
+    def __call__(self, n: int, key: Tensor, index: Tensor | None = None) -> Tensor:
+        return ops.sample_eps(n, key, dist=self.dist, eps_max=self.eps_max, sigma=self.sigma, index=index)
+
+
+@dataclass(frozen=True)
+class AdversarialBatch:
+    """What an `EnsembleAdversary` returns.
+
+    x: images [N, C, H, W], a new tensor; y: labels, int64 [N] or soft [N, classes]; is_adv: bool [N] on x's
+    device; source: which source crafted it: 0..len(static)-1, len(static) for the live model, -1 for a clean batch.
+    """
+
+    x: Tensor
+    y: Tensor
+    is_adv: Tensor
+    source: int
+
+
+class EnsembleAdversary:
+    """Turns clean batches into partly adversarial ones: `batch = adversary(x, y, index=None)`.
+
+    model: the network in training. It is a source too (unless live=False) and is left exactly as it was.
+    static: further sources, trained beforehand: `Source` or nn.Module. A plain module becomes
+        `Source(module, crafting=crafting)`, a frozen copy; a Source keeps its own settings.
+    attack: an `Attack`; None means step_ll(eps=16/255), the papers' choice on ImageNet.
+    fraction, mix: "replace" perturbs the first floor(fraction*m) of m samples in place of their clean versions
+        (Kurakin, Algorithm 1); "append" perturbs all m and appends them, the doubled batch of the released MNIST
+        code (fraction 0 still means a clean batch).
+    eps_dist: None (the attack's own eps), a float, or a callable (n, key) -> float32 [n].
+    select: how the source of a batch is chosen: "uniform"; "rotate" (step modulo the number of sources); weights,
+        one per source, the live model last; or a callable (step, number of sources) -> position. The draw is a
+        function of (seed, step) only, so it is alike on all ranks.
+    start_step: the first that many batches are clean (Kurakin's delayed start).
+    crafting: "eval", or "train" (the released MNIST code: dropout active while crafting), for the live model and
+        for static modules that are not yet a Source.
+    key: int64 [2] from `ops.fresh_key`; None draws one from the package's own stream.
+
+    Raises ValueError or TypeError for an argument that is none of these.
+    """
+
+    def __init__(self, model: nn.Module, static: Sequence[Source | nn.Module] = (),
+                 attack: Attack | None = None, *, fraction: float = 0.5, mix: str = "replace",
+                 eps_dist: EpsDist = None, select: Select = "uniform", live: bool = True, start_step: int = 0,
+                 crafting: str = "eval", key: Tensor | None = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"EnsembleAdversary: model: got {type(model).__name__}, want an nn.Module")
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"EnsembleAdversary: fraction: got {fraction}, want 0..1")
+        if mix not in ("replace", "append"):
+            raise ValueError(f"EnsembleAdversary: mix: got {mix!r}, want 'replace' or 'append'")
+        if crafting not in ("eval", "train"):
+            raise ValueError(f"EnsembleAdversary: crafting: got {crafting!r}, want 'eval' or 'train'")
+        if start_step < 0:
+            raise ValueError(f"EnsembleAdversary: start_step: got {start_step}, want at least 0")
+        if attack is not None and not isinstance(attack, Attack):
+            raise TypeError(f"EnsembleAdversary: attack: got {type(attack).__name__}, want an Attack")
+        if eps_dist is not None and not callable(eps_dist) and not isinstance(eps_dist, (int, float)):
+            raise TypeError(f"EnsembleAdversary: eps_dist: got {type(eps_dist).__name__}, want None, a float or a "
+                            "callable (n, key) -> [n]")
+        self.attack = step_ll(eps=16 / 255) if attack is None else attack
+        self.fraction, self.mix, self.eps_dist, self.start_step = fraction, mix, eps_dist, start_step
+        self.static = tuple(Source(s, crafting=crafting) if isinstance(s, nn.Module) else s for s in static)
+        for s in self.static:
+            if not isinstance(s, Source):
+                raise TypeError(f"EnsembleAdversary: static: got {type(s).__name__}, want a Source or an nn.Module")
+        self.sources: tuple[Source, ...] = self.static
+        if live:
+            self.sources += (Source(model, live=True, fold=False, channels_last=False, dtype=None,
+                                    crafting=crafting),)
+        if not self.sources:
+            raise ValueError("EnsembleAdversary: live=False needs at least one static source")
+        self.select = self._checked_select(select)
+        key = ops.fresh_key("cpu") if key is None else key
+        if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.shape != (2,):
+            raise TypeError("EnsembleAdversary: key: want an int64 tensor [2] from ops.fresh_key")
+        self.seed = derive_seed(*key.tolist())
+        self.step = 0
+        self._keys: dict[torch.device, tuple[int, Tensor]] = {}
+
+    def _checked_select(self, select: Select) -> Select:
+        if callable(select) or select in ("uniform", "rotate"):
+            return select
+        n = len(self.sources)
+        if isinstance(select, str):
+            raise ValueError(f"EnsembleAdversary: select: got {select!r}, want 'uniform', 'rotate', weights or a "
+                             "callable")
+        weights = [float(w) for w in select]
+        if len(weights) != n or not all(w >= 0 and math.isfinite(w) for w in weights) or sum(weights) <= 0:
+            raise ValueError(f"EnsembleAdversary: select: got weights {weights}, want {n} finite ones, not "
+                             "negative and not all zero (static sources first, the live model last)")
+        return weights
+
+    def source_at(self, step: int) -> int:
+        """The position in `sources` of the source that crafts the batch of this step."""
+        n = len(self.sources)
+        if callable(self.select):
+            chosen = self.select(step, n)
+            if not 0 <= chosen < n:
+                raise ValueError(f"EnsembleAdversary: select returned {chosen}, want 0..{n - 1}")
+            return int(chosen)
+        if self.select == "rotate":
+            return step % n
+        weights = [1.0] * n if self.select == "uniform" else self.select
+        edges = list(itertools.accumulate(weights))
+        u = derive_seed(self.seed, "source", step) / 2**63
+        # A weight of zero must never be drawn, also where u rounds up to 1: step back over empty intervals.
+        chosen = min(bisect.bisect_right(edges, u * edges[-1]), n - 1)
+        while not weights[chosen]:
+            chosen -= 1
+        return chosen
+
+    def _step_keys(self, device: torch.device) -> Tensor:
+        """This step's two keys, int64 [2, 2] on `device`. A block of steps is made at once: no copy per step."""
+        size = 1024
+        block, row = divmod(self.step, size)
+        if device not in self._keys or self._keys[device][0] != block:
+            key = ops.fresh_key(device, derive_seed(self.seed, "keys", block))
+            self._keys[device] = block, ops.split(key, 2 * size).view(size, 2, 2)
+        return self._keys[device][1][row]
+
+    def __call__(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> AdversarialBatch:
+        """The training batch for clean images x [m, C, H, W] (float in [0, 1], or uint8, which becomes that) and y.
+
+        y: int64 [m], or soft labels [m, classes] (their argmax then stands for the true label in an attack).
+        index: int64 [m], dataset positions; the noise of a sample then depends on its position in the data set
+        alone and not on the batch or the rank it is in.
+        """
+        m = x.shape[0]
+        if y.shape[0] != m:
+            raise ValueError(f"EnsembleAdversary: y: got {y.shape[0]} labels for {m} images")
+        x = x.detach().float().div_(255) if x.dtype == torch.uint8 else x.detach()
+        append = self.mix == "append"
+        # The small term keeps 0.29 * 100 = 28.999... from losing a sample to rounding.
+        k = math.floor(self.fraction * m + 1e-9) if not append else m if self.fraction else 0
+        if self.step < self.start_step or k == 0:
+            self.step += 1
+            return AdversarialBatch(x.clone(), y, torch.zeros(m, dtype=torch.bool, device=x.device), -1)
+        new_x = torch.cat([x, x]) if append else x.clone()
+        adversarial = slice(m, None) if append else slice(k)
+        source = self.source_at(self.step)
+        self._craft(self.sources[source], x[:k], y[:k], None if index is None else index[:k], new_x[adversarial])
+        is_adv = torch.zeros(new_x.shape[0], dtype=torch.bool, device=x.device)
+        is_adv[adversarial] = True
+        self.step += 1
+        return AdversarialBatch(new_x, torch.cat([y, y]) if append else y, is_adv, source)
+
+    def _craft(self, source: Source, x: Tensor, y: Tensor, index: Tensor | None, out: Tensor) -> None:
+        eps_key = self._step_keys(x.device)[0]
+        # torch's generators, which dropout draws from, are seeded on the host: there the key must not be waited for.
+        attack_key = self._step_keys(torch.device("cpu") if source.crafting == "train" else x.device)[1]
+        if isinstance(self.eps_dist, EpsDistribution):
+            eps = self.eps_dist(x.shape[0], eps_key, index)
+        elif callable(self.eps_dist):
+            eps = self.eps_dist(x.shape[0], eps_key)
+        else:
+            eps = self.eps_dist
+        labels = y if y.dim() == 1 else y.argmax(1)
+        self.attack(source, x, labels, key=attack_key, eps=eps, index=index, out=out)
+
+    def stream(self, loader: Iterable[Sequence[Tensor]]) -> Iterator[AdversarialBatch]:
+        """The adversarial batch of every (x, y) or (x, y, index) that `loader` yields, crafted when it is asked
+        for, so that the live model is as the training step before has left it."""
+        for batch in loader:
+            yield self(*batch)
+
+    def state_dict(self) -> dict[str, int]:
+        """The seed and the step: all that the next batches depend on besides the models."""
+        return {"seed": self.seed, "step": self.step, "sources": len(self.sources)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where `state` was taken; ValueError if it is of an adversary with another number of sources."""
+        if state["sources"] != len(self.sources):
+            raise ValueError(f"EnsembleAdversary: the saved state is of {state['sources']} sources, this adversary "
+                             f"has {len(self.sources)}")
+        self.seed, self.step = state["seed"], state["step"]
+        self._keys.clear()
+
+
+def mixed_cross_entropy(logits: Tensor, y: Tensor, is_adv: Tensor, lam: float = 0.3,
+                        label_smoothing: float = 0.0) -> Tensor:
+    """Kurakin's loss (ICLR 2017, section 2.3): (sum clean + lam * sum adversarial) / ((m-k) + lam*k).
+
+    logits [m, classes], any float dtype (computed in float32); y: int64 [m] or soft labels [m, classes]; is_adv:
+    bool [m], of which k are true; label_smoothing: 0..1, for int64 and soft y alike. Returns a float32 scalar, with
+    no host sync. On the doubled batch (m = 2k) lam = 1 is the released MNIST code's 0.5 * clean + 0.5 * adversarial
+    mean; on a purely clean or purely adversarial batch it is the plain mean whatever lam > 0 is.
+
+    Raises ValueError for shapes that do not fit, a lam that is not positive or a label_smoothing outside 0..1.
+    """
+    if logits.dim() != 2 or y.shape[0] != logits.shape[0] or is_adv.shape != logits.shape[:1]:
+        raise ValueError(f"mixed_cross_entropy: got logits {tuple(logits.shape)}, y {tuple(y.shape)}, is_adv "
+                         f"{tuple(is_adv.shape)}, want [m, classes], [m] or [m, classes], [m]")
+    if not lam > 0 or not math.isfinite(lam):
+        raise ValueError(f"mixed_cross_entropy: lam: got {lam}, want a positive number")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"mixed_cross_entropy: label_smoothing: got {label_smoothing}, want 0..1")
+    losses = F.cross_entropy(logits.float(), y if y.dim() == 1 else y.float(), reduction="none",
+                             label_smoothing=label_smoothing)
+    weights = torch.where(is_adv, lam, 1.0)
+    return (losses * weights).sum() / weights.sum()

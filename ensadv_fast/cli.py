@@ -1,0 +1,188 @@
+"""The command line: `ensadv-fast train | evaluate | bench | info`, also `python -m ensadv_fast ...`."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+RUNS = Path("runs")
+
+
+def number(text: str) -> float:
+    """A float, or a fraction such as 8/255."""
+    try:
+        return float(Fraction(text.replace(" ", ""))) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"got {text!r}, want a number such as 0.3 or 8/255") from None
+
+
+def _add_options(parser: argparse.ArgumentParser, config: type) -> None:
+    """One option for each field of the config; only those that are given end up in the namespace."""
+    kinds = typing.get_type_hints(config)
+    for f in fields(config):
+        flag, kind, text = "--" + f.name.replace("_", "-"), kinds[f.name], f.metadata["help"]
+        optional = isinstance(kind, types.UnionType)
+        if optional:
+            kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        shown = " ".join(f.default) if isinstance(f.default, tuple) else f.default
+        text = text.replace("%", "%%") + ("" if optional else f" (default: {shown})")
+        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        elif typing.get_origin(kind) is tuple:
+            parser.add_argument(flag, nargs="*", metavar="SPEC", **options)
+        else:
+            parser.add_argument(flag, type=number if kind is float else kind, metavar=f.name.upper(), **options)
+
+
+def _resumed_folder(out: str | None, resume: str | None) -> tuple[Path, bool]:
+    """The run folder and whether to go on with what is in it."""
+    if resume is None:
+        return Path(out) if out else RUNS / time.strftime("%Y%m%d-%H%M%S"), False
+    if resume != "auto":
+        path = Path(resume)
+        path = path.parent.parent if path.suffix == ".pt" else path
+        if out is not None and Path(out).resolve() != path.resolve():
+            raise ValueError(f"train: --resume {resume} and --out {out} name two folders; give one")
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"train: --resume: no run in {path} (there is no config.json)")
+        return path, True
+    if out is not None:
+        return Path(out), True
+    found = sorted(RUNS.glob("*/config.json"), key=lambda p: p.stat().st_mtime)
+    return (found[-1].parent, True) if found else (RUNS / time.strftime("%Y%m%d-%H%M%S"), False)
+
+
+def train(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from . import train as driver
+
+    given = {f.name: getattr(args, f.name) for f in fields(driver.Config) if hasattr(args, f.name)}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    folder, resume = _resumed_folder(args.out, args.resume)
+    going_on = resume and (folder / "config.json").exists()
+    config = replace(driver.load_config(folder), **given) if going_on else driver.Config(**given)
+    print(f"run folder: {folder}", file=sys.stderr)
+    driver.run(config, folder, resume=resume)
+    print(f"\nresults.json, report.md, report.png, metrics.jsonl and checkpoints are in {folder}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    import torch
+    from tqdm import tqdm
+
+    from . import checkpoint, data, models, ops, report
+    from . import evaluate as evaluation
+    from .source import Source
+    from .train import make_attack, unique
+
+    unknown = [spec for spec in (*args.model, *args.source) if models.parse(spec)[2] is None and not args.download]
+    if unknown:
+        raise ValueError(f"evaluate: {unknown[0]} has no weights: want {unknown[0]}=CHECKPOINT (or --download)")
+    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    dataset = data.load(args.data).to(device)
+
+    def build(spec: str) -> torch.nn.Module:
+        return models.build(spec, dataset.classes, dataset.in_shape, args.download).to(device).eval()
+
+    target_specs = unique(tuple(args.model), {})
+    source_specs = unique(tuple(args.source), target_specs)
+    targets = {name: build(spec) for name, spec in target_specs.items()}
+    sources = {name: Source(build(spec)) for name, spec in source_specs.items()}
+    attacks = {name: make_attack(name, args.eps, alpha=args.alpha, steps=args.steps,
+                                 step=1 / args.steps if name in ("ifgsm", "iter_ll") else None)
+               for name in args.attack}
+    key = ops.fresh_key("cpu", args.seed)
+    with tqdm(total=len(dataset.test) * len(attacks) * (len(sources) + len(targets)), unit=" attacks",
+              unit_scale=True, disable=None) as bar:
+        matrix = evaluation.transfer_matrix(targets, sources, attacks, dataset.test.batches(args.batch_size), key=key,
+                                            progress=bar.update)
+        for name, model in targets.items():
+            matrix = matrix.merge(evaluation.transfer_matrix({name: model}, {name: model}, attacks,
+                                                             dataset.test.batches(args.batch_size), key=key,
+                                                             progress=bar.update))
+    rows = [[name, "-", "clean", f"{100 * matrix.clean_error(name):.2f}"] for name in targets]
+    rows += [[t, "itself (white-box)" if s == t else s, a, f"{100 * matrix.error(a, s, t):.2f}"]
+             for a, s, t in matrix.wrong]
+    print(report.table(["model", "crafted on", "attack", "error %"], rows))
+    if args.out:
+        body = {"dataset": dataset.name, "eps": args.eps, "versions": report.versions(),
+                "models": {t: {"spec": spec, "clean": matrix.clean_error(t),
+                               "white_box": {a: matrix.error(a, t, t) for a in attacks},
+                               "black_box": {a: {s: matrix.error(a, s, t) for s in sources} for a in attacks}}
+                           for t, spec in target_specs.items()},
+                "sources": source_specs}
+        text = json.dumps(body, indent=2, allow_nan=False) + "\n"
+        checkpoint.atomic_write(Path(args.out), lambda f: f.write(text.encode()))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from .train import ATTACKS, Config
+
+    parser = argparse.ArgumentParser(prog="ensadv-fast", allow_abbrev=False, description="Fast adversarial examples "
+                                     "and ensemble adversarial training.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train | evaluate | bench | info")
+
+    p = commands.add_parser("train", allow_abbrev=False, help="train sources and targets, and evaluate them",
+                            description="With no arguments: the main job, on the embedded MNIST digits.")
+    p.add_argument("--out", metavar="DIR", help=f"the run folder (default: {RUNS}/DATE-TIME)")
+    p.add_argument("--resume", nargs="?", const="auto", metavar="auto|PATH", help="go on with the run in --out, in "
+                   f"PATH, or (auto) the newest in {RUNS}/; auto starts a new run where there is none")
+    _add_options(p, Config)
+    p.set_defaults(run=train)
+
+    p = commands.add_parser("evaluate", allow_abbrev=False, help="errors of saved models under attacks",
+                            description="White-box errors of each model, and its errors under attacks crafted on "
+                            "each source. SPEC is NAME=CHECKPOINT, e.g. mnist:D=runs/x/models/D_ens-seed0.pt")
+    p.add_argument("--model", nargs="+", required=True, metavar="SPEC", help="models to evaluate")
+    p.add_argument("--source", nargs="*", default=[], metavar="SPEC", help="networks to craft transferred attacks on")
+    p.add_argument("--attack", nargs="+", default=["fgsm", "rand_fgsm", "ifgsm", "pgd"], choices=ATTACKS,
+                   metavar="ATTACK", help=f"any of {', '.join(ATTACKS)} (default: fgsm rand_fgsm ifgsm pgd)")
+    p.add_argument("--data", default=Config.data, help="as for train (default: %(default)s)")
+    p.add_argument("--eps", type=number, default=Config.eps, help="L-infinity budget (default: %(default)s)")
+    p.add_argument("--alpha", type=number, default=Config.alpha, help="random part of R+FGSM, in units of eps "
+                   "(default: 1/6)")
+    p.add_argument("--steps", type=int, default=Config.eval_steps, help="of iterative attacks (default: %(default)s)")
+    p.add_argument("--batch-size", type=int, default=Config.eval_batch_size, help="(default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of the attacks' noise (default: %(default)s)")
+    p.add_argument("--device", default=Config.device, help="auto, cpu or cuda (default: %(default)s)")
+    p.add_argument("--download", action="store_true", help="let timm and torchvision download pretrained weights")
+    p.add_argument("--out", metavar="FILE", help="write the errors there as JSON")
+    p.set_defaults(run=evaluate)
+
+    commands.add_parser("bench", help="time the ops beside what one would write without them", add_help=False)
+    commands.add_parser("info", help="what was built and what is found here", add_help=False)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 1 for an error with a message, 2 for wrong usage, 130 for Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["info"]:
+            from . import info
+
+            return info.main(argv[1:])
+        if argv[:1] == ["bench"]:
+            from . import bench
+
+            return bench.main(argv[1:])
+        args = _parser().parse_args(argv)
+        return args.run(args)
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError, ImportError) as e:
+        print(f"ensadv-fast: error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nensadv-fast: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130

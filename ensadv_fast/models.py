@@ -1,0 +1,186 @@
+"""The MNIST networks of the ensemble-adversarial-training paper, and networks by name.
+
+Two versions of these networks exist (Tramer et al., "Ensemble Adversarial Training", ICLR 2018). `mnist_a` to
+`mnist_d` are those of the authors' released code (github.com/ftramer/ensemble-adv-training, mnist.py); `mnist_c_tanh`
+is network C as the paper's appendix describes it, with Tanh and max-pooling. All end in logits. Weights start as
+PyTorch's layers do, except that D's hidden layers are he_normal, as in the released code.
+"""
+from __future__ import annotations
+
+import importlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+Shape = tuple[int, int, int]
+MNIST_SHAPE: Shape = (1, 28, 28)
+
+
+def _flat(trunk: nn.Sequential, in_shape: Shape) -> int:
+    """Elements per sample after `trunk`, measured in eval mode so that no random number is drawn."""
+    with torch.no_grad():
+        n = trunk.eval()(torch.zeros(1, *in_shape)).shape[1]
+    trunk.train()
+    return n
+
+
+def _conv_net(trunk: list[nn.Module], head: list[int], dropout: float, in_shape: Shape) -> nn.Sequential:
+    """`trunk`, flattened, then linear layers of the widths `head`; ReLU (and dropout) between them."""
+    layers = nn.Sequential(*trunk, nn.Flatten())
+    widths = [_flat(layers, in_shape), *head]
+    for i in range(len(head)):
+        if i:
+            layers.append(nn.ReLU())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        layers.append(nn.Linear(widths[i], widths[i + 1]))
+    return layers
+
+
+def mnist_a(num_classes: int = 10, in_shape: Shape = MNIST_SHAPE) -> nn.Sequential:
+    """A: two 5x5 convolutions of 64, dropout 0.25, FC128, dropout 0.5. [N, *in_shape] -> logits [N, num_classes]."""
+    c = in_shape[0]
+    return _conv_net([nn.Conv2d(c, 64, 5), nn.ReLU(), nn.Conv2d(64, 64, 5), nn.ReLU(), nn.Dropout(0.25)],
+                     [128, num_classes], 0.5, in_shape)
+
+
+def mnist_b(num_classes: int = 10, in_shape: Shape = MNIST_SHAPE) -> nn.Sequential:
+    """B: dropout 0.2 on the input, convolutions 64 8x8/2 'same', 128 6x6/2, 128 5x5, dropout 0.5."""
+    c = in_shape[0]
+    # 'same' at stride 2, kernel 8 pads 6 in total for any even size: 3 on each side.
+    return _conv_net([nn.Dropout(0.2), nn.Conv2d(c, 64, 8, stride=2, padding=3), nn.ReLU(),
+                      nn.Conv2d(64, 128, 6, stride=2), nn.ReLU(), nn.Conv2d(128, 128, 5), nn.ReLU(),
+                      nn.Dropout(0.5)], [num_classes], 0.0, in_shape)
+
+
+def mnist_c(num_classes: int = 10, in_shape: Shape = MNIST_SHAPE) -> nn.Sequential:
+    """C of the released code: convolutions 128 3x3 and 64 3x3 with ReLU, dropout 0.25, FC128, dropout 0.5."""
+    c = in_shape[0]
+    return _conv_net([nn.Conv2d(c, 128, 3), nn.ReLU(), nn.Conv2d(128, 64, 3), nn.ReLU(), nn.Dropout(0.25)],
+                     [128, num_classes], 0.5, in_shape)
+
+
+def mnist_c_tanh(num_classes: int = 10, in_shape: Shape = MNIST_SHAPE) -> nn.Sequential:
+    """C of the paper: convolutions 128 3x3 and 64 3x3, each with Tanh and a 2x2 max-pool, then FC128."""
+    c = in_shape[0]
+    return _conv_net([nn.Conv2d(c, 128, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(128, 64, 3), nn.Tanh(),
+                      nn.MaxPool2d(2)], [128, num_classes], 0.0, in_shape)
+
+
+def mnist_d(num_classes: int = 10, in_shape: Shape = MNIST_SHAPE) -> nn.Sequential:
+    """D: four times [FC300 (he_normal), ReLU, dropout 0.5], then the logits."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = in_shape[0] * in_shape[1] * in_shape[2]
+    for _ in range(4):
+        hidden = nn.Linear(width, 300)
+        nn.init.kaiming_normal_(hidden.weight)
+        nn.init.zeros_(hidden.bias)
+        layers += [hidden, nn.ReLU(), nn.Dropout(0.5)]
+        width = 300
+    return nn.Sequential(*layers, nn.Linear(width, num_classes))
+
+
+MNIST = {"A": mnist_a, "B": mnist_b, "C": mnist_c, "C_tanh": mnist_c_tanh, "D": mnist_d}
+
+
+def parse(spec: str) -> tuple[str, str, str | None]:
+    """Split `family:name[=CHECKPOINT]` into its three parts; ValueError says what is wanted."""
+    if not isinstance(spec, str):
+        raise TypeError(f"model: got {type(spec).__name__}, want a string such as 'mnist:A'")
+    name, eq, checkpoint = spec.partition("=")
+    family, colon, name = name.partition(":")
+    if not colon or not family or not name or (eq and not checkpoint):
+        raise ValueError(f"model: got {spec!r}, want mnist:NAME, timm:NAME, torchvision:NAME or "
+                         "package.module:callable, optionally followed by =CHECKPOINT")
+    return family, name, checkpoint or None
+
+
+def short_name(spec: str) -> str:
+    """The part of a spec that names the network: 'mnist:A=runs/a.pt' -> 'A'."""
+    return parse(spec)[1]
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as e:  # torchvision beside another build of torch fails with RuntimeError, not ImportError
+        raise ImportError(f"model: '{name}:' networks need the package {name}, which does not import here "
+                          f"({type(e).__name__}: {e}); pip install {name}") from e
+
+
+def build(spec: str, num_classes: int | None = None, in_shape: Shape | None = None,
+          download: bool = False) -> nn.Module:
+    """Make the network that `spec` names, in train mode, on the CPU, in float32.
+
+    spec: `mnist:A|B|C|C_tanh|D`, `timm:NAME`, `torchvision:NAME` or `package.module:callable` (called without
+        arguments), each optionally with `=CHECKPOINT`, a file of weights (see `load_weights`).
+    num_classes: width of the logits; None leaves the network's own default. in_shape: (C, H, W), for the mnist
+        networks. Both are left to a `package.module:callable` itself.
+    download: let timm and torchvision fetch their pretrained weights; nothing is downloaded otherwise.
+    The network gets its input as it is given; a normalisation belongs in `Source(model, mean=..., std=...)`.
+
+    Raises ValueError for an unknown or malformed name or a checkpoint that does not fit, ImportError where timm
+    or torchvision is absent.
+    """
+    family, name, checkpoint = parse(spec)
+    sizes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    if family == "mnist":
+        if name not in MNIST:
+            raise ValueError(f"model: got {spec!r}, the mnist networks are {', '.join(MNIST)}")
+        model = MNIST[name](**sizes, **({} if in_shape is None else {"in_shape": in_shape}))
+    elif family == "timm":
+        timm = _library("timm")
+        if in_shape is not None:
+            sizes["in_chans"] = in_shape[0]
+        if name not in timm.list_models(name):
+            raise ValueError(f"model: timm has no network named {name!r}")
+        model = timm.create_model(name, pretrained=download and checkpoint is None, **sizes)
+    elif family == "torchvision":
+        tv = _library("torchvision").models
+        if name not in tv.list_models():
+            raise ValueError(f"model: torchvision has no network named {name!r}")
+        pretrained = download and checkpoint is None
+        # torchvision refuses another width together with pretrained weights, which have their own.
+        model = tv.get_model(name, weights="DEFAULT") if pretrained else tv.get_model(name, weights=None, **sizes)
+    else:
+        try:
+            make = getattr(importlib.import_module(family), name)
+        except (ImportError, AttributeError) as e:
+            raise ValueError(f"model: {spec!r} cannot be found ({e})") from e
+        model = make()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: {family}:{name}() returned {type(model).__name__}, want an nn.Module")
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    return model
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a file of weights into `model`, in place.
+
+    The file is a state_dict as torch.save writes it, or a dict that holds one under 'model' (checkpoints of
+    `ensadv-fast train`), 'state_dict' or 'model_state_dict'; a 'module.' prefix (DDP) is dropped. It is read with
+    weights_only=True: no code in it runs. Raises FileNotFoundError, and ValueError for a file that is corrupt or
+    does not fit the model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"model: no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise ValueError(f"model: {path} is corrupt or no file of weights ({type(e).__name__}: {e})") from e
+    for name in ("model", "state_dict", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+            break
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"model: {path} holds no state_dict")
+    state = OrderedDict((k.removeprefix("module."), v) for k, v in state.items())
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as e:
+        raise ValueError(f"model: the weights in {path} do not fit {type(model).__name__}: {e}") from e

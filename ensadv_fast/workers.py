@@ -1,0 +1,70 @@
+"""Independent work in several processes of few threads each: small networks gain little from a second thread."""
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+bar_position: int | None = None  # the line of this process's progress bar; None: the only process
+
+
+class _Here(Executor):
+    """Runs what is submitted at once, in this process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        future: Future = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def _start(threads: int, lock: Any, counter: Any) -> None:
+    """What each worker does first."""
+    global bar_position
+    # Ctrl-C reaches the whole group; the parent answers it. A parent that is gone (kill -9) must not leave a worker
+    # behind that writes the same checkpoints as the resumed run.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    torch.set_num_threads(threads)
+    tqdm.set_lock(lock)
+    with counter.get_lock():
+        bar_position = counter.value
+        counter.value += 1
+
+
+@contextmanager
+def pool(workers: int, threads: int) -> Iterator[Executor]:
+    """An executor of `workers` processes with `threads` torch threads each; one worker is this process itself.
+
+    Leaving it by an exception kills the workers. Processes are spawned, so what is submitted must be importable, and
+    a script needs the usual `if __name__ == "__main__":`.
+    """
+    if workers == 1:
+        yield _Here()
+        return
+    context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start,
+                                   initargs=(threads, context.RLock(), context.Value("i", 0)))
+    try:
+        yield executor
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,123 @@
+"""cli.py: options, exit codes, messages, and the commands from end to end on a little data."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_train import folder  # noqa: F401  the little data set
+
+from ensadv_fast import checkpoint, cli, data, models, train
+from ensadv_fast.attacks import fgsm
+from ensadv_fast.train import Config
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the driver is asked to do, without doing it."""
+    calls = []
+    monkeypatch.setattr(train, "run", lambda config, folder, **kw: calls.append((config, folder, kw)))
+    return calls
+
+
+def test_no_arguments_means_the_main_job(asked, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train"]) == 0
+    config, folder_, kw = asked[0]
+    assert config == Config() and folder_.parent.name == "runs" and kw == {"resume": False}
+    assert config.data == "digits" and list(config.recipes()) == ["plain", "fgsm-at", "tramer"] and config.eps == 0.3
+
+
+def test_every_field_of_the_config_is_an_option(asked, tmp_path):
+    assert cli.main(["train", "--out", str(tmp_path / "r"), "--preset", "kurakin", "--data", "cifar10:x", "--model",
+                     "timm:resnet18", "--static", "mnist:A", "mnist:B=b.pt", "--held-out", "--eps", "8/255",
+                     "--epochs", "3", "--lam", "0.5", "--eps-dist", "uniform", "--download", "--dtype", "bfloat16",
+                     "--label-smoothing", "1e-1", "--no-download"]) == 0
+    config, folder_, _ = asked[0]
+    assert config == Config(preset="kurakin", data="cifar10:x", model="timm:resnet18",
+                            static=("mnist:A", "mnist:B=b.pt"), held_out=(), eps=8 / 255, epochs=3, lam=0.5, eps_dist="uniform", dtype="bfloat16",
+                            label_smoothing=0.1)
+    assert folder_ == tmp_path / "r"
+
+
+def test_resume_finds_its_folder(asked, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--resume"]) == 0 and asked[-1][2] == {"resume": False}  # there is none: a new run
+    for age, name in ((2, "old"), (1, "new")):
+        train.open_folder(Config(epochs=7), tmp_path / "runs" / name, False)
+        path = tmp_path / "runs" / name / "config.json"
+        os.utime(path, (path.stat().st_mtime - age,) * 2)
+    assert cli.main(["train", "--resume", "auto"]) == 0
+    config, folder_, kw = asked[-1]
+    assert folder_.name == "new" and kw == {"resume": True} and config.epochs == 7
+    assert cli.main(["train", "--resume", "runs/old", "--threads", "1"]) == 0
+    assert asked[-1][1].name == "old" and asked[-1][0].threads == 1
+    assert cli.main(["train", "--resume", "runs/old/models/D-seed0.pt"]) == 0 and asked[-1][1].name == "old"
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["train", "--epochs", "0"], "epochs: got 0"),
+    (["train", "--data", "mnist:/no/such/folder"], "/no/such/folder"),
+    (["train", "--data", "imagenet"], "want digits"),
+    (["train", "--resume", "nowhere"], "no run in nowhere"),
+    (["train", "--resume", "nowhere", "--out", "other"], "name two folders"),
+    (["train", "--preset", "magic"], "preset: got 'magic'"),
+    (["evaluate", "--model", "mnist:D"], "mnist:D has no weights"),
+    (["evaluate", "--model", "mnist:D=none.pt"], "none.pt"),
+])
+def test_errors_are_one_clear_line(capsys, monkeypatch, tmp_path, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(argv) == 1
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.pt"))
+
+
+@pytest.mark.parametrize("argv", [[], ["prove"], ["train", "--epoch", "3"], ["train", "--eps", "a/b"],
+                                  ["train", "--eps", "1/0"], ["evaluate"]])
+def test_wrong_usage(capsys, argv):
+    with pytest.raises(SystemExit) as e:
+        cli.main(argv)
+    assert e.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+def test_help_shows_each_option_with_its_default(capsys):
+    with pytest.raises(SystemExit) as e:
+        cli.main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert e.value.code == 0
+    assert "--held-out" in text and "(default: mnist:A)" in text and "(default: mnist:B mnist:D)" in text
+    for option in ("--preset", "--data", "--model", "--static", "--epochs", "--batch-size", "--seed", "--out",
+                   "--resume", "--device", "--dtype"):
+        assert option in text
+
+
+def test_evaluate_measures_saved_networks(folder, tmp_path, capsys):  # noqa: F811
+    torch.manual_seed(0)
+    nets = {name: models.build("mnist:D").eval() for name in ("target", "source")}
+    for name, net in nets.items():
+        torch.save(net.state_dict(), tmp_path / f"{name}.pt")
+    out = tmp_path / "errors.json"
+    assert cli.main(["evaluate", "--data", f"mnist:{folder}", "--model", f"mnist:D={tmp_path / 'target.pt'}",
+                     "--source", f"mnist:D={tmp_path / 'source.pt'}", "--attack", "fgsm", "rand_fgsm", "--device",
+                     "cpu", "--eps", "0.1", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "itself (white-box)" in said and "D_2" in said
+    errors = json.loads(out.read_text())["models"]["D"]
+    test = data.load(f"mnist:{folder}").test
+    x, y = test.batch(torch.arange(len(test)))
+    wrong = (nets["target"](fgsm(0.1)(nets["target"], x, y)).argmax(1) != y).float().mean().item()
+    assert errors["white_box"]["fgsm"] == pytest.approx(wrong)
+    assert errors["clean"] == pytest.approx((nets["target"](x).argmax(1) != y).float().mean().item())
+    assert set(errors["black_box"]["rand_fgsm"]) == {"D_2"}
+
+
+def test_the_module_is_the_command(folder, tmp_path):  # noqa: F811
+    run = subprocess.run([sys.executable, "-W", "error", "-m", "ensadv_fast", "train", "--data", f"mnist:{folder}",
+                          "--preset", "plain", "--static", "--held-out", "--epochs", "1", "--seeds", "1", "--threads",
+                          "1", "--device", "cpu", "--out", str(tmp_path / "run")],
+                         capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "Errors in %" in run.stdout and str(tmp_path / "run") in run.stdout
+    assert checkpoint.load(tmp_path / "run" / "models" / "D-seed0.pt")["step"] == 2

@@ -1,0 +1,100 @@
+"""What nvcc makes of the kernels: 16-byte loads and stores in the PTX, and no spills or stack by ptxas -v."""
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SOURCES = {path.stem: path for path in (Path(__file__).parent.parent / "csrc/kernels/cuda").glob("*.cu")}
+# Files that hold no loop over a batch of images; every other kernel must move memory in 16-byte words.
+NOT_OVER_IMAGES = {"launch", "sample_eps", "split_key"}
+ARCHS = ("80", "90")
+
+HOME = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+NVCC = shutil.which("nvcc", path=f"{HOME}/bin" if HOME else None)
+pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc here: there is no generated code to look at")
+
+
+@dataclass
+class Compiled:
+    ptx: dict[tuple[str, str], str]  # (architecture, mangled kernel name): its body
+    resources: dict[tuple[str, str], str]  # the same: ptxas -v's line on stack and spills
+
+
+def compile_kernels(source: Path, folder: Path) -> Compiled:
+    """With setup.py's flags, for each architecture it builds for."""
+    folder.mkdir()
+    gencode = [f"-gencode=arch=compute_{a},code=[sm_{a},compute_{a}]" for a in ARCHS]
+    command = [NVCC, "-O3", "-fmad=false", "-std=c++20", *gencode, "-Xptxas", "-v", "--keep", "--keep-dir", folder,
+               "-c", source, "-o", folder / "out.o"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ptx = {}
+    for arch in ARCHS:
+        text = (folder / f"{source.stem}.compute_{arch}.ptx").read_text()
+        for entry in re.finditer(r"\.entry\s+(\w+)\(.*?^}", text, re.S | re.M):
+            ptx[arch, entry[1]] = entry[0]
+    report = r"Compiling entry function '(\w+)' for 'sm_(\d+)'\n.*Function properties for \1\n\s*(.+)"
+    resources = {(m[2], m[1]): m[3] for m in re.finditer(report, done.stderr + done.stdout)}
+    assert ptx.keys() == resources.keys(), "PTX and ptxas -v disagree on which kernels there are"
+    return Compiled(ptx, resources)
+
+
+def wide_moves(body: str, what: str) -> int:
+    """16-byte global loads ("ld") or stores ("st") in a kernel's PTX."""
+    return len(re.findall(rf"\b{what}\.global(?:\.\w+)*?\.(?:v4\.[fbsu]32|v2\.[fbsu]64)\b", body))
+
+
+def spills(resources: str) -> bool:
+    return resources != "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
+
+
+def tensors_read(op: str, kernel: str) -> int:
+    if op == "sign_step":  # x and grad; the last template argument says whether there is a center
+        return 3 if re.search(r"Lb1E", kernel) else 2
+    return 1
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> dict[str, Compiled]:
+    folder = tmp_path_factory.mktemp("nvcc")
+    with ThreadPoolExecutor(2) as pool:
+        jobs = {name: pool.submit(compile_kernels, path, folder / name) for name, path in SOURCES.items()}
+        return {name: job.result() for name, job in jobs.items()}
+
+
+@pytest.mark.parametrize("op", sorted(SOURCES.keys() - NOT_OVER_IMAGES))
+def test_memory_moves_in_16_byte_words(compiled, op):
+    assert compiled[op].ptx, f"{op}.cu holds no kernel"
+    for (arch, kernel), body in compiled[op].ptx.items():
+        loads, stores = wide_moves(body, "ld"), wide_moves(body, "st")
+        assert loads >= tensors_read(op, kernel), f"sm_{arch} {kernel}: {loads} 16-byte loads"
+        assert stores >= 1, f"sm_{arch} {kernel}: no 16-byte store"
+
+
+@pytest.mark.parametrize("op", sorted(SOURCES.keys()))
+def test_no_spills_and_no_stack(compiled, op):
+    for (arch, kernel), resources in compiled[op].resources.items():
+        assert not spills(resources), f"sm_{arch} {kernel}: {resources}"
+
+
+def test_these_checks_can_fail(tmp_path):
+    """A kernel that moves single floats, and one whose array is indexed at run time and so lives on the stack."""
+    source = tmp_path / "bad.cu"
+    source.write_text("""
+        __global__ void scalar(const float* x, float* out) { out[threadIdx.x] = x[threadIdx.x]; }
+        __global__ void stack(const float4* x, float4* out, const int* where) {
+            float values[32];
+            for (int i = 0; i < 32; ++i) values[where[i]] = x[i].x + x[i].y + x[i].z + x[i].w;
+            out[threadIdx.x] = make_float4(values[where[32]], values[where[33]], 0, 0);
+        }""")
+    bad = compile_kernels(source, tmp_path / "out")
+    assert len(bad.ptx) == 2 * len(ARCHS)
+    for (arch, kernel), body in bad.ptx.items():
+        scalar = "scalar" in kernel
+        assert (wide_moves(body, "ld") == 0) == scalar and (wide_moves(body, "st") == 0) == scalar
+        assert spills(bad.resources[arch, kernel]) == (not scalar)
