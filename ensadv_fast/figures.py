@@ -1,17 +1,26 @@
 """The picture of a run: adversarial images with what the models take them for, and the errors as bars."""
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
-if TYPE_CHECKING:
-    from .report import Samples
-
 TITLES = {"clean": "clean", "fgsm": "FGSM", "rand_fgsm": "R+FGSM", "ifgsm": "I-FGSM", "pgd": "PGD"}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A few test images as the figure shows them: pictures[row] is uint8 [n, H, W(, 3)], predictions[row][model]
+    int64 [n], and the true labels int64 [n]. `source` crafted them (None: there was none)."""
+
+    source: str | None
+    labels: np.ndarray
+    pictures: dict[str, np.ndarray]
+    predictions: dict[str, dict[str, np.ndarray]]
 
 
 def draw(path: Path, results: dict[str, Any], samples: Samples) -> None:

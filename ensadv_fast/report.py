@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,8 @@ from .source import Source
 SUMMARY = ("max_black_box", "mean_black_box", "worst_case_black_box")
 
 
-@dataclass(frozen=True)
-class Samples:
-    """A few test digits as the figure shows them: pictures[row] is uint8 [n, H, W(, 3)], predictions[row][model]
-    int64 [n], and the true labels int64 [n]. `source` crafted them (None: there was none)."""
-
-    source: str | None
-    labels: np.ndarray
-    pictures: dict[str, np.ndarray]
-    predictions: dict[str, dict[str, np.ndarray]]
-
-
 def sample(test: Split, attacks: Mapping[str, Attack], name: str | None, source: Source | None,
-           targets: Mapping[str, nn.Module], key: torch.Tensor) -> Samples:
+           targets: Mapping[str, nn.Module], key: torch.Tensor) -> figures.Samples:
     """The first test image of each class, clean and under each attack crafted on `source`."""
     classes = torch.unique(test.labels)[:10]
     index = torch.stack([(test.labels == c).nonzero()[0, 0] for c in classes])
@@ -47,7 +35,7 @@ def sample(test: Split, attacks: Mapping[str, Attack], name: str | None, source:
                        for row, images in rows.items()}
     pictures = {row: (images * 255).round().byte().permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()
                 for row, images in rows.items()}
-    return Samples(name, y.cpu().numpy(), pictures, predictions)
+    return figures.Samples(name, y.cpu().numpy(), pictures, predictions)
 
 
 def _over_seeds(trees: list[Any], f: Callable[[list[float]], float | None]) -> Any:
@@ -174,7 +162,7 @@ def findings(results: dict[str, Any]) -> list[str]:
     return ["\n".join(lines)] if lines else []
 
 
-def write(folder: Path, results: dict[str, Any], samples: Samples) -> None:
+def write(folder: Path, results: dict[str, Any], samples: figures.Samples) -> None:
     """results.json, report.png and report.md in the run folder."""
     body = json.dumps(results, indent=2, allow_nan=False) + "\n"
     checkpoint.atomic_write(folder / "results.json", lambda f: f.write(body.encode()))

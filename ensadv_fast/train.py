@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import attacks, checkpoint, data, evaluate, models, ops, report, workers
+from . import attacks, checkpoint, data, evaluate, figures, models, ops, report, workers
 from .adversary import EnsembleAdversary, EpsDistribution, mixed_cross_entropy
 from .data import derive_seed
 from .source import Source
@@ -530,7 +530,7 @@ def _evaluation_key(config: Config) -> Tensor:
     return ops.fresh_key("cpu", derive_seed(config.seed, "evaluation"))
 
 
-def _samples(run: Run, sources: dict[str, Job | str], targets: dict[str, dict[int, Job]]) -> report.Samples:
+def _samples(run: Run, sources: dict[str, Job | str], targets: dict[str, dict[int, Job]]) -> figures.Samples:
     """A few test images, attacked on the last source (a held-out one if there is any), for the figure."""
     name = next(reversed(sources), None)
     source = None if name is None else make_source(run.config, run.build(trained(sources[name], run.folder),
