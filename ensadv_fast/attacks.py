@@ -72,7 +72,9 @@ class Attack:
         if self.restarts > 1 and self.start is None:
             raise ValueError(f"{op}: restarts > 1 needs a random start")
         if self.alpha is not None and self.alpha > self.eps:
-            raise ValueError(f"{op}: alpha belongs to the budget and must not exceed eps = {self.eps}, got {self.alpha}")
+            raise ValueError(
+                f"{op}: alpha belongs to the budget and must not exceed eps = {self.eps}, got {self.alpha}"
+            )
 
     def __call__(self, source: "Source | nn.Module", x: Tensor, y: Tensor | None = None, *,
                  key: Tensor | None = None, eps: float | Tensor | None = None, index: Tensor | None = None,
@@ -149,8 +151,8 @@ class Attack:
             if best is None:
                 best = run
                 continue
-            worse = ((run.loss < best.loss) if self.targeted else (run.loss > best.loss)) & (run.success >= best.success)
-            worse |= run.success & ~best.success
+            further = run.loss < best.loss if self.targeted else run.loss > best.loss
+            worse = (run.success & ~best.success) | (further & (run.success == best.success))
             pick = worse.view(-1, *[1] * (x.dim() - 1))
             best = AttackResult(torch.where(pick, run.x_adv, best.x_adv), labels,
                                 torch.where(worse, run.loss, best.loss), run.success | best.success)

@@ -78,8 +78,9 @@ def inward(value: float, dtype: torch.dtype, toward: int) -> Tensor:
 def finish(v: Tensor, center: Tensor, eps: Tensor, lo: float, hi: float, dtype: torch.dtype) -> Tensor:
     """Clamp v to [lo, hi] and round it to `dtype`, no further from `center` than eps (law 1 of the numbers).
 
-    float32 and float64 are the plain expression. uint8 results are the nearest of the levels allowed. 16-bit results are rounded to nearest, then moved to the
-    neighbour toward `center` where they left the ball; distances are exact (TwoSum in float64).
+    float32 and float64 are the plain expression. uint8 results are the nearest of the levels allowed. 16-bit results
+    are rounded to nearest, then moved to the neighbour toward `center` where they left the ball; distances are exact
+    (TwoSum in float64).
     """
     if dtype == torch.uint8:
         return _finish_levels(v, center, eps, lo, hi)
@@ -109,7 +110,7 @@ def _finish_levels(v: Tensor, center: Tensor, eps: Tensor, lo: float, hi: float)
 
 
 def quantile(q: Tensor) -> Tensor:
-    """Phi^-1(1/2 + q) in float32: Wichura's AS 241, PPND7 (Applied Statistics 37, 1988), step by step as the kernels."""
+    """Phi^-1(1/2 + q) in float32: Wichura's AS 241, PPND7 (Applied Statistics 37, 1988), step by step as kernels do."""
     a = q.abs()
     r = 0.180625 - q * q
     central = q * _poly(r, 59.109374720, 159.29113202, 50.434271938, 3.3871327179) / _poly(

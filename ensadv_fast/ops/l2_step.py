@@ -44,7 +44,8 @@ def run(x: Tensor, grad: Tensor | None, center: Tensor | None, step_n: Tensor | 
     """The op on checked arguments; without a gradient the projection alone."""
     to = check.Destination(x, out)
     x, grad, center = to.inputs(x, grad, center)
-    torch.ops.ensadv_fast.l2_step.default(x, grad, center, step_n, eps_n, step, eps, lo, hi, check.scratch(x, 2), to.dense)
+    torch.ops.ensadv_fast.l2_step.default(x, grad, center, step_n, eps_n, step, eps, lo, hi, check.scratch(x, 2),
+                                          to.dense)
     return to.result()
 
 

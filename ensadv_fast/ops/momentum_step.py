@@ -48,8 +48,8 @@ def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tenso
     if kept.dense is not momentum:
         kept.dense.copy_(momentum)
     x, grad, center = to.inputs(x, as_step_gradient(grad, x), center)
-    torch.ops.ensadv_fast.momentum_step.default(x, grad, kept.dense, center, step_n, eps_n, decay, step_1, eps_1, lo, hi,
-                                        check.scratch(x, 1), to.dense)
+    torch.ops.ensadv_fast.momentum_step.default(x, grad, kept.dense, center, step_n, eps_n, decay, step_1, eps_1,
+                                                lo, hi, check.scratch(x, 1), to.dense)
     kept.result()
     return to.result()
 

@@ -39,8 +39,8 @@ def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rad
         out: written and returned where given; x's shape, dtype and device. It may be x.
 
     Returns:
-        A tensor of x's dtype (float32 for uint8 x) and memory format, without autograd history. 16-bit results never exceed float32(eps)
-        from x, rounded toward it where they must be.
+        A tensor of x's dtype (float32 for uint8 x) and memory format, without autograd history. 16-bit results never
+        exceed float32(eps) from x, rounded toward it where they must be; the normal alone knows no bound.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.

@@ -27,10 +27,11 @@ def sign_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
             be x, grad or center.
 
     Returns:
-        A tensor of x's dtype (float32 for uint8 x) and memory format, without autograd history. float32 and float64 results are bit
-        for bit ``min(max(x + step*sign(grad), center - eps), center + eps).clamp(lo, hi)``; 16-bit results never
-        exceed float32(eps) (without a ball: |step|) from the center (x), rounded toward it where they must be.
-        uint8 results (out) stay within floor(255 eps) levels of the center. As in PyTorch, numbers are rounded to float32 first, and used as they are for float64 x.
+        A tensor of x's dtype (float32 for uint8 x) and memory format, without autograd history. float32 and float64
+        results are bit for bit ``min(max(x + step*sign(grad), center - eps), center + eps).clamp(lo, hi)``; 16-bit
+        results never exceed float32(eps) (without a ball: |step|) from the center (x), rounded toward it where they
+        must be; uint8 results (out) stay within floor(255 eps) levels of it. As in PyTorch, numbers are rounded to
+        float32 first, and used as they are for float64 x.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
