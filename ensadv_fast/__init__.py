@@ -13,11 +13,11 @@ from .attacks import (
     step_ll,
     step_rnd,
 )
-from .ops import fresh_key, manual_seed, split
+from .ops import LogitGrad, fresh_key, manual_seed, split
 from .source import InputGrad, Source
 
 __all__ = [
-    "AdversarialBatch", "Attack", "AttackResult", "EnsembleAdversary", "EpsDistribution", "InputGrad", "Source",
-    "evaluate", "fgsm", "fresh_key", "ifgsm", "iter_ll", "manual_seed", "mixed_cross_entropy", "ops", "pgd",
+    "AdversarialBatch", "Attack", "AttackResult", "EnsembleAdversary", "EpsDistribution", "InputGrad", "LogitGrad",
+    "Source", "evaluate", "fgsm", "fresh_key", "ifgsm", "iter_ll", "manual_seed", "mixed_cross_entropy", "ops", "pgd",
     "rand_fgsm", "rand_step_ll", "split", "step_ll", "step_rnd",
 ]

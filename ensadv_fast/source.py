@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from . import ops
 from .losses import LOSSES, RULES, check_labels, choose_labels, power_of_two_scale, sample_losses
 from .ops import _checks as check
 from .ops import keys
@@ -153,16 +154,27 @@ class Source:
         finally:
             self._active = False
 
-    def _forward(self, x: Tensor) -> Tensor:
+    @property
+    def fused(self) -> bool:
+        """Are the entrance and the loss our kernels'? Elsewhere they are plain PyTorch's, to the last bit."""
+        return self.dtype in check.NARROW
+
+    def _entrance(self, x: Tensor) -> Tensor:
+        if self.fused and x.dim() == 4:
+            channels_last = self.channels_last or check.memory_format(x) == torch.channels_last
+            mean, std = (None if v is None else v.flatten().expand(x.shape[1]) if v.numel() == 1 else v.flatten()
+                         for v in (self.mean, self.std))
+            return ops.model_entry(x, mean, std, dtype=self.dtype, channels_last=channels_last, clamp=False)
         if self.mean is not None:
             x = x - self.mean.to(x.dtype)
         if self.std is not None:
             x = x / self.std.to(x.dtype)
         if self.dtype is not None:
             x = x.to(self.dtype)
-        if self.channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        logits = self.module(x)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
+
+    def _forward(self, x: Tensor) -> Tensor:
+        logits = self.module(self._entrance(x))
         if isinstance(logits, (tuple, list)):
             logits = logits[0]
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
@@ -213,6 +225,11 @@ class Source:
             logits = self._forward(leaf)
             if labels is not None:
                 check_labels("attack", labels, len(x), x.device, logits.shape[1])
+            if self.fused:
+                start = ops.logit_grad(logits, labels, rule=rule, targeted=targeted, loss=loss, kappa=kappa, key=key,
+                                       index=index, rescale=rescale)
+                (grad,) = torch.autograd.grad(logits, leaf, start.grad)
+                return InputGrad(grad, start.labels, start.loss, logits.detach(), start.scale)
             labels = choose_labels(logits.detach(), labels, rule, key, index)
             losses = sample_losses(logits, labels, loss, targeted=targeted, kappa=kappa)
             scale = power_of_two_scale(logits, labels, loss) if rescale else torch.ones_like(losses)

@@ -1,4 +1,5 @@
 """The registry of op cases: what every generic test and every benchmark runs over. A new op adds its entries here."""
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +10,9 @@ from torch import Tensor
 from . import ops
 from .ops import keys
 from .ops.l2_step import reference as l2_step_reference
+from .ops.logit_grad import FUSES
+from .ops.logit_grad import reference as logit_grad_reference
+from .ops.model_entry import reference as model_entry_reference
 from .ops.momentum_step import reference as momentum_step_reference
 from .ops.null import reference as null_reference
 from .ops.project import reference as project_reference
@@ -63,11 +67,13 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 class OpCase:
     """One op in one mode of use.
 
-    op, reference: the public function and its definition in plain PyTorch, of the same arguments. make: arguments
+    op, reference: the public function and its definition in plain PyTorch, of the same arguments; both may return a
+    tuple of tensors. make: arguments
     from :class:`Inputs`. streams: image batches read plus written by an ideal kernel. exact: bit for bit the
     reference (else within one unit in the last place of float32). reduces: it sums over samples in double, in another
     order than the reference; what is not float64 does not feel that. image: the first argument is a batch and the op
-    takes `out`.
+    takes `out`. sweep: dtypes and memory formats mean something to it; default: to image ops. ulps: what not exact
+    results may be off beyond one rounding, in units of float32's spacing at the largest of them.
     """
 
     op: str
@@ -79,7 +85,13 @@ class OpCase:
     exact: bool = True
     reduces: bool = False
     image: bool = True
+    sweep: bool | None = None
+    ulps: float | None = None
     dtypes: tuple[torch.dtype, ...] = field(default=IMAGES)
+
+    @property
+    def sweeps(self) -> bool:
+        return self.image if self.sweep is None else self.sweep
 
     @property
     def name(self) -> str:
@@ -151,6 +163,29 @@ def _eps(dist: str) -> Callable[[Inputs], Arguments]:
     return lambda i: ((i.shape[0], keys.fresh_key(i.device, i.seed)), {"dist": dist, "eps_max": 16 / 255})
 
 
+def _logits(i: Inputs, members: int) -> Tensor:
+    """[B, C], or [K, B, C] for members > 0: all of a row different, in 16 bits too."""
+    g, n = i.generator(), i.shape[0]
+    classes = max(3, min(200, math.prod(i.shape[1:])))
+    z = torch.stack([torch.randperm(classes, generator=g) for _ in range(n * max(1, members))]) * 0.125 - classes / 16
+    return replace(i, memory_format=torch.contiguous_format).place(z.view(members, n, classes) if members else z)
+
+
+def _logit(members: int = 0, **kw) -> Callable[[Inputs], Arguments]:
+    def make(i: Inputs) -> Arguments:
+        labels = torch.arange(i.shape[0], device=i.device) % 3
+        weights = {"weights": torch.arange(1.0, members + 1, device=i.device) / 8} if members else {}
+        return (_logits(i, members), labels), {"key": keys.fresh_key(i.device, i.seed), **weights, **kw}
+    return make
+
+
+def _entry(delta: bool = False, **kw) -> Callable[[Inputs], Arguments]:
+    def make(i: Inputs) -> Arguments:
+        mean, std = ((torch.arange(1.0, i.shape[1] + 1, device=i.device) / 7 + c).sqrt() for c in (0.0, 0.5))
+        return (i.images(1)[0], mean, std), {**kw, **({"delta": i.gradient() * 100} if delta else {})}
+    return make
+
+
 CASES: list[OpCase] = [
     OpCase("null", "copy", ops.null, null_reference, lambda i: ((i.images(1)[0],), {}), 2, dtypes=FLOATS),
     OpCase("sign_step", "free", ops.sign_step, sign_step_reference, _sign, 3),
@@ -166,6 +201,17 @@ CASES: list[OpCase] = [
     OpCase("l2_step", "ball", ops.l2_step, l2_step_reference, _l2_ball, 8, reduces=True),
     OpCase("project", "linf", ops.project, project_reference, _project("linf"), 3),
     OpCase("project", "l2", ops.project, project_reference, _project("l2"), 5, reduces=True),
+    *[OpCase("logit_grad", f"{rule}_{loss}", ops.logit_grad, logit_grad_reference,
+             _logit(rule=rule, loss=loss, kappa=1.0), 0, exact=False, image=False, sweep=True, ulps=32, dtypes=FLOATS)
+      for rule, loss in (("true", "ce"), ("predicted", "cw"), ("least_likely", "ce"), ("random", "dlr"))],
+    *[OpCase("logit_grad", f"fused_{fuse}_{loss}", ops.logit_grad, logit_grad_reference,
+             _logit(3, fuse=fuse, loss=loss, rule="least_likely"), 0, exact=False, image=False, sweep=True, ulps=32,
+             dtypes=FLOATS) for fuse in FUSES for loss in ("ce", "cw")],
+    OpCase("model_entry", "normalise", ops.model_entry, model_entry_reference, _entry(), 2, image=False, sweep=True),
+    OpCase("model_entry", "bfloat16", ops.model_entry, model_entry_reference, _entry(dtype=torch.bfloat16), 2,
+           image=False, sweep=True),
+    OpCase("model_entry", "delta", ops.model_entry, model_entry_reference, _entry(True, channels_last=False), 3,
+           image=False, sweep=True),
     *[OpCase("sample_eps", dist, ops.sample_eps, sample_eps_reference, _eps(dist), 0, exact=dist != "truncated_normal",
              image=False) for dist in DISTRIBUTIONS],
     OpCase("split_key", "split", ops.split, keys.split_reference,

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "ensadv_fast"
 OPS = sorted(path.stem for path in (CSRC / "ops").glob("*.cpp") if path.stem != "build_info")
 # Where an op's Python half is not called as the op: (module, public name).
 PYTHON = {"split_key": ("keys", "split")}
+COMPOSED = {"project"}  # public ops that call other ops and have no kernel of their own
 
 
 def run(*command, cwd=ROOT) -> str:
@@ -57,14 +58,20 @@ def test_every_source_folder_has_its_rule():
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of the package that a module imports, at its top or inside functions: "ops.keys", "source"..."""
+    """Modules of the package that a module imports, at its top or inside functions: "ops.keys", "source"...
+
+    Not counted: a module's own package, and what only type checkers see."""
     here = list(path.relative_to(PACKAGE).with_suffix("").parts)
     package = here[:-1]
+    tree = ast.parse(path.read_text())
+    unseen = {node for top in ast.walk(tree) if isinstance(top, ast.If) and "TYPE_CHECKING" in ast.unparse(top.test)
+              for node in ast.walk(top)}
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in set(ast.walk(tree)) - unseen:
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - (node.level - 1)] + (node.module or "").split(".") * bool(node.module)
-            found |= {".".join([*base, alias.name]) for alias in node.names} | {".".join(base)}
+            found |= {".".join([*base, alias.name]) for alias in node.names}
+            found |= {".".join(base)} if base != package else set()
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ensadv_fast":
             found |= {".".join([*node.module.split(".")[1:], alias.name]) for alias in node.names}
     modules = {".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py")}

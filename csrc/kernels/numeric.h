@@ -120,6 +120,18 @@ ENSADV_HD uint32_t round_bits(float v, half_t) {
 #endif
 }
 
+// The nearest number of a float type; from double by way of float where it has 16 bits, as PyTorch does.
+template <class T, class A>
+ENSADV_HD T round_to(A v) {
+  if constexpr (sizeof(T) == 2) {
+    T t{};
+    t.bits = uint16_t(round_bits(float(v), t));
+    return t;
+  } else {
+    return T(v);
+  }
+}
+
 // 16-bit patterns as integers in the order of the numbers they stand for; both zeros are 0.
 ENSADV_HD int32_t ordered(uint32_t bits) {
   const int32_t magnitude = int32_t(bits & 0x7fffu);
@@ -145,6 +157,15 @@ ENSADV_HD A min_nan(A a, A b) {
 template <class A>
 ENSADV_HD A sign(A g) {  // NaN counts as 0
   return A(g > A(0)) - A(g < A(0));
+}
+
+ENSADV_HD int32_t floor_int(float v) {  // of v within int32's range
+#if defined(__CUDA_ARCH__)
+  return __float2int_rd(v);
+#else
+  const int32_t cut = int32_t(v);
+  return cut - (v < float(cut));
+#endif
 }
 
 // The range of valid pixels in the output's dtype, its ends rounded inward so that it holds exactly.
@@ -225,9 +246,7 @@ ENSADV_HD level_t finish(float v, float c, float eps, const Box<level_t>& box) {
   const float far_lo = box.lo - 2.0f, far_hi = box.hi + 2.0f;
   c = c > far_lo ? c : far_lo;
   c = c < far_hi ? c : far_hi;
-  const float scaled = c * 255.0f + 0.5f;
-  const int32_t cut = int32_t(scaled);
-  const int32_t center = cut - (scaled < float(cut));  // floor
+  const int32_t center = floor_int(c * 255.0f + 0.5f);
   const int32_t reach = int32_t((eps < box.widest ? eps : box.widest) * 255.0f);
   int32_t k = int32_t(v * 255.0f + 0.5f);
   k = k < center - reach ? center - reach : k;

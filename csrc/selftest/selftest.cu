@@ -18,6 +18,8 @@
 
 #include "../kernels/cuda/launch.h"
 #include "../kernels/l2_step.h"
+#include "../kernels/logit_grad.h"
+#include "../kernels/model_entry.h"
 #include "../kernels/momentum_step.h"
 #include "../kernels/null.h"
 #include "../kernels/random_step.h"
@@ -83,6 +85,7 @@ class Twin {
   }
   // Empty, or where device memory differs from the host's, what lies before the base included.
   std::string difference(Dtype dtype) const {
+    if (host_.empty()) return "";
     const std::vector<char> got = download();
     if (memcmp(got.data(), host_.data(), size_t(lead_))) return "wrote before its base";
     const int64_t size = size_of(dtype), n = (int64_t(got.size()) - lead_) / size;
@@ -211,6 +214,8 @@ class Selftest {
     random_steps();
     sample_epses();
     split_keys();
+    model_entries();
+    logit_grads();
     far_offsets();
     printf("%d passed, %d failed\n", tally_.passed, tally_.failed);
     return tally_.failed ? 1 : 0;
@@ -526,6 +531,9 @@ class Selftest {
   void conversions();
   void philox_words();
   void quantile();
+  void model_entries();
+  void logit_grads();
+  std::string logit_grad(Dtype dtype, int64_t members, int32_t classes, Fuse fuse, Loss loss, Rule rule);
 
   Tally tally_;
   cudaStream_t stream_ = nullptr;
@@ -618,6 +626,165 @@ void Selftest::quantile() {
   char text[64];
   snprintf(text, sizeof text, "relative difference %.2g", worst);
   tally_.note("normal_quantile", worst < 1e-15 ? "" : text);
+}
+
+void Selftest::model_entries() {
+  struct Case {
+    int64_t batch, channels, spatial;
+  };
+  const Case cases[] = {{2, 1, 784}, {3, 3, 7},     {1, 3, 8},  {2, 3, 143},
+                        {33, 3, 64}, {5, 3, 1024}, {2, 5, 64}, {3, 2, 11}};
+  const auto last = [](int bits, int bit) { return bool(bits >> bit & 1); };
+  for (Dtype xt : kAll)
+    for (Dtype ot : {Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f64})
+      for (bool misaligned : {false, true}) {
+        std::string problem;
+        for (const Case& c : cases)
+          for (int bits = 0; bits < 64 && problem.empty(); ++bits) {  // layouts, delta, clamp, direction
+            const bool wide = xt == Dtype::f64, delta = last(bits, 3), clamp = last(bits, 4), backward = last(bits, 5);
+            const int64_t n = c.batch * c.channels * c.spatial;
+            const Dtype dt = wide ? Dtype::f64 : Dtype::bf16, gt = wide ? Dtype::f64 : Dtype::f16;
+            const Dtype st = wide ? Dtype::f64 : Dtype::f32;
+            const TwinPtr x = random_values(xt, n, -0.2, 1.2, misaligned, 1);
+            const TwinPtr d = random_values(dt, n, -0.3, 0.3, misaligned, 2);
+            const TwinPtr g = random_values(gt, n, -1, 1, misaligned, 3);
+            const TwinPtr mean = random_values(st, c.channels, 0.3, 0.6, false, 4, false);
+            const TwinPtr std = random_values(st, c.channels, 0.2, 0.4, false, 5, false);
+            Twin out(n * size_of(ot), misaligned ? size_of(ot) : 0);
+            ModelEntryArgs host, device;
+            for (ModelEntryArgs* a : {&host, &device}) {
+              const auto in = a == &host ? host_in : device_in;
+              const bool image = !backward || clamp;
+              a->x = {image ? in(x, xt) : In{}, backward ? last(bits, 2) : last(bits, 0)};
+              a->delta = {image && delta ? in(d, dt) : In{}, last(bits, 1)};
+              a->grad = {backward ? in(g, gt) : In{}, last(bits, 0)};
+              a->out = {a == &host ? out.host() : out.device(), ot};
+              a->out_last = last(bits, 2);
+              a->wide = wide;
+              a->mean = in(mean, st).data;
+              a->std = in(std, st).data;
+              a->clamp = clamp;
+              a->batch = c.batch;
+              a->channels = c.channels;
+              a->spatial = c.spatial;
+            }
+            (backward ? model_entry_grad_cpu : model_entry_cpu)(host, 0, c.batch * c.spatial);
+            launched((backward ? model_entry_grad_cuda : model_entry_cuda)(device, stream_), "model_entry");
+            problem = out.difference(ot);
+            if (!problem.empty())
+              problem = "channels " + std::to_string(c.channels) + ", spatial " + std::to_string(c.spatial) +
+                        ", mode " + std::to_string(bits) + " " + problem;
+          }
+        const std::string name = std::string("model_entry ") + name_of(xt) + " to " + name_of(ot);
+        tally_.note(name + (misaligned ? " misaligned" : ""), problem);
+      }
+}
+
+// As doubles, whatever they are.
+std::vector<double> numbers(const char* data, Dtype dtype, int64_t n) {
+  std::vector<double> result;
+  for (int64_t i = 0; i < n; ++i) {
+    switch (dtype) {
+      case Dtype::f32: result.push_back(reinterpret_cast<const float*>(data)[i]); break;
+      case Dtype::f16: result.push_back(to_compute(reinterpret_cast<const half_t*>(data)[i])); break;
+      case Dtype::bf16: result.push_back(to_compute(reinterpret_cast<const bfloat_t*>(data)[i])); break;
+      default: result.push_back(reinterpret_cast<const double*>(data)[i]); break;
+    }
+  }
+  return result;
+}
+
+// Sums run in another order on the GPU: labels are equal, the rest is close. Where rounding moved a scale to the
+// next power of two, the gradient moved with it.
+std::string Selftest::logit_grad(Dtype dtype, int64_t members, int32_t classes, Fuse fuse, Loss loss, Rule rule) {
+  constexpr int64_t batch = 6;
+  const Dtype wide = dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+  const int64_t n = members * batch * classes;
+  std::vector<double> values;
+  std::minstd_rand random{uint32_t(classes)};
+  for (int64_t i = 0; i < n; ++i) values.push_back(double(random() % 2001) / 100 - 10);
+  values[size_t(n - 1)] = kNan;  // in the last sample
+  Twin z(n * size_of(dtype), 0), grad(n * size_of(dtype), 0), labels(batch * 8, 0), given(batch * 8, 0);
+  Twin losses(batch * size_of(wide), 0), scales(batch * size_of(wide), 0);
+  for (int64_t i = 0; i < n; ++i) {
+    switch (dtype) {
+      case Dtype::f32: reinterpret_cast<float*>(z.host())[i] = float(values[size_t(i)]); break;
+      case Dtype::f16: reinterpret_cast<half_t*>(z.host())[i] = narrow<half_t>(values[size_t(i)]); break;
+      case Dtype::bf16: reinterpret_cast<bfloat_t*>(z.host())[i] = narrow<bfloat_t>(values[size_t(i)]); break;
+      default: reinterpret_cast<double*>(z.host())[i] = values[size_t(i)]; break;
+    }
+  }
+  z.upload();
+  for (int64_t b = 0; b < batch; ++b) reinterpret_cast<int64_t*>(given.host())[b] = b == 1 ? -1 : 7919 * b % classes;
+  given.upload();
+  const TwinPtr key = key_of(11, 12);
+  LogitGradArgs host, device;
+  for (LogitGradArgs* a : {&host, &device}) {
+    const auto data = [&](Twin& t) { return a == &host ? t.host() : t.device(); };
+    a->logits = {data(z), dtype};
+    a->grad = {data(grad), dtype};
+    a->given = reinterpret_cast<const int64_t*>(data(given));
+    a->labels = reinterpret_cast<int64_t*>(data(labels));
+    a->losses = data(losses);
+    a->scales = data(scales);
+    a->key = a == &host ? host_ints(key) : device_ints(key);
+    a->members = members;
+    a->batch = batch;
+    a->classes = classes;
+    a->rule = rule;
+    a->loss = loss;
+    a->fuse = fuse;
+    a->kappa = 1.0;
+  }
+  logit_grad_cpu(host, 0, batch);
+  launched(logit_grad_cuda(device, stream_), "logit_grad");
+  const std::vector<char> got = labels.download();
+  if (memcmp(got.data(), labels.host(), got.size())) return "labels differ";
+  const auto both = [&](Twin& t, Dtype d, int64_t count) {
+    return std::pair(numbers(t.host(), d, count), numbers(t.download().data(), d, count));
+  };
+  const auto [scale, scale_gpu] = both(scales, wide, batch);
+  const auto [value, value_gpu] = both(losses, wide, batch);
+  const auto [g, g_gpu] = both(grad, dtype, n);
+  const double eps = dtype == Dtype::f16 ? 0x1p-10 : dtype == Dtype::bf16 ? 0x1p-7 : 0.0;
+  for (int64_t b = 0; b < batch; ++b) {
+    const double moved = scale_gpu[size_t(b)] / scale[size_t(b)];
+    if (moved != 1.0 && moved != 0.5 && moved != 2.0) return "scale of sample " + std::to_string(b);
+    const double a = value[size_t(b)], c = value_gpu[size_t(b)];
+    if (std::isnan(a) != std::isnan(c) || std::abs(a - c) > 1e-4 + 1e-5 * std::abs(a))
+      return "loss of sample " + std::to_string(b) + ": CUDA " + std::to_string(c) + ", CPU " + std::to_string(a);
+    for (int64_t k = 0; k < members; ++k) {
+      const size_t first = size_t((k * batch + b) * classes);
+      double largest = 0.0;
+      for (int32_t j = 0; j < classes; ++j) largest = std::fmax(largest, std::abs(g[first + j]));
+      for (int32_t j = 0; j < classes; ++j) {
+        const double p = g[first + j] * moved, q = g_gpu[first + j];
+        if (std::isnan(p) != std::isnan(q) || std::abs(p - q) > (eps + 1e-5) * std::fmax(moved, 1.0) * largest)
+          return "gradient of sample " + std::to_string(b) + ", class " + std::to_string(j) + ": CUDA " +
+                 std::to_string(q) + ", CPU " + std::to_string(p);
+      }
+    }
+  }
+  return "";
+}
+
+void Selftest::logit_grads() {
+  for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f64})
+    for (int64_t members : {1, 3, 5})
+      for (Fuse fuse : {Fuse::logits, Fuse::probs, Fuse::loss})
+        for (Loss loss : {Loss::ce, Loss::cw, Loss::dlr}) {
+          std::string problem;
+          for (int32_t classes : {3, 10, 33, 1000, 1001, 2048, 12000, 30000, 70000})
+            for (Rule rule : {Rule::given, Rule::random, Rule::predicted, Rule::least_likely})
+              // Among many mixed probabilities two may lie within a rounding error of each other.
+              if (problem.empty() && (rule == Rule::given || fuse == Fuse::logits || classes < 99)) {
+                problem = logit_grad(dtype, members, classes, fuse, loss, rule);
+                if (!problem.empty()) problem = std::to_string(classes) + " classes: " + problem;
+              }
+          tally_.note(std::string("logit_grad ") + name_of(dtype) + ", " + std::to_string(members) +
+                          " members, fuse " + std::to_string(int(fuse)) + ", loss " + std::to_string(int(loss)),
+                      problem);
+        }
 }
 
 }  // namespace

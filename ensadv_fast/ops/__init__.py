@@ -2,6 +2,8 @@
 from . import _library
 from .keys import fresh_key, manual_seed, split
 from .l2_step import l2_step
+from .logit_grad import LogitGrad, logit_grad
+from .model_entry import model_entry
 from .momentum_step import momentum_step
 from .null import null
 from .project import project
@@ -12,6 +14,6 @@ from .sign_step import sign_step
 build_info = _library.build_info
 
 __all__ = [
-    "build_info", "fresh_key", "l2_step", "manual_seed", "momentum_step", "null", "project", "random_step",
-    "sample_eps", "sign_step", "split",
+    "LogitGrad", "build_info", "fresh_key", "l2_step", "logit_grad", "manual_seed", "model_entry", "momentum_step",
+    "null", "project", "random_step", "sample_eps", "sign_step", "split",
 ]

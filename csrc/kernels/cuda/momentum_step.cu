@@ -15,8 +15,9 @@ __global__ void __launch_bounds__(kThreads) momentum_sums_kernel(MomentumStepArg
             });
 }
 
+// Two blocks a multiprocessor: left to itself ptxas spills a word to fit five.
 template <class TX, class TG, class TO, bool kBall>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     momentum_step_kernel(MomentumStepArgs args, SignStep<TO, kBall> f, Chunks chunks, bool aligned) {
   using A = compute_t<TO>;
   constexpr int V = kPack<TX, TG, TO>;

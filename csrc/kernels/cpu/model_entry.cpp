@@ -1,0 +1,359 @@
+// Tiles of pixels that stay in the L1 cache: brought to x's order, computed on there, and only the result, in its
+// final dtype, changes order.
+#include "../model_entry.h"
+
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "loop.h"
+
+namespace ensadv {
+namespace {
+
+constexpr int64_t kTile = 1536;  // elements
+
+// Between planes, `stride` elements apart, and pixels of `channels` each. Indices are 64-bit: under -fwrapv, with
+// which Python extensions are built, 3 * p + c of an int might wrap, and the loop would not vectorise.
+#define ENSADV_REORDER_FIXED(U, C)                                                      \
+  ENSADV_CLONES void interleave##C(const U* planes, int64_t stride, int n, U* pixels) { \
+    ENSADV_INDEPENDENT for (int64_t p = 0; p < n; ++p)                                  \
+      for (int c = 0; c < C; ++c) pixels[C * p + c] = planes[c * stride + p];           \
+  }                                                                                     \
+  ENSADV_CLONES void split##C(const U* pixels, int n, U* planes, int64_t stride) {      \
+    ENSADV_INDEPENDENT for (int64_t p = 0; p < n; ++p)                                  \
+      for (int c = 0; c < C; ++c) planes[c * stride + p] = pixels[C * p + c];           \
+  }
+#define ENSADV_REORDER(U)                                                                \
+  ENSADV_REORDER_FIXED(U, 2)                                                             \
+  ENSADV_REORDER_FIXED(U, 3)                                                             \
+  ENSADV_REORDER_FIXED(U, 4)                                                             \
+  void interleave(const U* planes, int64_t stride, int64_t channels, int n, U* pixels) { \
+    switch (channels) {                                                                  \
+      case 2: return interleave2(planes, stride, n, pixels);                             \
+      case 3: return interleave3(planes, stride, n, pixels);                             \
+      case 4: return interleave4(planes, stride, n, pixels);                             \
+    }                                                                                    \
+    for (int64_t c = 0; c < channels; ++c)                                               \
+      for (int64_t p = 0; p < n; ++p) pixels[p * channels + c] = planes[c * stride + p]; \
+  }                                                                                      \
+  void split(const U* pixels, int64_t channels, int n, U* planes, int64_t stride) {      \
+    switch (channels) {                                                                  \
+      case 2: return split2(pixels, n, planes, stride);                                  \
+      case 3: return split3(pixels, n, planes, stride);                                  \
+      case 4: return split4(pixels, n, planes, stride);                                  \
+    }                                                                                    \
+    for (int64_t c = 0; c < channels; ++c)                                               \
+      for (int64_t p = 0; p < n; ++p) planes[c * stride + p] = pixels[p * channels + c]; \
+  }
+ENSADV_REORDER(uint16_t)
+ENSADV_REORDER(float)
+ENSADV_REORDER(double)
+#undef ENSADV_REORDER
+#undef ENSADV_REORDER_FIXED
+
+// Types of one width change order alike.
+template <class T>
+auto* raw(T* p) {
+  using U = std::conditional_t<sizeof(T) == 2, uint16_t, std::remove_const_t<T>>;
+  return reinterpret_cast<std::conditional_t<std::is_const_v<T>, const U, U>*>(p);
+}
+
+// `one`: a plane, with one mean and std; `each`: pixels, with a mean and std for each element.
+#define ENSADV_ADD(A)                                                    \
+  ENSADV_CLONES void add(const A* a, const A* b, int n, A* out) {        \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = a[i] + b[i]; \
+  }
+#define ENSADV_ENTRY(A, T)                                                                             \
+  ENSADV_CLONES void entry_one(const A* v, int n, A mean, A std, const ModelEntry<A>& f, T* out) {     \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i)                                                     \
+      out[i] = round_to<T>(f.centered(v[i], mean) / std);                                              \
+  }                                                                                                    \
+  ENSADV_CLONES void entry_each(const A* v, int n, const A* mean, const A* std,                        \
+                                const ModelEntry<A>& f, T* out) {                                      \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i)                                                     \
+      out[i] = round_to<T>(f.centered(v[i], mean[i]) / std[i]);                                        \
+  }                                                                                                    \
+  ENSADV_CLONES void grad_one(const A* g, const A* v, int n, A std, const ModelEntry<A>& f,            \
+                              T* out) {                                                                \
+    if (v)                                                                                             \
+      ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = round_to<T>(f.passed(g[i], v[i]) / std); \
+    else                                                                                               \
+      ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = round_to<T>(g[i] / std);                 \
+  }                                                                                                    \
+  ENSADV_CLONES void grad_each(const A* g, const A* v, int n, const A* std, const ModelEntry<A>& f,    \
+                               T* out) {                                                               \
+    if (v)                                                                                             \
+      ENSADV_INDEPENDENT for (int i = 0; i < n; ++i)                                                   \
+        out[i] = round_to<T>(f.passed(g[i], v[i]) / std[i]);                                           \
+    else                                                                                               \
+      ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = round_to<T>(g[i] / std[i]);              \
+  }
+// Half a unit added, the rest cut off: not right for every number, but see Affine.
+ENSADV_HD bfloat_t round_shortly(float v, bfloat_t) { return {uint16_t((float_bits(v) + 0x8000u) >> 16)}; }
+ENSADV_HD half_t round_shortly(float v, half_t) { return round_to<half_t>(v); }
+
+#define ENSADV_AFFINE(T)                                                                                   \
+  ENSADV_CLONES void affine_one(const uint8_t* v, int n, float a, float b, T* out) {                       \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = round_shortly(float(v[i]) * a + b, T{});       \
+  }                                                                                                        \
+  ENSADV_CLONES void affine_each(const uint8_t* v, int n, const float* a, const float* b, T* out) {        \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = round_shortly(float(v[i]) * a[i] + b[i], T{}); \
+  }
+ENSADV_AFFINE(half_t)
+ENSADV_AFFINE(bfloat_t)
+#undef ENSADV_AFFINE
+
+#define ENSADV_ENTRIES(A) \
+  ENSADV_ADD(A)           \
+  ENSADV_ENTRY(A, float)  \
+  ENSADV_ENTRY(A, double) \
+  ENSADV_ENTRY(A, half_t) \
+  ENSADV_ENTRY(A, bfloat_t)
+ENSADV_ENTRIES(float)
+ENSADV_ENTRIES(double)
+#undef ENSADV_ENTRIES
+#undef ENSADV_ENTRY
+#undef ENSADV_ADD
+
+// The tile at hand: pixels [p, p + n) of a sample.
+struct Place {
+  int64_t sample, p;
+  int n;
+};
+
+// Body over the tiles of [begin, end), pixels of the whole batch.
+template <class Body>
+void for_each_tile(const ModelEntryArgs& args, int64_t begin, int64_t end, Body body) {
+  const int most = int(std::max<int64_t>(1, kTile / args.channels));
+  for_each_chunk({args.batch * args.spatial, args.spatial}, true, most, begin, end,
+                 [&](int64_t i, int n, int64_t sample) { body(Place{sample, i - sample * args.spatial, n}); });
+}
+
+// Where the tile begins in memory, or channel c of it where that holds planes.
+int64_t offset(const ModelEntryArgs& args, bool last, const Place& at, int64_t c) {
+  const int64_t first = at.sample * args.spatial * args.channels;
+  return first + (last ? at.p * args.channels : c * args.spatial + at.p);
+}
+
+// What is a plane or a run of pixels in x's order: `last` says which of the two.
+template <class A>
+class Reader {
+ public:
+  Reader(const ModelEntryArgs& args, const Pixels& from, bool last)
+      : args_(args), from_(from), last_(last), scratch_(from.in.data ? size_t(2 * room(args)) : 0) {}
+  static int64_t room(const ModelEntryArgs& args) { return std::max(kTile, args.channels); }
+
+  bool given() const { return from_.in.data; }
+
+  void go_to(const Place& at) {
+    at_ = at;
+    if (!given() || from_.last == last_) return;
+    const int64_t channels = args_.channels;
+    A* reordered = scratch_.data() + room(args_);
+    if (last_) {
+      for (int64_t c = 0; c < channels; ++c) {
+        A* plane = scratch_.data() + c * at.n;
+        const A* read = fetch(c, at.n, plane);
+        if (read != plane) memcpy(plane, read, size_t(at.n) * sizeof(A));
+      }
+      interleave(scratch_.data(), at.n, channels, at.n, reordered);
+    } else {
+      split(fetch(0, int(at.n * channels), scratch_.data()), channels, at.n, reordered, at.n);
+    }
+  }
+  const A* plane(int64_t c) {
+    return from_.last ? scratch_.data() + room(args_) + c * at_.n : fetch(c, at_.n, scratch_.data());
+  }
+  const A* pixels() {
+    return from_.last ? fetch(0, int(at_.n * args_.channels), scratch_.data())
+                      : scratch_.data() + room(args_);
+  }
+
+ private:
+  const A* fetch(int64_t c, int n, A* to) const { return load(from_.in, offset(args_, from_.last, at_, c), n, to); }
+
+  const ModelEntryArgs& args_;
+  const Pixels from_;
+  const bool last_;
+  std::vector<A> scratch_;  // what is read, and what has changed its order
+  Place at_{};
+};
+
+// x + delta, or what there is of it; null where x is absent.
+template <class A>
+class Sum {
+ public:
+  Sum(const ModelEntryArgs& args)
+      : x_(args, args.x, args.x.last), delta_(args, args.delta, args.x.last),
+        scratch_(delta_.given() ? size_t(Reader<A>::room(args)) : 0) {}
+
+  void go_to(const Place& at) {
+    x_.go_to(at);
+    delta_.go_to(at);
+  }
+  const A* plane(int64_t c, int n) {
+    return !x_.given() ? nullptr : delta_.given() ? sum(x_.plane(c), delta_.plane(c), n) : x_.plane(c);
+  }
+  const A* pixels(int n) {
+    return !x_.given() ? nullptr : delta_.given() ? sum(x_.pixels(), delta_.pixels(), n) : x_.pixels();
+  }
+
+ private:
+  const A* sum(const A* x, const A* delta, int n) {
+    add(x, delta, n, scratch_.data());
+    return scratch_.data();
+  }
+
+  Reader<A> x_, delta_;
+  std::vector<A> scratch_;
+};
+
+// The result of a tile: where planes or pixels in x's order are put, and from where they get to their place.
+template <class T>
+class Writer {
+ public:
+  Writer(const ModelEntryArgs& args, bool last)
+      : args_(args), last_(last), scratch_(last == args.out_last ? 0 : size_t(Reader<float>::room(args))) {}
+
+  T* plane(const Place& at, int64_t c) { return args_.out_last ? scratch_.data() + c * at.n : home(at, c); }
+  T* pixels(const Place& at) { return args_.out_last ? home(at, 0) : scratch_.data(); }
+  void finish(const Place& at) {
+    if (last_ == args_.out_last) return;
+    if (last_)
+      split(raw(scratch_.data()), args_.channels, at.n, raw(home(at, 0)), args_.spatial);
+    else
+      interleave(raw(scratch_.data()), at.n, args_.channels, at.n, raw(home(at, 0)));
+  }
+
+ private:
+  T* home(const Place& at, int64_t c) const {
+    return static_cast<T*>(args_.out.data) + offset(args_, args_.out_last, at, c);
+  }
+
+  const ModelEntryArgs& args_;
+  const bool last_;
+  std::vector<T> scratch_;
+};
+
+// A channel's value for each element of a tile: of pixels, or else of planes, where one of each channel will do.
+template <class A>
+std::vector<A> repeated(const ModelEntryArgs& args, bool last, const void* values) {
+  std::vector<A> result(size_t(last ? Reader<A>::room(args) : args.channels));
+  for (size_t i = 0; i < result.size(); ++i) result[i] = static_cast<const A*>(values)[i % size_t(args.channels)];
+  return result;
+}
+
+// Bytes to 16 bits: one multiplication and one addition nearly always give what the two divisions give, and since
+// there are but 256 bytes, whether they do is seen beforehand, channel by channel.
+template <class T>
+class Affine {
+ public:
+  Affine(const ModelEntryArgs& args, bool last) {
+    if constexpr (kPossible) {
+      if (!args.x.bytes() || args.delta.in.data || args.wide) return;
+      const ModelEntry<float> f(args.clamp);
+      uint8_t bytes[256];
+      float images[256];
+      for (int v = 0; v < 256; ++v) images[v] = to_compute(level_t{bytes[v] = uint8_t(v)});
+      for (int64_t c = 0; c < args.channels; ++c) {
+        const float mean = static_cast<const float*>(args.mean)[c], std = static_cast<const float*>(args.std)[c];
+        a_.push_back(float(1.0 / (255.0 * double(std))));
+        b_.push_back(float(-double(mean) / double(std)));
+        T wanted[256], got[256];
+        entry_one(images, 256, mean, std, f, wanted);
+        affine_one(bytes, 256, a_.back(), b_.back(), got);
+        holds_.push_back(memcmp(wanted, got, sizeof(got)) == 0);
+      }
+      all_ = std::find(holds_.begin(), holds_.end(), false) == holds_.end();
+      for (int64_t i = args.channels; all_ && last && i < Reader<float>::room(args); ++i) {
+        a_.push_back(a_[size_t(i - args.channels)]);
+        b_.push_back(b_[size_t(i - args.channels)]);
+      }
+    }
+  }
+
+  bool holds(int64_t c) const { return !holds_.empty() && holds_[size_t(c)]; }
+  bool holds() const { return all_; }
+  void one(const uint8_t* v, int n, int64_t c, T* out) const {
+    if constexpr (kPossible) affine_one(v, n, a_[size_t(c)], b_[size_t(c)], out);
+  }
+  void each(const uint8_t* v, int n, T* out) const {
+    if constexpr (kPossible) affine_each(v, n, a_.data(), b_.data(), out);
+  }
+
+ private:
+  static constexpr bool kPossible = sizeof(T) == 2;
+  std::vector<float> a_, b_;
+  std::vector<bool> holds_;
+  bool all_ = false;
+};
+
+template <class A, class T>
+void entry(const ModelEntryArgs& args, int64_t begin, int64_t end) {
+  const ModelEntry<A> f(args.clamp);
+  const bool last = args.x.last;
+  Sum<A> image(args);
+  Writer<T> out(args, last);
+  const Affine<T> affine(args, last);
+  const std::vector<A> mean = repeated<A>(args, last, args.mean);
+  const std::vector<A> std = repeated<A>(args, last, args.std);
+  for_each_tile(args, begin, end, [&](const Place& at) {
+    image.go_to(at);
+    const int n = int(at.n * args.channels);
+    const uint8_t* bytes = static_cast<const uint8_t*>(args.x.in.data);
+    if (last && affine.holds()) {
+      affine.each(bytes + offset(args, true, at, 0), n, out.pixels(at));
+    } else if (last) {
+      entry_each(image.pixels(n), n, mean.data(), std.data(), f, out.pixels(at));
+    }
+    for (int64_t c = 0; c < args.channels && !last; ++c) {
+      if (affine.holds(c))
+        affine.one(bytes + offset(args, false, at, c), at.n, c, out.plane(at, c));
+      else
+        entry_one(image.plane(c, at.n), at.n, mean[size_t(c)], std[size_t(c)], f, out.plane(at, c));
+    }
+    out.finish(at);
+  });
+}
+
+template <class A, class T>
+void entry_grad(const ModelEntryArgs& args, int64_t begin, int64_t end) {
+  const ModelEntry<A> f(args.clamp);
+  const bool last = args.out_last;
+  Sum<A> image(args);
+  Reader<A> grad(args, args.grad, last);
+  Writer<T> out(args, last);
+  const std::vector<A> std = repeated<A>(args, last, args.std);
+  for_each_tile(args, begin, end, [&](const Place& at) {
+    image.go_to(at);
+    grad.go_to(at);
+    if (last) {
+      const int n = int(at.n * args.channels);
+      grad_each(grad.pixels(), image.pixels(n), n, std.data(), f, out.pixels(at));
+    } else {
+      for (int64_t c = 0; c < args.channels; ++c)
+        grad_one(grad.plane(c), image.plane(c, at.n), at.n, std[size_t(c)], f, out.plane(at, c));
+    }
+  });
+}
+
+}  // namespace
+
+void model_entry_cpu(const ModelEntryArgs& args, int64_t begin, int64_t end) {
+  with_dtype(args.out.dtype, [&](auto t) {
+    using T = decltype(t);
+    if constexpr (!std::is_same_v<T, level_t>)
+      (args.wide ? entry<double, T> : entry<float, T>)(args, begin, end);
+  });
+}
+
+void model_entry_grad_cpu(const ModelEntryArgs& args, int64_t begin, int64_t end) {
+  with_dtype(args.out.dtype, [&](auto t) {
+    using T = decltype(t);
+    if constexpr (!std::is_same_v<T, level_t>)
+      (args.wide ? entry_grad<double, T> : entry_grad<float, T>)(args, begin, end);
+  });
+}
+
+}  // namespace ensadv

@@ -1,0 +1,73 @@
+#include "../kernels/logit_grad.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "common.h"
+
+namespace ensadv::ops {
+namespace {
+
+void* per_row(const char* op, const char* name, const Tensor& t, int64_t n, const Tensor& logits) {
+  const auto wanted = logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == n && t.is_contiguous() && t.scalar_type() == wanted &&
+                      t.device() == logits.device(),
+                  op, ": ", name, " must be a contiguous [", n, "] tensor on logits' device, float32 (float64 for ",
+                  "float64 logits)");
+  return t.data_ptr();
+}
+
+void logit_grad(const Tensor logits, const std::optional<Tensor> given, const std::optional<Tensor> weights,
+                const std::optional<Tensor> key, const std::optional<Tensor> index, int64_t rule, int64_t loss_kind,
+                int64_t fuse, bool targeted, double kappa, bool rescale, const Tensor grad, const Tensor labels,
+                const Tensor loss, const Tensor scale) {
+  constexpr const char* op = "logit_grad";
+  STD_TORCH_CHECK(logits.dim() == 3 && logits.is_contiguous() && grad.is_contiguous(), op,
+                  ": logits and grad must be contiguous [members, batch, classes] tensors");
+  check_like(op, "grad", grad, logits);
+  check_apart(op, "grad", grad, "logits", logits);
+  const int64_t members = logits.size(0), batch = logits.size(1), classes = logits.size(2);
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 4096;  // indices run a little beyond the end
+  STD_TORCH_CHECK(members >= 1 && classes >= 1 && classes <= kMost && batch <= kMost, op, ": unsupported shape");
+  STD_TORCH_CHECK(rule >= 0 && rule <= int64_t(Rule::random), op, ": unknown rule");
+  STD_TORCH_CHECK(loss_kind >= 0 && loss_kind <= int64_t(Loss::dlr), op, ": unknown loss");
+  STD_TORCH_CHECK(fuse >= 0 && fuse <= int64_t(Fuse::loss), op, ": unknown fuse");
+  STD_TORCH_CHECK(Loss(loss_kind) != Loss::dlr || classes >= 3, op, ": dlr needs at least 3 classes");
+  STD_TORCH_CHECK(Rule(rule) != Rule::random || key, op, ": rule random needs a key");
+  LogitGradArgs args;
+  args.logits = in_ref(op, logits);
+  args.grad = out_ref(op, grad);
+  STD_TORCH_CHECK(args.logits.dtype == args.grad.dtype && args.grad.dtype != Dtype::u8, op,
+                  ": grad must have logits' dtype, a float one");
+  if (given) args.given = int64_data(op, "given", *given, batch, logits);
+  args.labels = const_cast<int64_t*>(int64_data(op, "labels", labels, batch, logits));
+  args.losses = per_row(op, "loss", loss, batch, logits);
+  args.scales = per_row(op, "scale", scale, batch, logits);
+  if (weights) args.weights = per_row(op, "weights", *weights, members, logits);
+  if (key) args.key = int64_data(op, "key", *key, 2, logits);
+  args.index = index_data(op, index, batch, logits);
+  args.members = members;
+  args.batch = batch;
+  args.classes = int32_t(classes);
+  args.rule = Rule(rule);
+  args.loss = Loss(loss_kind);
+  args.fuse = Fuse(fuse);
+  args.targeted = targeted;
+  args.rescale = rescale;
+  args.kappa = kappa;
+  if (batch == 0) return;
+  if (logits.is_cuda()) {
+    on_cuda(op, logits, [&](void* stream) { return logit_grad_cuda(args, stream); });
+  } else {
+    on_cpu(batch, [&](int64_t begin, int64_t end) { logit_grad_cpu(args, begin, end); },
+           std::max<int64_t>(1, kGrain / (members * classes)));
+  }
+}
+
+ENSADV_OP(logit_grad,
+          "(Tensor logits, Tensor? given, Tensor? weights, Tensor? key, Tensor? index, int rule, int loss_kind, "
+          "int fuse, bool targeted, float kappa, bool rescale, Tensor(a!) grad, Tensor(b!) labels, "
+          "Tensor(c!) loss, Tensor(d!) scale) -> ()")
+
+}  // namespace
+}  // namespace ensadv::ops

@@ -1,0 +1,164 @@
+"""logit_grad: label, loss and the start of the backward pass, from one forward pass's logits in one launch."""
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _checks as check
+from . import _reference as ref
+from . import keys
+from ._library import register_fake
+from ._losses import LOSSES, RULES, choose_labels, power_of_two_scale, sample_losses
+
+FUSES = ("logits", "probs", "loss")
+
+
+class LogitGrad(NamedTuple):
+    """grad: gradient of the loss by the logits, times scale; the logits' shape and dtype. labels: int64 [B], those
+    chosen. loss: [B], float32 (float64 for float64 logits). scale: [B] of loss's dtype, a power of two per sample;
+    grad / scale is the true gradient."""
+
+    grad: Tensor
+    labels: Tensor
+    loss: Tensor
+    scale: Tensor
+
+
+def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "true", targeted: bool = False,
+               loss: str = "ce", kappa: float = 0.0, fuse: str | None = None,
+               weights: Sequence[float] | Tensor | None = None, index: Tensor | None = None,
+               key: Tensor | None = None, rescale: bool = True) -> LogitGrad:
+    """Chosen labels, per-sample loss, and its gradient by the logits times a power of two per sample.
+
+    The loss is summed over the batch, not averaged. Untargeted attacks ascend it, targeted ones descend.
+
+    Args:
+        logits: [B, C], or the logits of K models, [K, B, C]; float32, float16, bfloat16 or float64.
+        labels: int64 [B] on the logits' device, or None: then the prediction stands in for the true label, so that
+            nothing leaks (Kurakin et al. 2017, section 4.3).
+        rule: ``true``: labels; ``predicted``: argmax; ``least_likely``: argmin (Step-LL, Iter-LL); ``random``:
+            uniform over the classes other than ``labels`` (or the prediction): with w word 0 of Philox block 0 of
+            the sample, w * (C - 1) >> 32, counted over the other classes in order. Ties go to the lowest index.
+        loss: ``ce``: cross-entropy. ``cw``: the margin Z_y - max_{i != y} Z_i as a hinge (Carlini and Wagner 2017;
+            the PGD of Tramer et al. 2018): -max(0, Z_y - max Z_i + kappa), targeted max(0, max Z_i - Z_y + kappa);
+            its gradient vanishes once the margin is reached. ``dlr``: difference of logits ratio (Croce and Hein
+            2020): -(Z_y - max_{i != y} Z_i) / (Z_(1) - Z_(3)), Z_(k) the k-th largest; needs three classes.
+        targeted, kappa: turn and shift the hinge of ``cw``; without effect on the others.
+        fuse: what is mixed for [K, B, C], and None for [B, C]. ``logits``: one loss of sum_k w_k z_k (Dong et al.
+            2018, who found it the strongest). ``probs``: one loss of the mixed probabilities P = sum_k w_k p_k:
+            ``ce`` is -log P_y, the margins are those of P. ``loss``: sum_k w_k loss(z_k). Labels come from the
+            mixed logits for "logits", from P for the other two.
+        weights: w, K numbers or a tensor [K] on the logits' device, >= 0 and used as given (default: 1/K each).
+            Numbers are copied to the device at every call: a GPU loop passes a tensor.
+        index: int64 [B], sample indices for the random rule, each in [0, 2^32). Default: 0..B-1.
+        key: int64 [2] for the random rule. Default: the package's own stream.
+        rescale: multiply each sample's gradient by the power of two that brings the largest off-label probability
+            of the (mixed) distribution into [1, 2), so that no dtype underflows; at most 2^100, and 1 where nothing
+            is left to lift. float16 holds the result up to 32,000 classes. The margins' gradients are of order 1
+            already: their scale is 1.
+
+    Returns:
+        :class:`LogitGrad`, without autograd history. It is computed in float32 (float64 for float64 logits) and
+        rounded once. Where several scores tie for the largest but the label's, they share its gradient evenly, as
+        in torch.amax. An infinite or NaN maximum gives NaN, as in torch.softmax. A label outside [0, C), possible
+        only on a GPU, where it is not looked at, gives loss NaN and a zero gradient.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    op = "logit_grad"
+    logits = check.tensor(op, "logits", logits)
+    rule_id, loss_id = check.choice(op, "rule", rule, RULES), check.choice(op, "loss", loss, LOSSES)
+    if logits.dim() not in (2, 3):
+        raise ValueError(f"{op}: logits must have shape [B, C] or [K, B, C], got {tuple(logits.shape)}")
+    if (fuse is None) != (logits.dim() == 2):
+        raise ValueError(f"{op}: fuse must be one of {', '.join(FUSES)} for logits [K, B, C] and None for [B, C], "
+                         f"got {fuse!r} for shape {tuple(logits.shape)}")
+    fuse_id = 0 if fuse is None else check.choice(op, "fuse", fuse, FUSES)
+    members, n, classes = (1, *logits.shape) if fuse is None else logits.shape
+    if members < 1 or classes < 1:
+        raise ValueError(f"{op}: logits must have at least one member and one class, got {tuple(logits.shape)}")
+    if loss == "dlr" and classes < 3:
+        raise ValueError(f"{op}: loss dlr needs at least 3 classes, got {classes}")
+    if rule == "random" and classes < 2:
+        raise ValueError(f"{op}: rule random needs at least 2 classes, got {classes}")
+    wide = ref.compute_dtype(logits.dtype)
+    labels = _labels(op, labels, n, classes, logits)
+    weights = _weights(op, weights, members, fuse, logits, wide)
+    kappa = check.number(op, "kappa", kappa)
+    index = check.index(op, index, n, logits.device)
+    if rule == "random" and key is None:
+        key = keys.next_key(logits.device)
+    key = None if key is None else check.key(op, key, logits.device)
+    dense = logits.contiguous()
+    grad = torch.empty_like(dense)
+    chosen = torch.empty(n, dtype=torch.int64, device=logits.device)
+    value, scale = (torch.empty(n, dtype=wide, device=logits.device) for _ in range(2))
+    shape = (members, n, classes)
+    torch.ops.ensadv_fast.logit_grad.default(
+        dense.view(shape), labels, weights, key, index, rule_id, loss_id, fuse_id, bool(targeted), kappa,
+        bool(rescale), grad.view(shape), chosen, value, scale)
+    return LogitGrad(grad, chosen, value, scale)
+
+
+def _labels(op: str, labels, n: int, classes: int, logits: Tensor) -> Tensor | None:
+    if labels is None:
+        return None
+    labels = check.tensor(op, "labels", labels, (torch.int64,))
+    if labels.shape != (n,):
+        raise ValueError(f"{op}: labels must have shape [B] = [{n}], got {tuple(labels.shape)}")
+    if labels.device != logits.device:
+        raise ValueError(f"{op}: labels must be on logits' device {logits.device}, got {labels.device}")
+    if n and check.readable(labels):
+        low, high = (int(v) for v in labels.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(f"{op}: labels must lie in [0, {classes}), got [{low}, {high}]")
+    return labels.contiguous()
+
+
+def _weights(op: str, weights, members: int, fuse: str | None, logits: Tensor, wide: torch.dtype) -> Tensor | None:
+    if weights is None:
+        return None
+    if fuse is None:
+        raise ValueError(f"{op}: weights are for logits [K, B, C], got logits of shape {tuple(logits.shape)}")
+    if not isinstance(weights, Tensor):
+        weights = torch.tensor([check.number(op, "weights", w) for w in weights], dtype=wide, device=logits.device)
+    weights = check.tensor(op, "weights", weights)
+    if weights.shape != (members,):
+        raise ValueError(f"{op}: weights must have shape [K] = [{members}], got {tuple(weights.shape)}")
+    if weights.device != logits.device:
+        raise ValueError(f"{op}: weights must be on logits' device {logits.device}, got {weights.device}")
+    if check.readable(weights) and not (bool((weights >= 0).all()) and 0 < float(weights.sum()) < torch.inf):
+        raise ValueError(f"{op}: weights must be >= 0, finite and not all 0, got {weights.tolist()}")
+    return weights.to(wide).contiguous()
+
+
+def reference(logits: Tensor, labels: Tensor | None = None, *, rule: str = "true", targeted: bool = False,
+              loss: str = "ce", kappa: float = 0.0, fuse: str | None = None,
+              weights: Sequence[float] | Tensor | None = None, index: Tensor | None = None,
+              key: Tensor | None = None, rescale: bool = True) -> LogitGrad:
+    """The same by plain PyTorch and its autograd, in float64, then rounded."""
+    wide = ref.compute_dtype(logits.dtype)
+    with torch.enable_grad():
+        z = logits.detach().double().requires_grad_()
+        members = z[None] if fuse is None else z
+        w = torch.full((len(members),), 1 / len(members), dtype=torch.float64) if weights is None else weights
+        w = torch.as_tensor(w, dtype=wide, device=z.device).double().view(-1, 1, 1)
+        # Probabilities enter as their logarithms, of which the cross-entropy is that of the probabilities.
+        scores = (w * members).sum(0) if fuse in (None, "logits") else (w * members.softmax(2)).sum(0).log()
+        chosen = choose_labels(scores.detach(), labels, rule, key, index)
+        if fuse == "loss":
+            value = sum(w[k, 0] * sample_losses(m, chosen, loss, targeted=targeted, kappa=kappa)
+                        for k, m in enumerate(members))
+        elif fuse == "probs" and loss == "ce":
+            value = -scores.gather(1, chosen[:, None]).squeeze(1)
+        else:
+            value = sample_losses(scores.exp() if fuse == "probs" else scores, chosen, loss, targeted=targeted,
+                                  kappa=kappa)
+        scale = power_of_two_scale(scores.to(wide), chosen, loss) if rescale else torch.ones_like(value, dtype=wide)
+        (grad,) = torch.autograd.grad(value, z, scale.double())
+    return LogitGrad(grad.to(logits.dtype), chosen, value.detach().to(wide), scale)
+
+
+register_fake("logit_grad")

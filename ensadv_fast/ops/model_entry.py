@@ -1,0 +1,152 @@
+"""model_entry: from an image to what a model's first layer takes, in one pass."""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _checks as check
+from . import _reference as ref
+from ._library import register_fake
+
+
+def model_entry(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[float] | Tensor | None, *,
+                delta: Tensor | None = None, dtype: torch.dtype | None = None, channels_last: bool = True,
+                clamp: bool = True, out: Tensor | None = None) -> Tensor:
+    """((x + delta).clamp(0, 1) - mean) / std in the model's dtype and memory format, in one pass.
+
+    Args:
+        x: images [N, C, H, W] in [0, 1], float32, float16, bfloat16 or float64; or uint8, 0..255, which counts as
+            x / 255. Contiguous or channels_last without a copy.
+        mean, std: per-channel normalisation, C numbers or a tensor [C] on x's device; None: 0 and 1. Numbers are
+            copied to the device at every call: a GPU loop passes tensors. std != 0.
+        delta: perturbation of x's shape and device, any float dtype and memory format.
+        dtype: of the result; default: x's, or float32 for uint8 x.
+        channels_last: memory format of the result; otherwise contiguous.
+        clamp: cut x + delta to [0, 1]. NaN passes.
+        out: written and returned where given, in its own dtype and memory format; x's shape and device. It must not
+            share memory with x or delta, and no gradient may be asked for.
+
+    Returns:
+        A tensor of x's shape. It is computed in float32 (float64 for float64 x), bit for bit the plain expression,
+        and rounded once. Differentiable in x (where float) and delta: the gradient is grad / std where the clamp
+        did not cut, its ends included, and 0 where it did, as torch.clamp's; it has x's memory format.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    op = "model_entry"
+    _images(op, x)
+    wide = ref.compute_dtype(x.dtype)
+    if delta is not None:
+        check.like(op, "delta", delta, x)
+    mean, std = _channels(op, "mean", mean, 0.0, x, wide), _channels(op, "std", std, 1.0, x, wide)
+    if check.readable(std) and not bool(std.all()):
+        raise ValueError(f"{op}: std must not be 0, got {std.tolist()}")
+    wants_grad = torch.is_grad_enabled() and (x.requires_grad or (delta is not None and delta.requires_grad))
+    if out is not None:
+        check.output(op, out, x, check.FLOATS)
+        if wants_grad:
+            raise ValueError(f"{op}: out must not be given where x or delta requires grad")
+        if dtype not in (None, out.dtype):
+            raise ValueError(f"{op}: dtype must be out's {check.names([out.dtype])} or None, got {dtype}")
+        to = check.Destination(out, out)
+        _forward(x, delta, mean, std, bool(clamp), to.dense)
+        return to.result()
+    if dtype is None:
+        dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
+    elif dtype not in check.FLOATS:
+        raise ValueError(f"{op}: dtype must be {check.names(check.FLOATS)} or None, got {dtype}")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    if wants_grad:
+        return _Entry.apply(x, delta, mean, std, bool(clamp), dtype, layout)
+    return _forward(x, delta, mean, std, bool(clamp), _empty(x, dtype, layout))
+
+
+def _images(op: str, x) -> None:
+    check.images(op, x)
+    if x.dim() != 4:
+        raise ValueError(f"{op}: x must have shape [N, C, H, W], got {tuple(x.shape)}")
+
+
+def _channels(op: str, name: str, values, default: float, x: Tensor, wide: torch.dtype) -> Tensor:
+    channels = x.shape[1]
+    if values is None:
+        return torch.full((channels,), default, dtype=wide, device=x.device)
+    if not isinstance(values, Tensor):
+        values = torch.tensor([check.number(op, name, v) for v in values], dtype=wide, device=x.device)
+    values = check.tensor(op, name, values)
+    check.same_device(op, name, values, x)
+    if values.shape != (channels,):
+        raise ValueError(f"{op}: {name} must have shape [C] = [{channels}], got {tuple(values.shape)}")
+    return values.to(wide).contiguous()
+
+
+def _empty(x: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
+    return torch.empty_like(x, dtype=dtype, memory_format=layout, requires_grad=False)
+
+
+def _dense(t: Tensor | None) -> Tensor | None:
+    """Contiguous or channels_last: as it is where it is either."""
+    return t if t is None or check.memory_format(t) is not None else t.contiguous()
+
+
+def _forward(x: Tensor, delta: Tensor | None, mean: Tensor, std: Tensor, clamp: bool, out: Tensor) -> Tensor:
+    torch.ops.ensadv_fast.model_entry.default(_dense(x), _dense(delta), mean, std, clamp, out)
+    return out
+
+
+class _EntryGrad(torch.autograd.Function):
+    """The backward pass: linear in its gradient, so that its own backward pass is itself."""
+
+    @staticmethod
+    def forward(ctx, grad, x, delta, std, clamp, dtype, layout):
+        ctx.save_for_backward(std, x, delta)
+        ctx.clamp, ctx.dtype, ctx.layout = clamp, grad.dtype, layout
+        out = _empty(grad, dtype, layout)
+        torch.ops.ensadv_fast.model_entry_grad.default(_dense(grad), x, delta, std, clamp, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        std, x, delta = ctx.saved_tensors
+        return _EntryGrad.apply(grad, x, delta, std, ctx.clamp, ctx.dtype, ctx.layout), *[None] * 6
+
+
+class _Entry(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, delta, mean, std, clamp, dtype, layout):
+        x, delta = _dense(x), _dense(delta)
+        ctx.clamp, ctx.layout = clamp, check.memory_format(x)
+        ctx.dtypes = x.dtype, None if delta is None else delta.dtype
+        ctx.save_for_backward(std, *((x, delta) if clamp else (None, None)))
+        return _forward(x, delta, mean, std, clamp, _empty(x, dtype, layout))
+
+    @staticmethod
+    def backward(ctx, grad):
+        std, x, delta = ctx.saved_tensors
+        grads = [None, None]
+        for i, dtype in enumerate(ctx.dtypes):
+            if ctx.needs_input_grad[i]:
+                same = i == 1 and grads[0] is not None and ctx.dtypes[0] == dtype
+                grads[i] = grads[0] if same else _EntryGrad.apply(grad, x, delta, std, ctx.clamp, dtype, ctx.layout)
+        return *grads, None, None, None, None, None
+
+
+def reference(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[float] | Tensor | None, *,
+              delta: Tensor | None = None, dtype: torch.dtype | None = None, channels_last: bool = True,
+              clamp: bool = True) -> Tensor:
+    """The same in plain PyTorch, differentiable by its autograd."""
+    wide = ref.compute_dtype(x.dtype)
+    mean, std = (None if v is None else torch.as_tensor(v, dtype=wide, device=x.device).view(-1, 1, 1)
+                 for v in (mean, std))
+    v = x.to(wide) / 255 if x.dtype == torch.uint8 else x.to(wide)
+    v = v if delta is None else v + delta.to(wide)
+    v = v.clamp(0, 1) if clamp else v
+    v = v if mean is None else v - mean
+    v = v if std is None else v / std
+    dtype = dtype or (torch.float32 if x.dtype == torch.uint8 else x.dtype)
+    return v.to(dtype).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+register_fake("model_entry")
+register_fake("model_entry_grad")
