@@ -169,7 +169,7 @@ def test_the_package_s_own_stream_where_no_key_is_given():
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_cw_at_its_kink_and_where_others_tie_is_torchs(targeted):
+def test_cw_at_its_kink_and_where_others_tie(targeted):
     z = torch.tensor([[3.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 1.0], [0.0, 2.0, 2.0, -1.0], [5.0, 4.0, 0.0, 0.0]])
     y = torch.zeros(4, dtype=torch.int64)
     for kappa in (-2.0, -1.0, 0.0, 2.0):

@@ -84,7 +84,7 @@ specials = st.sampled_from([0.0, -0.0, 1.0, 1.0000001, 0.99999994, -1e-45, 1e-40
 @given(x=st.lists(specials, min_size=1, max_size=20), delta=specials, dtype=st.sampled_from(FLOATS), clamp=booleans,
        std=st.sampled_from([1.0, 0.225, -0.5, 1e-30, 3e38]))
 def test_specials(x, delta, dtype, clamp, std):
-    """Among them the ends of the clamp, which torch lets the gradient through, and NaN, which it does not."""
+    """Among them the ends of the clamp, which the gradient passes, and NaN, which it does not."""
     x = torch.tensor(x, dtype=torch.float64).to(dtype).view(1, 1, 1, -1).contiguous()
     delta, grad = torch.full_like(x, delta), torch.linspace(-2, 3, x.numel()).to(dtype).view(x.shape)
     for d in (None, delta):

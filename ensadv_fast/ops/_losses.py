@@ -53,7 +53,7 @@ def sample_losses(logits: Tensor, labels: Tensor, loss: str = "ce", *, targeted:
         own = logits.gather(1, labels[:, None]).squeeze(1)
         margin = own - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
         if loss == "cw":
-            value = (kappa - margin).clamp(min=0) if targeted else -(margin + kappa).clamp(min=0)
+            value = ref.clamp_open(kappa - margin, 0) if targeted else -ref.clamp_open(margin + kappa, 0)
         else:
             if logits.shape[1] < 3:
                 raise ValueError(f"loss dlr: needs at least 3 classes, got {logits.shape[1]}")

@@ -75,6 +75,16 @@ def inward(value: float, dtype: torch.dtype, toward: int) -> Tensor:
     return k + toward * off
 
 
+def clamp_open(v: Tensor, lo: float | None = None, hi: float | None = None) -> Tensor:
+    """v.clamp(lo, hi), its gradient 1 wherever nothing was cut, the ends included, and 0 elsewhere (NaN too).
+
+    torch.clamp itself passed the gradient at its ends in 2.13 and no longer does in 2.15. Ours must not change
+    with it: images have many pixels at exactly 0 and 1.
+    """
+    cut = v.detach().clamp(lo, hi)
+    return torch.where(v.detach() == cut, v, cut)
+
+
 def finish(v: Tensor, center: Tensor, eps: Tensor, lo: float, hi: float, dtype: torch.dtype) -> Tensor:
     """Clamp v to [lo, hi] and round it to `dtype`, no further from `center` than eps (law 1 of the numbers).
 

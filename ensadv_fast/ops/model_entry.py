@@ -29,7 +29,7 @@ def model_entry(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[
     Returns:
         A tensor of x's shape. It is computed in float32 (float64 for float64 x), bit for bit the plain expression,
         and rounded once. Differentiable in x (where float) and delta: the gradient is grad / std where the clamp
-        did not cut, its ends included, and 0 where it did, as torch.clamp's; it has x's memory format.
+        did not cut, its ends included, and 0 where it did; it has x's memory format.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
@@ -141,7 +141,7 @@ def reference(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[fl
                  for v in (mean, std))
     v = x.to(wide) / 255 if x.dtype == torch.uint8 else x.to(wide)
     v = v if delta is None else v + delta.to(wide)
-    v = v.clamp(0, 1) if clamp else v
+    v = ref.clamp_open(v, 0, 1) if clamp else v
     v = v if mean is None else v - mean
     v = v if std is None else v / std
     dtype = dtype or (torch.float32 if x.dtype == torch.uint8 else x.dtype)
