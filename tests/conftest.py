@@ -4,7 +4,6 @@ import torch
 from hypothesis import settings
 
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=60)
-settings.register_profile("sanitize", deadline=None, derandomize=True, max_examples=15)
 settings.load_profile("default")
 
 torch.set_num_threads(1)  # the networks here are too small to share; what threads change has tests of its own
