@@ -172,7 +172,7 @@ def finish_exact(v, center, eps, lo: float, hi: float, dtype: str) -> np.ndarray
     left it by exact comparison, and back into the box."""
     table = numbers(dtype)
     k_lo, k_hi = box_ends(lo, hi, dtype)
-    v = np.minimum(np.maximum(v, np.float32(lo)), np.float32(hi))
+    v = np.where(v < np.float32(lo), np.float32(lo), np.where(v > np.float32(hi), np.float32(hi), v))
     out = nearest(v, dtype)
     for i, (r, c, e) in enumerate(zip(table[out], center.astype(np.float64), np.broadcast_to(eps, v.shape))):
         if np.isnan(v[i]):
@@ -183,7 +183,8 @@ def finish_exact(v, center, eps, lo: float, hi: float, dtype: str) -> np.ndarray
             k -= int(distance > exact(e)) - int(distance < -exact(e))
         else:
             k -= int(r - c > e) - int(r - c < -e)
-        out[i] = pattern(min(max(k, k_lo), k_hi))
+        k = min(max(k, k_lo), k_hi)
+        out[i] = pattern(k) if k else out[i] & 0x8000  # a zero keeps its sign, as in float32
     return out
 
 

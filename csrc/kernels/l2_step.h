@@ -47,13 +47,21 @@ struct L2Step {
   using A = compute_t<T>;
   Box<T> box;
 
-  ENSADV_HD T operator()(A x, A grad, A center, const L2Sample<A>& s) const {
+  // Where the step leads before it is rounded and clipped, and how far from the center it may lie: in 16 bits each
+  // element is rounded toward that.
+  ENSADV_HD A operator()(A x, A grad, A center, const L2Sample<A>& s, A* reach) const {
     A v = s.moved(x, grad);
     const A c = kBall ? center : x;
     const A delta = v - c;
     v = kBall && s.shrink != A(1) ? c + delta * s.shrink : v;
-    const A reach = kBall ? delta * s.shrink : delta;
-    return finish(v, c, reach < A(0) ? -reach : reach, box);  // 16 bits: each element rounded toward the center
+    const A far = kBall ? delta * s.shrink : delta;
+    *reach = far < A(0) ? -far : far;
+    return v;
+  }
+  ENSADV_HD T operator()(A x, A grad, A center, const L2Sample<A>& s) const {
+    A reach;
+    const A v = (*this)(x, grad, center, s, &reach);
+    return finish(v, kBall ? center : x, reach, box);
   }
 };
 

@@ -2,8 +2,8 @@
 //
 // The rounding keeps law 1 of DESIGN (the budget holds in every dtype): a value v that float32 arithmetic
 // places on the ball |v - c| <= eps may lie a rounding error outside it, and rounding v to 16 bits may carry it
-// further out. `finish` rounds to nearest, asks in exact arithmetic (TwoSum) whether the result left the ball, and
-// if so takes the neighbour toward c. One step is enough whenever c itself is a 16-bit number: v exceeds the
+// further out. `finish` rounds to nearest, asks exactly (`step_inward`) whether the result left the ball, and if so
+// takes the neighbour toward c. One step is enough whenever c itself is a 16-bit number: v exceeds the
 // ball by less than one float32 spacing, so the neighbour lies inside.
 //
 // uint8 images stand for level / 255. Their results are rounded to the nearest level that is at most
@@ -92,6 +92,9 @@ ENSADV_HD float to_compute(half_t x) {
 #endif
 }
 
+ENSADV_HD uint32_t quiet_nan(bfloat_t) { return 0x7fc0u; }
+ENSADV_HD uint32_t quiet_nan(half_t) { return 0x7e00u; }
+
 // Round to nearest, ties to even; NaN stays NaN.
 ENSADV_HD uint32_t round_bits(float v, bfloat_t) {
 #if defined(__CUDA_ARCH__)
@@ -99,7 +102,7 @@ ENSADV_HD uint32_t round_bits(float v, bfloat_t) {
 #else
   const uint32_t u = float_bits(v);
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  return (u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded;
+  return (u & 0x7fffffffu) > 0x7f800000u ? quiet_nan(bfloat_t{}) : rounded;
 #endif
 }
 ENSADV_HD uint32_t round_bits(float v, half_t) {
@@ -115,7 +118,7 @@ ENSADV_HD uint32_t round_bits(float v, half_t) {
   const uint32_t subnormal = float_bits(bits_float(a) + 0.5f) - 0x3f000000u;
   uint32_t r = a < 0x38800000u ? subnormal : normal;
   r = a >= 0x477ff000u ? 0x7c00u : r;
-  r = a > 0x7f800000u ? 0x7e00u : r;
+  r = a > 0x7f800000u ? quiet_nan(half_t{}) : r;
   return r | sign;
 #endif
 }
@@ -131,13 +134,6 @@ ENSADV_HD T round_to(A v) {
     return T(v);
   }
 }
-
-// 16-bit patterns as integers in the order of the numbers they stand for; both zeros are 0.
-ENSADV_HD int32_t ordered(uint32_t bits) {
-  const int32_t magnitude = int32_t(bits & 0x7fffu);
-  return (bits & 0x8000u) ? -magnitude : magnitude;
-}
-ENSADV_HD uint32_t unordered(int32_t k) { return k < 0 ? 0x8000u | uint32_t(-k) : uint32_t(k); }
 
 template <class A>
 ENSADV_HD A clamp(A v, A lo, A hi) {  // NaN passes through, as torch.clamp
@@ -168,23 +164,26 @@ ENSADV_HD int32_t floor_int(float v) {  // of v within int32's range
 #endif
 }
 
-// The range of valid pixels in the output's dtype, its ends rounded inward so that it holds exactly.
+// The range of valid pixels. In 16 bits its ends are numbers of that type, rounded inward, so that it holds exactly.
 template <class T>
 struct Box {
   compute_t<T> lo, hi;
 };
-struct NarrowBox {
+template <>
+struct Box<level_t> {
   float lo, hi;
-  int32_t klo, khi;  // as ordered 16-bit patterns, or as levels
-};
-template <>
-struct Box<half_t> : NarrowBox {};
-template <>
-struct Box<bfloat_t> : NarrowBox {};
-template <>
-struct Box<level_t> : NarrowBox {
+  int32_t klo, khi;     // as levels
   float widest = 1.0f;  // eps: beyond it nothing changes
 };
+
+// The 16-bit number that is next to t, upward or downward.
+template <class T>
+inline T neighbour(T t, bool upward) {
+  const bool negative = t.bits & 0x8000u;
+  if ((t.bits & 0x7fffu) == 0) t.bits = upward ? 0x0001u : 0x8001u;
+  else t.bits = uint16_t(t.bits + (negative == upward ? -1 : 1));
+  return t;
+}
 
 template <class T>
 inline Box<T> make_box(double lo, double hi) {
@@ -192,13 +191,11 @@ inline Box<T> make_box(double lo, double hi) {
   box.lo = compute_t<T>(lo);
   box.hi = compute_t<T>(hi);
   if constexpr (sizeof(T) == 2) {
-    T t{};
-    box.klo = ordered(round_bits(box.lo, t));
-    t.bits = uint16_t(unordered(box.klo));
-    box.klo += to_compute(t) < box.lo;
-    box.khi = ordered(round_bits(box.hi, t));
-    t.bits = uint16_t(unordered(box.khi));
-    box.khi -= to_compute(t) > box.hi;
+    T low = round_to<T>(box.lo), high = round_to<T>(box.hi);
+    if (to_compute(low) < box.lo) low = neighbour(low, true);
+    if (to_compute(high) > box.hi) high = neighbour(high, false);
+    box.lo = to_compute(low);
+    box.hi = to_compute(high);
   }
   if constexpr (sizeof(T) == 1) {
     box.lo = std::fmin(std::fmax(box.lo, 0.0f), 1.0f);
@@ -210,26 +207,34 @@ inline Box<T> make_box(double lo, double hi) {
   return box;
 }
 
+// -1 or +1: the 16-bit pattern that stands for r must change by so much for r to come back to the ball around c, which
+// it left when it was rounded; else 0. The box wins: from its ends nothing moves outward.
+//
+// Is |r - c| > eps exactly? Turn the signs so that r >= c. If the rounded r - c exceeds eps, yes; if it falls short of
+// it, no, as rounding keeps order. If it equals eps, then of r - eps (where r is the larger) or of c + eps (where
+// c is) the rounding error is 0 (Dekker), so that this one against c, or against r, tells.
+template <class T>
+ENSADV_HD int32_t step_inward(float r, float c, float eps, const Box<T>& box) {
+  const float d = r - c;
+  const uint32_t turn = float_bits(d) & 0x80000000u;
+  const float far = bits_float(float_bits(r) ^ turn), near = bits_float(float_bits(c) ^ turn);
+  const int32_t outside = (bits_float(float_bits(d) ^ turn) > eps) | (far > near + eps) | (far - eps > near);
+  const int32_t toward_zero = (int32_t(float_bits(far)) >> 31) | 1;
+  return outside & (r != (turn ? box.hi : box.lo)) ? -toward_zero : 0;
+}
+
 // Clamp to the box and round v, which lies on or near the ball |v - c| <= eps, to T. See the top of the file.
 ENSADV_HD float finish(float v, float, float, const Box<float>& box) { return clamp(v, box.lo, box.hi); }
 ENSADV_HD double finish(double v, double, double, const Box<double>& box) { return clamp(v, box.lo, box.hi); }
 template <class T>
-ENSADV_HD T finish_narrow(float v, float c, float eps, const Box<T>& box) {
-  v = clamp(v, box.lo, box.hi);
-  T t{};
-  t.bits = uint16_t(round_bits(v, t));
-  const float r = to_compute(t);
-  // r - c = d + e exactly (Knuth's TwoSum); as eps is a float, d + e > eps iff d > eps, or d == eps and e > 0.
-  const float d = r - c;
-  const float back = d - r;
-  const float e = (r - (d - back)) + (-c - back);
-  const int32_t above = (d > eps) | ((d == eps) & (e > 0.0f));
-  const int32_t below = (d < -eps) | ((d == -eps) & (e < 0.0f));
-  int32_t k = ordered(t.bits) - above + below;
-  k = k < box.klo ? box.klo : k;
-  k = k > box.khi ? box.khi : k;
-  t.bits = uint16_t(v != v ? t.bits : unordered(k));
+ENSADV_HD T stepped(T t, float r, float c, float eps, const Box<T>& box) {  // t, worth r
+  t.bits = uint16_t(r != r ? quiet_nan(t) : t.bits + step_inward(r, c, eps, box));
   return t;
+}
+template <class T>
+ENSADV_HD T finish_narrow(float v, float c, float eps, const Box<T>& box) {
+  const T t = round_to<T>(clamp(v, box.lo, box.hi));
+  return stepped(t, to_compute(t), c, eps, box);
 }
 ENSADV_HD half_t finish(float v, float c, float eps, const Box<half_t>& box) {
   return finish_narrow<half_t>(v, c, eps, box);

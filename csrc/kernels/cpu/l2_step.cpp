@@ -23,22 +23,21 @@ ENSADV_L2(float)
 ENSADV_L2(double)
 #undef ENSADV_L2
 
-#define ENSADV_L2_STEP(T)                                                                                       \
-  ENSADV_CLONES void step_free(const compute_t<T>* x, const compute_t<T>* grad, T* out, int n,                  \
-                               L2Sample<compute_t<T>> s, Box<T> box) {                            \
-    const L2Step<T, false> f{box};                                                                              \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = f(x[i], grad[i], 0, s);                             \
-  }                                                                                                             \
-  ENSADV_CLONES void step_ball(const compute_t<T>* x, const compute_t<T>* grad, const compute_t<T>* center,     \
-                               T* out, int n, L2Sample<compute_t<T>> s, Box<T> box) {             \
-    const L2Step<T, true> f{box};                                                                               \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = f(x[i], grad[i], center[i], s);                     \
+// `reach`: where results are stored in fewer bits, the eps of each; else null.
+#define ENSADV_L2_STEP(A, name, kBall)                                                                          \
+  ENSADV_CLONES void name(const A* x, const A* grad, const A* center, A* v, A* reach, int n, L2Sample<A> s,      \
+                          Box<A> box) {                                                                         \
+    const L2Step<A, kBall> f{box};                                                                              \
+    if (reach)                                                                                                  \
+      ENSADV_INDEPENDENT for (int i = 0; i < n; ++i)                                                            \
+        v[i] = finish(f(x[i], grad[i], center[i], s, reach + i), 0, 0, box);                                    \
+    else                                                                                                        \
+      ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) v[i] = f(x[i], grad[i], center[i], s);                     \
   }
-ENSADV_L2_STEP(float)
-ENSADV_L2_STEP(double)
-ENSADV_L2_STEP(half_t)
-ENSADV_L2_STEP(bfloat_t)
-ENSADV_L2_STEP(level_t)
+ENSADV_L2_STEP(float, step_free, false)
+ENSADV_L2_STEP(float, step_ball, true)
+ENSADV_L2_STEP(double, step_free, false)
+ENSADV_L2_STEP(double, step_ball, true)
 #undef ENSADV_L2_STEP
 
 // Without a gradient the norm is 0, which is not usable: nothing moves, and x stands in for what is not read.
@@ -87,7 +86,8 @@ void l2_step_cpu(const L2StepArgs& args, int64_t begin, int64_t end) {
     using T = decltype(t);
     using A = compute_t<T>;
     const Box<T> box = make_box<T>(args.lo, args.hi);
-    A xs[kChunk], gs[kChunk], cs[kChunk];
+    A xs[kChunk], gs[kChunk], cs[kChunk], vs[kChunk], reaches[kChunk];
+    A* reach = kStored<T> ? reaches : nullptr;
     L2Sample<A> s(A(0), 0.0);
     int64_t known = -1;
     for_each_chunk(args.batch, true, kChunk, begin, end, [&](int64_t i, int n, int64_t sample) {
@@ -99,11 +99,14 @@ void l2_step_cpu(const L2StepArgs& args, int64_t begin, int64_t end) {
       }
       const A* x = load(args.x, i, n, xs);
       const A* grad = grad_or(args, i, n, gs, x);
+      const A* center = args.center.data ? load(args.center, i, n, cs) : x;
       T* out = static_cast<T*>(args.out.data) + i;
+      A* v = computed_in(out, vs);
       if (args.center.data)
-        step_ball(x, grad, load(args.center, i, n, cs), out, n, s, box);
+        step_ball(x, grad, center, v, reach, n, s, computed_box(box));
       else
-        step_free(x, grad, out, n, s, box);
+        step_free(x, grad, center, v, reach, n, s, computed_box(box));
+      if constexpr (kStored<T>) store(v, center, reaches, box, out, n);
     });
   });
 }

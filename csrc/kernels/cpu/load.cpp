@@ -1,15 +1,15 @@
+#include "half.h"
 #include "loop.h"
-
-#include <type_traits>
 
 namespace ensadv {
 namespace {
+
+using ensadv::convert;  // from half to float
 
 #define ENSADV_CONVERT(T, A)                                             \
   ENSADV_CLONES void convert(const T* src, A* dst, int n) {              \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) dst[i] = A(to_compute(src[i])); \
   }
-ENSADV_CONVERT(half_t, float)
 ENSADV_CONVERT(bfloat_t, float)
 ENSADV_CONVERT(level_t, float)
 ENSADV_CONVERT(double, float)

@@ -1,8 +1,9 @@
 // The CPU side of the element-wise ops: walk a range of the batch in chunks that stay in the L1 cache, with
-// inputs of any dtype brought to the compute type.
+// inputs of any dtype brought to the compute type, and results from there to their own.
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "../numeric.h"
 
@@ -14,6 +15,31 @@ constexpr int kChunk = 1024;
 // converted into `scratch`.
 const float* load(const In& in, int64_t i, int n, float* scratch);
 const double* load(const In& in, int64_t i, int n, double* scratch);
+
+// `n` values v, already within the box's ends, to their final dtype: see `finish`. At most kChunk of them.
+void store(const float* v, const float* c, float eps, const Box<half_t>& box, half_t* out, int n);
+void store(const float* v, const float* c, float eps, const Box<bfloat_t>& box, bfloat_t* out, int n);
+void store(const float* v, const float* c, float eps, const Box<level_t>& box, level_t* out, int n);
+// The same with an eps for each element.
+void store(const float* v, const float* c, const float* eps, const Box<half_t>& box, half_t* out, int n);
+void store(const float* v, const float* c, const float* eps, const Box<bfloat_t>& box, bfloat_t* out, int n);
+void store(const float* v, const float* c, const float* eps, const Box<level_t>& box, level_t* out, int n);
+
+template <class T>
+constexpr bool kStored = !std::is_same_v<T, compute_t<T>>;
+
+// The place where the results of a chunk are computed: `out` itself where that holds the compute type.
+template <class T>
+compute_t<T>* computed_in(T* out, compute_t<T>* scratch) {
+  if constexpr (kStored<T>) return scratch;
+  else return out;
+}
+
+// The box within which they are computed.
+template <class T>
+Box<compute_t<T>> computed_box(const Box<T>& box) {
+  return {box.lo, box.hi};
+}
 
 template <class A>
 A at(const PerSample& p, int64_t sample) {

@@ -62,16 +62,12 @@ ENSADV_CLONES void interleave3(const float* a, const float* b, const float* c, i
   }
 }
 
-#define ENSADV_ADD_NOISE(T)                                                                                  \
-  ENSADV_CLONES void add_noise(const compute_t<T>* x, const float* noise, T* out, int n, float reach,        \
-                               Box<T> box) {                                                          \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = finish(x[i] + noise[i], x[i], reach, box);       \
+#define ENSADV_ADD_NOISE(A)                                                                            \
+  ENSADV_CLONES void add_noise(const A* x, const float* noise, A* v, int n, Box<A> box) {              \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) v[i] = finish(x[i] + noise[i], x[i], 0, box);       \
   }
 ENSADV_ADD_NOISE(float)
 ENSADV_ADD_NOISE(double)
-ENSADV_ADD_NOISE(half_t)
-ENSADV_ADD_NOISE(bfloat_t)
-ENSADV_ADD_NOISE(level_t)
 #undef ENSADV_ADD_NOISE
 
 struct Scratch {
@@ -113,14 +109,17 @@ void random_step_cpu(const RandomStepArgs& args, int64_t begin, int64_t end) {
     using T = decltype(t);
     using A = compute_t<T>;
     const Box<T> box = make_box<T>(args.lo, args.hi);
-    A xs[kChunk];
+    A xs[kChunk], vs[kChunk];
     const auto body = [&](int64_t i, int n, int64_t sample) {
       const float eps = float(size_at<A>(args.eps, sample));
       const float* noise = tile_noise(args, key, sample, i - sample * args.batch.inner, n, eps, scratch);
       for (int k = 0; k < n; k += kChunk) {
         const int count = std::min(kChunk, n - k);
         const A* x = load(args.x, i + k, count, xs);
-        add_noise(x, noise + k, static_cast<T*>(args.out.data) + i + k, count, noise_reach(args.noise, eps), box);
+        T* out = static_cast<T*>(args.out.data) + i + k;
+        A* v = computed_in(out, vs);
+        add_noise(x, noise + k, v, count, computed_box(box));
+        if constexpr (kStored<T>) store(v, x, noise_reach(args.noise, eps), box, out, count);
       }
     };
     for_each_chunk(args.batch, true, chunk, begin, end, body);
