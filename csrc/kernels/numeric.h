@@ -95,17 +95,16 @@ ENSADV_HD float to_compute(half_t x) {
 ENSADV_HD uint32_t quiet_nan(bfloat_t) { return 0x7fc0u; }
 ENSADV_HD uint32_t quiet_nan(half_t) { return 0x7e00u; }
 
-// Round to nearest, ties to even; NaN stays NaN.
-ENSADV_HD uint32_t round_bits(float v, bfloat_t) {
+// Round to nearest, ties to even. Only on a GPU does a NaN stay one.
+ENSADV_HD uint32_t round_number(float v, bfloat_t) {
 #if defined(__CUDA_ARCH__)
   return __bfloat16_as_ushort(__float2bfloat16_rn(v));
 #else
   const uint32_t u = float_bits(v);
-  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  return (u & 0x7fffffffu) > 0x7f800000u ? quiet_nan(bfloat_t{}) : rounded;
+  return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
 #endif
 }
-ENSADV_HD uint32_t round_bits(float v, half_t) {
+ENSADV_HD uint32_t round_number(float v, half_t) {
 #if defined(__CUDA_ARCH__)
   return __half_as_ushort(__float2half_rn(v));
 #else
@@ -116,10 +115,8 @@ ENSADV_HD uint32_t round_bits(float v, half_t) {
   // 0.5 makes the float adder itself round at 2^-24, and the low bits of the sum are the result.
   const uint32_t normal = (a - 0x38000000u + 0x0fffu + ((a >> 13) & 1u)) >> 13;
   const uint32_t subnormal = float_bits(bits_float(a) + 0.5f) - 0x3f000000u;
-  uint32_t r = a < 0x38800000u ? subnormal : normal;
-  r = a >= 0x477ff000u ? 0x7c00u : r;
-  r = a > 0x7f800000u ? quiet_nan(half_t{}) : r;
-  return r | sign;
+  const uint32_t r = a < 0x38800000u ? subnormal : normal;
+  return (a >= 0x477ff000u ? 0x7c00u : r) | sign;
 #endif
 }
 
@@ -128,7 +125,7 @@ template <class T, class A>
 ENSADV_HD T round_to(A v) {
   if constexpr (sizeof(T) == 2) {
     T t{};
-    t.bits = uint16_t(round_bits(float(v), t));
+    t.bits = uint16_t(v != v ? quiet_nan(t) : round_number(float(v), t));
     return t;
   } else {
     return T(v);
@@ -218,23 +215,29 @@ ENSADV_HD int32_t step_inward(float r, float c, float eps, const Box<T>& box) {
   const float d = r - c;
   const uint32_t turn = float_bits(d) & 0x80000000u;
   const float far = bits_float(float_bits(r) ^ turn), near = bits_float(float_bits(c) ^ turn);
-  const int32_t outside = (bits_float(float_bits(d) ^ turn) > eps) | (far > near + eps) | (far - eps > near);
-  const int32_t toward_zero = (int32_t(float_bits(far)) >> 31) | 1;
-  return outside & (r != (turn ? box.hi : box.lo)) ? -toward_zero : 0;
+  const float length = bits_float(float_bits(d) ^ turn);
+  const float by_far = far - eps - near, by_near = far - (near + eps);
+  float excess = length - eps;
+  excess = by_far > excess ? by_far : excess;
+  excess = by_near > excess ? by_near : excess;
+  const int32_t inward = ~(int32_t(float_bits(far)) >> 31) | 1;
+  return (excess > 0.0f) & (r != (turn ? box.hi : box.lo)) ? inward : 0;
 }
 
 // Clamp to the box and round v, which lies on or near the ball |v - c| <= eps, to T. See the top of the file.
 ENSADV_HD float finish(float v, float, float, const Box<float>& box) { return clamp(v, box.lo, box.hi); }
 ENSADV_HD double finish(double v, double, double, const Box<double>& box) { return clamp(v, box.lo, box.hi); }
 template <class T>
-ENSADV_HD T stepped(T t, float r, float c, float eps, const Box<T>& box) {  // t, worth r
-  t.bits = uint16_t(r != r ? quiet_nan(t) : t.bits + step_inward(r, c, eps, box));
+ENSADV_HD T finish_clamped(float v, float c, float eps, const Box<T>& box) {
+  T t{};
+  t.bits = uint16_t(round_number(v, t));
+  const uint32_t bits = t.bits + step_inward(to_compute(t), c, eps, box);
+  t.bits = uint16_t(v != v ? quiet_nan(t) : bits);
   return t;
 }
 template <class T>
 ENSADV_HD T finish_narrow(float v, float c, float eps, const Box<T>& box) {
-  const T t = round_to<T>(clamp(v, box.lo, box.hi));
-  return stepped(t, to_compute(t), c, eps, box);
+  return finish_clamped(clamp(v, box.lo, box.hi), c, eps, box);
 }
 ENSADV_HD half_t finish(float v, float c, float eps, const Box<half_t>& box) {
   return finish_narrow<half_t>(v, c, eps, box);

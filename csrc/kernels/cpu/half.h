@@ -6,7 +6,7 @@
 namespace ensadv {
 
 void convert(const half_t* src, float* dst, int n);
-// To nearest, ties to even; which NaN comes out of a NaN is the processor's choice.
-void convert(const float* src, half_t* dst, int n);
+// To nearest, ties to even; v becomes what the result is worth. Which NaN a NaN gives is the processor's choice.
+void round_in_place(float* v, half_t* dst, int n);
 
 }  // namespace ensadv

@@ -19,16 +19,24 @@ ENSADV_CONVERT(level_t, double)
 ENSADV_CONVERT(float, double)
 #undef ENSADV_CONVERT
 
+template <class T>
+void fetch_ahead(const T* next, int n) {
+  const char* p = reinterpret_cast<const char*>(next);
+  for (size_t line = 0; line < size_t(n) * sizeof(T); line += 64) __builtin_prefetch(p + line, 0, 2);
+}
+
 template <class A>
 const A* load_as(const In& in, int64_t i, int n, A* scratch) {
   const A* result = scratch;
   with_dtype(in.dtype, [&](auto t) {
     using T = decltype(t);
     const T* src = static_cast<const T*>(in.data) + i;
-    if constexpr (std::is_same_v<T, A>)
+    if constexpr (std::is_same_v<T, A>) {
       result = src;
-    else
+    } else {
       convert(src, scratch, n);
+      fetch_ahead(src + n, n);  // memory goes on while what is here is computed on
+    }
   });
   return result;
 }

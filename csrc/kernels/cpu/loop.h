@@ -16,14 +16,14 @@ constexpr int kChunk = 1024;
 const float* load(const In& in, int64_t i, int n, float* scratch);
 const double* load(const In& in, int64_t i, int n, double* scratch);
 
-// `n` values v, already within the box's ends, to their final dtype: see `finish`. At most kChunk of them.
-void store(const float* v, const float* c, float eps, const Box<half_t>& box, half_t* out, int n);
-void store(const float* v, const float* c, float eps, const Box<bfloat_t>& box, bfloat_t* out, int n);
-void store(const float* v, const float* c, float eps, const Box<level_t>& box, level_t* out, int n);
+// `n` values v, at most kChunk, within the box's ends already, to their final dtype: see `finish`. v is used up.
+void store(float* v, const float* c, float eps, const Box<half_t>& box, half_t* out, int n);
+void store(float* v, const float* c, float eps, const Box<bfloat_t>& box, bfloat_t* out, int n);
+void store(float* v, const float* c, float eps, const Box<level_t>& box, level_t* out, int n);
 // The same with an eps for each element.
-void store(const float* v, const float* c, const float* eps, const Box<half_t>& box, half_t* out, int n);
-void store(const float* v, const float* c, const float* eps, const Box<bfloat_t>& box, bfloat_t* out, int n);
-void store(const float* v, const float* c, const float* eps, const Box<level_t>& box, level_t* out, int n);
+void store(float* v, const float* c, const float* eps, const Box<half_t>& box, half_t* out, int n);
+void store(float* v, const float* c, const float* eps, const Box<bfloat_t>& box, bfloat_t* out, int n);
+void store(float* v, const float* c, const float* eps, const Box<level_t>& box, level_t* out, int n);
 
 template <class T>
 constexpr bool kStored = !std::is_same_v<T, compute_t<T>>;
