@@ -27,11 +27,12 @@ from .contenders import (
     binders,
     copied,
     first,
+    rate,
     streamed_bytes,
     verify,
 )
 from .testing import CASES
-from .timing import Timing, sets_to_rotate, time_calls, time_replay
+from .timing import Timing, cache_bytes, sets_to_rotate, time_calls, time_replay
 
 
 def stamp() -> dict:
@@ -89,24 +90,15 @@ def _row(setting: Setting, seconds: float, compiled: bool) -> dict:
     row = {"case": case.name, "size": setting.size, "shape": list(setting.shape), "dtype": setting.dtype,
            "format": setting.format, "elements": elements, "bytes": moved, "contenders": cells}
     if setting.device == "cuda":
-        cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-        sets = [copied(args, kw) for _ in range(sets_to_rotate(moved or copy_bytes, cache))]
+        sets = [copied(args, kw) for _ in range(sets_to_rotate(moved or copy_bytes, cache_bytes()))]
         timings, missing = time_replay({n: [bind(*one) for one in sets] for n, bind in known.items()}, seconds)
         row.update(graph=_cells(timings, moved, copy_bytes), graph_sets=len(sets), graph_missing=missing)
     return row
 
 
 def _cells(timings: dict[str, Timing], moved: int | None, copy_bytes: int) -> dict[str, dict]:
-    """What is written of each contender: GB/s of an ideal kernel's bytes, and their share of what the copy reaches."""
-    cells = {}
-    for name, t in timings.items():
-        cells[name] = {"ms": t.median, "quartiles": t.quartiles, "best": t.best}
-        size = {"copy": copy_bytes, "torch.add out=": 3 * copy_bytes // 2}.get(name, moved)
-        if size is not None:
-            cells[name]["gb_per_s"] = size / t.median / 1e6
-            if "copy" in timings:
-                cells[name]["of_copy"] = size / t.median / (copy_bytes / timings["copy"].median)
-    return cells
+    return {name: {"ms": t.median, "quartiles": t.quartiles, "best": t.best,
+                   **rate(name, t.median, moved, copy_bytes, timings["copy"].median)} for name, t in timings.items()}
 
 
 def _line(row: dict) -> str:

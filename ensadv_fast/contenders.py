@@ -102,6 +102,14 @@ def streamed_bytes(setting: Setting, args, kw, result) -> int | None:
     return sum(t.element_size() * t.numel() for t in large) + more
 
 
+def rate(name: str, ms: float, moved: int | None, copy_bytes: int, copy_ms: float) -> dict[str, float]:
+    """GB/s of an ideal kernel's bytes, and their share of what the copy reaches; nothing where nothing is streamed."""
+    moved = {"copy": copy_bytes, "torch.add out=": 3 * copy_bytes // 2}.get(name, moved)
+    if moved is None:
+        return {}
+    return {"gb_per_s": moved / ms / 1e6, "of_copy": moved / ms / (copy_bytes / copy_ms)}
+
+
 def binders(case: OpCase, compiled: bool = True) -> dict[str, Callable]:
     """Contenders by name; each takes arguments and gives a zero-argument function on them, with buffers of its own.
 

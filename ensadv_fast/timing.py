@@ -70,6 +70,11 @@ def sets_to_rotate(bytes_of_one: int, cache_bytes: int) -> int:
     return min(MOST_SETS, max(1, -(-5 * cache_bytes // max(1, bytes_of_one))))
 
 
+def cache_bytes() -> int:
+    """Size of the GPU's L2 cache."""
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+
+
 def capture(calls: list[Call]) -> torch.cuda.CUDAGraph | str:
     """One CUDA graph that makes all the calls in order; or why they cannot be captured (a host sync, mostly)."""
     stream = torch.cuda.Stream()
