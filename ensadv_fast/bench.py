@@ -66,10 +66,14 @@ def settings(device: str = "cpu", sizes: list[str] | None = None, dtypes: list[s
 
 
 def run(grid: list[Setting], seconds: float = 0.3, compiled: bool = True) -> dict:
-    """Measure and return the stamped results."""
-    result = {**stamp(), "device": grid[0].device, "threads": torch.get_num_threads(), "rows": []}
+    """Measure and return the stamped results; a row of which a contender is wrong is left out, and named."""
+    result = {**stamp(), "device": grid[0].device, "threads": torch.get_num_threads(), "rows": [], "wrong": []}
     for setting in grid:
-        row = _row(setting, seconds, compiled)
+        try:
+            row = _row(setting, seconds, compiled)
+        except AssertionError as error:
+            result["wrong"].append(f"{setting.name}: {error}")
+            continue
         result["rows"].append(row)
         print(_line(row), flush=True)
     result["load_after"] = os.getloadavg()
@@ -145,9 +149,9 @@ def main(argv: list[str]) -> int:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(json.dumps(result, indent=1))
     slower = regressions(old, result, args.limit) if old else []
-    for line in slower:
-        print(f"slower: {line}", file=sys.stderr)
-    return 1 if slower else 0
+    problems = [*(f"wrong: {line}" for line in result["wrong"]), *(f"slower: {line}" for line in slower)]
+    print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

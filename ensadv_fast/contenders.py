@@ -5,6 +5,7 @@ Shared by the quick form (`ensadv-fast bench`) and the long one (bench/test_ops.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -123,12 +124,20 @@ def binders(case: OpCase, compiled: bool = True) -> dict[str, Callable]:
         eager = EAGER[case.name]
         found["eager"] = lambda args, kw: lambda: eager(*args, **kw)
         if compiled:
-            whole = torch.compile(eager, dynamic=False)
-            found["torch.compile"] = lambda args, kw: lambda: whole(*args, **kw)
+            found["torch.compile"] = _bind_compiled(eager)
     found["ours"] = _bind_ours(case, function, False)
     if takes_out(case):
         found["ours out="] = _bind_ours(case, function, True)
     return found
+
+
+def _bind_compiled(eager: Callable):
+    whole = cache(lambda: torch.compile(eager, dynamic=False))  # the compiler is imported where it is used
+
+    def bind(args, kw):
+        function = whole()
+        return lambda: function(*args, **kw)
+    return bind
 
 
 def _bind_ours(case: OpCase, function, out: bool):

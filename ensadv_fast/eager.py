@@ -89,12 +89,17 @@ def _sample_loss(scores: Tensor, y: Tensor, loss: str, kappa: float) -> Tensor:
     return -margin / (ranked[:, -1] - ranked[:, -3] + 1e-12)
 
 
+def _probabilities(z: Tensor) -> Tensor:
+    """In float32 at least: what a 16-bit softmax rounds to zero has no logarithm."""
+    return z.softmax(-1, dtype=torch.promote_types(z.dtype, torch.float32))
+
+
 def _logit_grad(logits, labels, *, key, rule="true", loss="ce", kappa=0.0, fuse=None, weights=None):
     """The loss of the mixed logits (or probabilities, or losses) and autograd's gradient of its sum, with labels."""
     z = logits.detach().requires_grad_()
     scores = z
     if fuse is not None:
-        scores = (weights.view(-1, 1, 1) * (z if fuse == "logits" else z.softmax(2))).sum(0)
+        scores = (weights.view(-1, 1, 1) * (z if fuse == "logits" else _probabilities(z))).sum(0)
     y = _pick(scores.detach(), labels, rule)
     if fuse == "loss":
         value = sum(w * _sample_loss(one, y, loss, kappa) for w, one in zip(weights, z, strict=True))
