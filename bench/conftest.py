@@ -28,3 +28,4 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     output_json["commit_info"] = {"id": after["commit"]}
     for benchmark in output_json["benchmarks"]:
         benchmark["stats"].pop("data", None)  # every round of every contender: megabytes that nothing reads
+        del benchmark["options"]

@@ -2,7 +2,8 @@
 # Everything there is to learn on a GPU machine, in one go: does the extension load, do the gpu tests pass, is the
 # self-test clean under compute-sanitizer, how fast are the kernels, beside the peers' where those are installed
 # (pip install torchattacks foolbox cleverhans adversarial-robustness-toolbox). JSON goes to bench/results/ (or to $1),
-# Nsight Compute's report, where ncu is there, to build/.
+# Nsight Compute's report, where ncu is there, to build/. Then give README.md the marks of the tables targets_gpu,
+# ops_gpu and peers_gpu, and run bench/report.py.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-bench/results}

@@ -86,10 +86,10 @@ def _row(setting: Setting, seconds: float, compiled: bool) -> dict:
     torch._dynamo.reset()  # else the compiler soon declines to specialise once more
     known = binders(case, compiled)
     calls = {name: bind(args, kw) for name, bind in known.items()}
-    verify(setting, args, kw, calls)
-    result = case.reference(*args, **kw)
-    elements, moved = first(result).numel(), streamed_bytes(setting, args, kw, result)
-    copy_bytes = 2 * elements * first(result).element_size()
+    wanted = case.reference(*args, **kw)
+    verify(setting, args, kw, calls, wanted)
+    elements, moved = first(wanted).numel(), streamed_bytes(setting, args, kw, wanted)
+    copy_bytes = 2 * elements * first(wanted).element_size()
     cells = _cells(time_calls(calls, seconds, setting.device), moved, copy_bytes)
     row = {"case": case.name, "size": setting.size, "shape": list(setting.shape), "dtype": setting.dtype,
            "format": setting.format, "elements": elements, "bytes": moved, "contenders": cells}
@@ -110,6 +110,13 @@ def _line(row: dict) -> str:
              for name, c in row["contenders"].items() if name not in YARDSTICKS]
     missing = [f"no graph of {name}: {why}" for name, why in row.get("graph_missing", {}).items()]
     return f"{row['case']} {row['size']} {row['dtype']} {row['format']}: " + ", ".join(cells + missing)
+
+
+def dumped(result: dict) -> str:
+    """JSON with one row on a line, so that differences between two results can be read."""
+    head = json.dumps({**result, "rows": None}, indent=1)
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in result["rows"])
+    return head.replace('"rows": null', f'"rows": [\n{rows}\n ]') + "\n"
 
 
 def regressions(old: dict, new: dict, limit: float) -> list[str]:
@@ -147,7 +154,7 @@ def main(argv: list[str]) -> int:
     result = run(grid, args.seconds, not args.no_compile)
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.out).write_text(json.dumps(result, indent=1))
+        Path(args.out).write_text(dumped(result))
     slower = regressions(old, result, args.limit) if old else []
     problems = [*(f"wrong: {line}" for line in result["wrong"]), *(f"slower: {line}" for line in slower)]
     print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)

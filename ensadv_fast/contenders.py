@@ -171,7 +171,7 @@ YARDSTICKS = ("copy", "torch.add out=")  # compute something else than the case,
 def verify(setting: Setting, args, kw, calls: dict[str, Call], wanted=None) -> None:
     """Ours equals the reference; the others compute the same thing. A contender that does not is an error.
 
-    wanted: the result of the reference, where it is not that of these arguments.
+    wanted: the reference's result, where it is known already: it takes longer than all the others.
     """
     case = setting.case
     wanted = case.reference(*args, **kw) if wanted is None else wanted

@@ -75,22 +75,36 @@ def cache_bytes() -> int:
     return torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
 
 
+def synchronises(call: Call) -> str | None:
+    """The error of a call that waits for the device, or None. A capture that such a call breaks would leave torch's
+    generators unusable, so this is asked first."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return None
+
+
 def capture(calls: list[Call]) -> torch.cuda.CUDAGraph | str:
-    """One CUDA graph that makes all the calls in order; or why they cannot be captured (a host sync, mostly)."""
+    """One CUDA graph that makes all the calls in order; or why they cannot be captured."""
+    calls[0]()  # the first call of a process may wait, for memory or a library; what counts is the next
+    why = synchronises(calls[0])
+    if why is not None:
+        return why
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    try:
-        with torch.cuda.stream(stream):  # a capture may not allocate what libraries allocate at the first call
-            for call in calls[:3]:
-                call()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for call in calls:
-                call()
-    except RuntimeError as error:
-        torch.cuda.synchronize()
-        return str(error).splitlines()[0]
+    with torch.cuda.stream(stream):  # warm up where the capture will run
+        for call in calls[:3]:
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for call in calls:
+            call()
     return graph
 
 

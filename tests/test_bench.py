@@ -183,7 +183,9 @@ def test_the_command_writes_stamped_results_and_compares(tmp_path, capsys):
     command = ["bench", "--device", "cpu", "--sizes", "mnist", "--dtypes", "float32", "--cases", "sign_step-free",
                "--seconds", "0.001", "--no-compile", "--threads", "1"]
     assert cli.main([*command, "--out", str(out)]) == 0
-    result = json.loads(out.read_text())
+    text = out.read_text()
+    result = json.loads(text)
+    assert text.splitlines().count(f"  {json.dumps(result['rows'][0])}") == 1  # a row on a line
     assert {"commit", "time", "build", "runtime", "machine", "load_before", "load_after"} <= result.keys()
     assert result["threads"] == 1
     (row,) = result["rows"]
@@ -243,6 +245,28 @@ def test_the_long_form_verifies_times_and_stamps(tmp_path):
     assert len({b["group"] for b in result["benchmarks"]}) == len({b["extra_info"]["method"] for b in cells.values()})
     assert all(cells[name]["extra_info"]["of_copy"] > 0 for name in ("copy", "eager", "ours out="))
     assert "data" not in cells["ours"]["stats"]
+
+
+def test_a_graph_makes_one_call_on_each_of_the_rotating_buffers(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    long = module("test_ops")
+    captured = []
+
+    class Graph:
+        def replay(self):
+            return [call() for call in captured]
+
+    monkeypatch.setattr(long, "cache_bytes", lambda: 200_000)
+    monkeypatch.setattr(long, "capture", lambda calls: captured.extend(calls) or Graph())
+    group = long.Group("sign_step-free-mnist-float32-contiguous")
+    replay, n = group.calls("ours out=", "graph")
+    assert n == -(-5 * 200_000 // (3 * 64 * 784 * 4)) == len(captured)
+    outs = replay()
+    assert len({out.data_ptr() for out in outs}) == n
+    assert all(torch.equal(out, group.wanted) for out in outs)
+    monkeypatch.setattr(long, "capture", lambda calls: "it waits")
+    with pytest.raises(pytest.skip.Exception, match="eager cannot be captured: it waits"):
+        group.calls("eager", "graph")
 
 
 def test_the_test_command_leaves_the_benchmarks_out():
