@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Everything there is to learn on a GPU machine, in one go: does the extension load, do the gpu tests pass, is the
-# self-test clean under compute-sanitizer, how fast are the kernels. JSON goes to bench/results/ (or to $1).
+# self-test clean under compute-sanitizer, how fast are the kernels, beside the peers' where those are installed
+# (pip install torchattacks foolbox cleverhans adversarial-robustness-toolbox). JSON goes to bench/results/ (or to $1),
+# Nsight Compute's report, where ncu is there, to build/. Then give README.md the marks of the tables targets_gpu,
+# ops_gpu and peers_gpu, and run bench/report.py.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-bench/results}
@@ -14,10 +17,16 @@ step "$python" -m ensadv_fast info
 step "$python" -m pytest -q -m gpu tests
 step cmake --preset cuda
 step cmake --build --preset cuda
+step build/cmake/cuda/selftest
 for tool in memcheck racecheck initcheck synccheck; do
-    step compute-sanitizer --tool "$tool" --error-exitcode 1 build/cuda/selftest --quick
+    step compute-sanitizer --tool "$tool" --error-exitcode 1 build/cmake/cuda/selftest
 done
-step build/cuda/selftest
-step "$python" -m ensadv_fast bench --device cuda --dtypes float32 bfloat16 float16 --seconds 0.3 \
-    --out "$results/ops_gpu.json"
+step "$python" -m ensadv_fast bench --device cuda --seconds 0.1 --out "$results/ops_gpu.json"
+step "$python" -m pytest -q bench/test_ops.py -k "imagenet and float32-contiguous" --benchmark-max-time 0.2 \
+    --benchmark-json "$results/peers_gpu.json"
+if command -v ncu > /dev/null; then
+    step ncu --set full --force-overwrite --export build/ncu --kernel-name regex:ensadv --kernel-name-base demangled \
+        --launch-count 20 "$python" -m ensadv_fast bench --device cuda --sizes imagenet --dtypes float32 --no-compile \
+        --cases sign_step-ball random_step-rademacher model_entry-bfloat16 --seconds 0.001
+fi
 exit $status

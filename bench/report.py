@@ -1,10 +1,12 @@
 """Writes README.md's tables from bench/results/: `python bench/report.py`; `--check` only compares."""
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
+NONE = "-"
 
 
 def load(name: str) -> dict:
@@ -42,28 +44,99 @@ def main_job() -> str:
             f"deviation over seeds; {seconds:.0f} s in all.\n\n" + table(["", *names], rows))
 
 
-def ops(file: str) -> str:
-    """The ImageNet-sized batch in every dtype measured."""
-    result = load(file)
-    rows = []
-    for r in result["rows"]:
-        if r["size"] != "imagenet":
+def conditions(stamp: dict) -> str:
+    """Where, from what and how undisturbed the numbers are."""
+    before, after = (stamp[f"load_{when}"][0] for when in ("before", "after"))
+    return (f"{stamp['machine']['cpu']}, {stamp['runtime']['cpu'].split(' threads')[0]} threads; "
+            f"torch {stamp['runtime']['torch']}; commit {stamp['commit']}; load average {before:.1f} before, "
+            f"{after:.1f} after.")
+
+
+class Ops:
+    """The results of `ensadv-fast bench`, cell by cell; on a GPU those of graph replay."""
+
+    def __init__(self, file: str):
+        self.result = load(file)
+        self.how = "graph" if self.result["device"] == "cuda" else "contenders"
+        self.rows = {(r["case"], r["size"], r["dtype"], r["format"]): r for r in self.result["rows"]}
+        self.cases = list(dict.fromkeys(r["case"] for r in self.result["rows"]))
+
+    def cell(self, case: str, name: str, size: str = "imagenet", dtype: str = "float32", fmt: str = "contiguous",
+             how: str | None = None) -> dict:
+        """{} where this was not measured."""
+        return self.rows.get((case, size, dtype, fmt), {}).get(how or self.how, {}).get(name, {})
+
+    def ours(self, case: str, **where) -> dict:
+        return self.cell(case, "ours out=", **where) or self.cell(case, "ours", **where)
+
+
+def over(a: float | None, b: float | None, form: str) -> str:
+    return NONE if not a or not b else form.format(a / b)
+
+
+def targets(file: str) -> str:
+    """What the kernels are meant to reach, in units measured in the same run."""
+    ops = Ops(file)
+    lines = []
+    for label, case, yardstick, dtype in (
+            ("`sign_step(out=)`, GB/s over those of `torch.add(x, grad, out=o)`", "sign_step-free", "torch.add out=",
+             "float32"),
+            ("`random_step` rademacher, GB/s over those of a copy", "random_step-rademacher", "copy", "float32"),
+            ("`model_entry` uint8 to bfloat16 channels_last, GB/s over those of a copy", "model_entry-bfloat16", "copy",
+             "uint8")):
+        rates = []
+        for fmt in ("contiguous", "channels_last"):
+            where = {"dtype": dtype, "fmt": fmt}
+            rates.append(over(ops.ours(case, **where).get("gb_per_s"),
+                              ops.cell(case, yardstick, **where).get("gb_per_s"), "{:.0%}"))
+        lines.append([label, *rates])
+    return table(["", "contiguous input", "channels_last input"], lines)
+
+
+def per_op(file: str) -> str:
+    """Every case on the ImageNet-sized batch."""
+    ops, rows = Ops(file), []
+    for case in ops.cases:
+        if not ops.ours(case):
             continue
-        c = r["contenders"]
+        ms = ops.ours(case)["ms"]
+        eager, compiled = (ops.cell(case, name).get("ms") for name in ("eager", "torch.compile"))
+        rows.append([
+            case, *(over(v, 1, "{:.3g}") for v in (eager, compiled, ms)),
+            over(ops.ours(case).get("of_copy"), 1, "{:.0%}"),
+            over(ops.ours(case, fmt="channels_last").get("of_copy"), 1, "{:.0%}"),
+            over(eager, ms, "{:.1f}"), over(compiled, ms, "{:.1f}"),
+            *(over(ms, ops.ours(case, dtype=dtype).get("ms"), "{:.2f}") for dtype in ("bfloat16", "float16")),
+            over(ops.ours(case, size="tiny", how="contenders").get("ms"), 1e-3, "{:.1f}")])
+    shapes = dict.fromkeys("x".join(map(str, r["shape"])) for r in ops.result["rows"] if r["size"] == "imagenet")
+    return (f"Batches {', '.join(shapes)}, float32; medians in ms; {conditions(ops.result)}\n\n" + table(
+        ["op", "eager", "torch.compile", "ours", "of copy's GB/s", "the same, channels_last", "times eager",
+         "times compile", "bfloat16 elements/s", "float16 elements/s", "us on 16 elements"], rows))
 
-        def ms(name: str) -> str:
-            return f"{c[name]['ms']:.2f}" if name in c else "–"
 
-        best = c["ours out="]
-        against = [f"{c[n]['ms'] / best['ms']:.1f}" if n in c else "–" for n in ("eager", "torch.compile")]
-        rows.append([f"{r['case']}, {r['dtype']}, {r['format']}", ms("eager"), ms("torch.compile"), ms("ours"),
-                     ms("ours out="), f"{best['gb_per_s']:.1f}", f"{best['of_copy']:.0%}", *against])
-    shape = next(r["shape"] for r in result["rows"] if r["size"] == "imagenet")
-    head = (f"Batch {'x'.join(map(str, shape))}; milliseconds, medians of interleaved rounds; {result['machine']['cpu']}, "
-            f"{result['runtime']['cpu']}; torch {result['runtime']['torch']}; commit {result['commit']}; load average "
-            f"{result['load_before'][0]:.1f} before.\n\n")
-    return head + table(["op", "eager", "torch.compile", "ours", "ours, out=", "GB/s", "of copy's GB/s",
-                         "times eager", "times compile"], rows)
+def peers(file: str) -> str:
+    """The peers' own code, from the JSON that pytest-benchmark wrote of bench/test_ops.py."""
+    result = load(file)
+    groups: dict[str, dict[str, float]] = {}
+    for b in result["benchmarks"]:
+        e = b["extra_info"]
+        words = [e["case"], e["size"], e["dtype"], e["format"], *(["graph replay"] if e["method"] == "graph" else [])]
+        groups.setdefault(", ".join(words), {})[e["contender"]] = e["ms"]
+    own = ("copy", "torch.add out=", "eager", "torch.compile", "ours", "ours out=", STUB)
+    rows = []
+    for words, ms in groups.items():
+        best = ms.get("ours out=", ms.get("ours"))
+        for name in [n for n in ms if n not in own]:
+            stub = ms.get(STUB) if name in ON_STUB else None
+            less = over(ms[name] - (stub or 0), best, "{:.1f}") if stub else NONE
+            rows.append([words, name, f"{ms[name]:.3g}", over(best, 1, "{:.3g}"),
+                         over(ms[name], best, "{:.1f}"), less])
+    return conditions(result["stamp"]) + "\n\n" + table(
+        ["op", "peer", "ms", "ours", "times ours", "times ours, stub subtracted"], rows)
+
+
+STUB = "torchattacks stub alone"
+ON_STUB = ("torchattacks FGSM", "torchattacks PGD", "torchattacks MIFGSM", "torchattacks PGDL2")
 
 
 def tested() -> str:
@@ -71,14 +144,30 @@ def tested() -> str:
     return table(["torch", "Python", "device", "how", "result"], rows)
 
 
-TABLES = {"main_job": main_job, "ops_cpu": lambda: ops("ops_cpu.json"), "tested": tested}
+# By the name of its marks in README.md: the file it comes from, and what makes it.
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "main_job": ("main_job.json", main_job),
+    "targets_cpu": ("ops_cpu.json", lambda: targets("ops_cpu.json")),
+    "ops_cpu": ("ops_cpu.json", lambda: per_op("ops_cpu.json")),
+    "peers_cpu": ("peers_cpu.json", lambda: peers("peers_cpu.json")),
+    "targets_gpu": ("ops_gpu.json", lambda: targets("ops_gpu.json")),
+    "ops_gpu": ("ops_gpu.json", lambda: per_op("ops_gpu.json")),
+    "peers_gpu": ("peers_gpu.json", lambda: peers("peers_gpu.json")),
+    "tested": ("tested_versions.json", tested),
+}
 
 
 def rendered(text: str) -> str:
-    for name, make in TABLES.items():
+    """README.md with its tables made anew. Results that are there must be shown, and nothing else may be."""
+    for name, (file, make) in TABLES.items():
         begin, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
-        before, rest = text.split(begin)
-        text = before + begin + "\n" + make() + "\n" + end + rest.split(end)[1]
+        shown = text.count(begin)
+        if shown != int((RESULTS / file).exists()):
+            raise ValueError(f"README.md has {shown} tables {name}, and bench/results/{file} "
+                             f"{'is missing' if shown else 'exists'}")
+        if shown:
+            before, rest = text.split(begin)
+            text = before + begin + "\n" + make() + "\n" + end + rest.split(end)[1]
     return text
 
 

@@ -27,13 +27,16 @@ IMAGES = (*FLOATS, torch.uint8)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a case makes its arguments from. `images(n)` draws n independent batches."""
+    """What a case makes its arguments from. `images(n)` draws n independent batches. Logits have as many classes as
+    a sample has elements, at most `classes`; an ensemble's come from `members` models."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     memory_format: torch.memory_format = torch.contiguous_format
     seed: int = 0
+    classes: int = 200
+    members: int = 3
 
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
@@ -73,7 +76,8 @@ class OpCase:
     reference (else within one unit in the last place of float32). reduces: it sums over samples in double, in another
     order than the reference; what is not float64 does not feel that. image: the first argument is a batch and the op
     takes `out`. sweep: dtypes and memory formats mean something to it; default: to image ops. ulps: what not exact
-    results may be off beyond one rounding, in units of float32's spacing at the largest of them.
+    results may be off beyond one rounding, in units of float32's spacing at the largest of them. timed: what
+    benchmarks call, where `function` protects its arguments by copying them.
     """
 
     op: str
@@ -87,6 +91,7 @@ class OpCase:
     image: bool = True
     sweep: bool | None = None
     ulps: float | None = None
+    timed: Callable[..., Tensor] | None = None
     dtypes: tuple[torch.dtype, ...] = field(default=IMAGES)
 
     @property
@@ -164,15 +169,20 @@ def _eps(dist: str) -> Callable[[Inputs], Arguments]:
 
 
 def _logits(i: Inputs, members: int) -> Tensor:
-    """[B, C], or [K, B, C] for members > 0: all of a row different, in 16 bits too."""
-    g, n = i.generator(), i.shape[0]
-    classes = max(3, min(200, math.prod(i.shape[1:])))
-    z = torch.stack([torch.randperm(classes, generator=g) for _ in range(n * max(1, members))]) * 0.125 - classes / 16
-    return replace(i, memory_format=torch.contiguous_format).place(z.view(members, n, classes) if members else z)
+    """[B, C], or [K, B, C] for members > 0: in a row all different, in 16 bits too (the largest and smallest, where
+    the classes are many). Rows repeat after 4096, because drawing a permutation takes long."""
+    g, n = i.generator(), i.shape[0] * max(1, members)
+    classes = max(3, min(i.classes, math.prod(i.shape[1:])))
+    z = torch.stack([torch.randperm(classes, generator=g) for _ in range(min(n, 4096))]) * 0.125 - classes / 16
+    if classes > 200:
+        z = 12.5 * (z / (classes / 16)) ** 5
+    z = z.repeat(-(-n // 4096), 1)[:n]
+    return replace(i, memory_format=torch.contiguous_format).place(z.view(members, -1, classes) if members else z)
 
 
-def _logit(members: int = 0, **kw) -> Callable[[Inputs], Arguments]:
+def _logit(fused: bool = False, **kw) -> Callable[[Inputs], Arguments]:
     def make(i: Inputs) -> Arguments:
+        members = i.members if fused else 0
         labels = torch.arange(i.shape[0], device=i.device) % 3
         weights = {"weights": torch.arange(1.0, members + 1, device=i.device) / 8} if members else {}
         return (_logits(i, members), labels), {"key": keys.fresh_key(i.device, i.seed), **weights, **kw}
@@ -196,7 +206,8 @@ CASES: list[OpCase] = [
     OpCase("random_step", "truncated_normal", ops.random_step, random_step_reference, _random("truncated_normal"), 2),
     OpCase("random_step", "normal", ops.random_step, random_step_reference, _random("normal"), 2),
     OpCase("random_step", "per_sample", ops.random_step, random_step_reference, _random_sizes, 2),
-    OpCase("momentum_step", "ball", momentum_step, _momentum_reference, _momentum, 7, reduces=True),
+    OpCase("momentum_step", "ball", momentum_step, _momentum_reference, _momentum, 7, reduces=True,
+           timed=ops.momentum_step),
     OpCase("l2_step", "free", ops.l2_step, l2_step_reference, _l2, 4, reduces=True),
     OpCase("l2_step", "ball", ops.l2_step, l2_step_reference, _l2_ball, 8, reduces=True),
     OpCase("project", "linf", ops.project, project_reference, _project("linf"), 3),
@@ -205,7 +216,7 @@ CASES: list[OpCase] = [
              _logit(rule=rule, loss=loss, kappa=1.0), 0, exact=False, image=False, sweep=True, ulps=32, dtypes=FLOATS)
       for rule, loss in (("true", "ce"), ("predicted", "cw"), ("least_likely", "ce"), ("random", "dlr"))],
     *[OpCase("logit_grad", f"fused_{fuse}_{loss}", ops.logit_grad, logit_grad_reference,
-             _logit(3, fuse=fuse, loss=loss, rule="least_likely"), 0, exact=False, image=False, sweep=True, ulps=32,
+             _logit(True, fuse=fuse, loss=loss, rule="least_likely"), 0, exact=False, image=False, sweep=True, ulps=32,
              dtypes=FLOATS) for fuse in FUSES for loss in ("ce", "cw")],
     OpCase("model_entry", "normalise", ops.model_entry, model_entry_reference, _entry(), 2, image=False, sweep=True),
     OpCase("model_entry", "bfloat16", ops.model_entry, model_entry_reference, _entry(dtype=torch.bfloat16), 2,

@@ -1,7 +1,10 @@
 """README.md says what is run and measured: CI runs its command, its tables come from bench/results/."""
 import importlib.util
+import json
 import re
 from pathlib import Path
+
+import pytest
 
 import ensadv_fast as ea
 from ensadv_fast import ops
@@ -16,11 +19,37 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-def test_tables_come_from_the_results():
+@pytest.fixture
+def report():
     spec = importlib.util.spec_from_file_location("report", ROOT / "bench" / "report.py")
-    report = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(report)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_come_from_the_results(report):
     assert report.rendered(README) == README
+
+
+def test_results_are_shown_and_tables_have_results(report, monkeypatch, tmp_path):
+    assert {path.name for path in report.RESULTS.iterdir()} <= {file for file, _ in report.TABLES.values()}
+    assert {"targets_cpu", "ops_cpu", "peers_cpu"} <= set(re.findall(r"<!-- table: (\w+) -->", README))
+    with pytest.raises(ValueError, match=r"0 tables ops_cpu, and bench/results/ops_cpu.json exists"):
+        report.rendered(README.replace("<!-- table: ops_cpu -->", ""))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    with pytest.raises(ValueError, match=r"1 tables main_job, and bench/results/main_job.json is missing"):
+        report.rendered(README)
+
+
+def test_cells_that_were_not_measured_stay_empty(report, monkeypatch, tmp_path):
+    result = report.load("ops_cpu.json")
+    result["rows"] = [r for r in result["rows"] if (r["size"], r["dtype"]) == ("imagenet", "float32")]
+    for row in result["rows"]:
+        row["contenders"].pop("torch.compile", None)
+    (tmp_path / "ops_cpu.json").write_text(json.dumps(result))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    lines = [line for line in report.per_op("ops_cpu.json").splitlines() if line.startswith("| sign_step-free")]
+    assert [cell.strip() for cell in lines[0].strip("|").split("|")].count(report.NONE) == 5
 
 
 def test_names_in_the_tables_exist():

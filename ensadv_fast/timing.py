@@ -1,0 +1,124 @@
+"""How contenders are timed: side by side in interleaved rounds, on the CPU, by CUDA events, and by graph replay.
+
+Whatever disturbs one contender then disturbs all, so ratios within one run hold better than the times themselves.
+"""
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+MOST_SETS = 1024  # of buffers: where one is a few bytes, more would only measure how large a graph may become
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call of one contender."""
+
+    median: float
+    quartiles: tuple[float, float]
+    best: float
+
+
+def rounds(measure: dict[str, Callable[[], float]], seconds: float) -> dict[str, Timing]:
+    """Measures every contender in turn for `seconds` each on average, at least seven times. `measure` gives ms."""
+    samples: dict[str, list[float]] = {name: [] for name in measure}
+    deadline = time.perf_counter() + seconds * len(measure)
+    while samples and (time.perf_counter() < deadline or min(map(len, samples.values())) < 7):
+        for name, f in measure.items():
+            samples[name].append(f())
+    quartiles = {name: statistics.quantiles(s, n=4) for name, s in samples.items()}
+    return {name: Timing(statistics.median(s), (quartiles[name][0], quartiles[name][2]), min(s))
+            for name, s in samples.items()}
+
+
+def _repeated(span: Callable[[Call, int], float], f: Call, ms: float) -> Callable[[], float]:
+    """Measures enough calls at once that a measurement takes about `ms`: clocks are coarse."""
+    span(f, 3)
+    n = max(1, round(ms / max(1e-4, span(f, 3))))
+    return lambda: span(f, n)
+
+
+def _cpu_span(f: Call, n: int) -> float:
+    start = time.perf_counter()
+    for _ in range(n):
+        f()
+    return (time.perf_counter() - start) / n * 1e3
+
+
+def _cuda_span(f: Call, n: int) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(n):
+        f()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / n
+
+
+def time_calls(calls: dict[str, Call], seconds: float, device: str) -> dict[str, Timing]:
+    """Calls as a user makes them; on a GPU back to back between events, so launches that the host cannot issue fast
+    enough show."""
+    span, ms = (_cuda_span, 2.0) if device == "cuda" else (_cpu_span, 0.2)
+    return rounds({name: _repeated(span, f, ms) for name, f in calls.items()}, seconds)
+
+
+def sets_to_rotate(bytes_of_one: int, cache_bytes: int) -> int:
+    """How many sets of buffers take five times the cache together, so that no call finds its data there."""
+    return min(MOST_SETS, max(1, -(-5 * cache_bytes // max(1, bytes_of_one))))
+
+
+def cache_bytes() -> int:
+    """Size of the GPU's L2 cache."""
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+
+
+def synchronises(call: Call) -> str | None:
+    """The error of a call that waits for the device, or None. A capture that such a call breaks would leave torch's
+    generators unusable, so this is asked first."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return None
+
+
+def capture(calls: list[Call]) -> torch.cuda.CUDAGraph | str:
+    """One CUDA graph that makes all the calls in order; or why they cannot be captured."""
+    calls[0]()  # the first call of a process may wait, for memory or a library; what counts is the next
+    why = synchronises(calls[0])
+    if why is not None:
+        return why
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # warm up where the capture will run
+        for call in calls[:3]:
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for call in calls:
+            call()
+    return graph
+
+
+def time_replay(calls: dict[str, list[Call]], seconds: float) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Milliseconds of one call when a graph of one call per set of buffers is replayed, and why contenders are missing.
+
+    No launch is paid for and no data is found in the L2 cache: what is left is the kernels.
+    """
+    graphs = {name: capture(fs) for name, fs in calls.items()}
+    missing = {name: graph for name, graph in graphs.items() if isinstance(graph, str)}
+    measure = {}
+    for name, graph in graphs.items():
+        if name not in missing:
+            n = len(calls[name])
+            once = _repeated(_cuda_span, graph.replay, 2.0)
+            measure[name] = lambda once=once, n=n: once() / n
+    return rounds(measure, seconds), missing
