@@ -1,6 +1,7 @@
 #include "../kernels/logit_grad.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "common.h"
@@ -17,23 +18,40 @@ void* per_row(const char* op, const char* name, const Tensor& t, int64_t n, cons
   return t.data_ptr();
 }
 
+// What can be looked at without waiting for a device.
+void check_values(const char* op, const LogitGradArgs& args) {
+  for (int64_t i = 0; args.given && i < args.batch; ++i)
+    STD_TORCH_CHECK(args.given[i] >= 0 && args.given[i] < args.classes, op, ": labels must lie in [0, ", args.classes,
+                    ")");
+  double total = 0.0;
+  for (int64_t k = 0; args.weights && k < args.members; ++k) {
+    const double w = args.logits.dtype == Dtype::f64 ? static_cast<const double*>(args.weights)[k]
+                                                     : double(static_cast<const float*>(args.weights)[k]);
+    STD_TORCH_CHECK(w >= 0.0 && w < INFINITY, op, ": weights must be >= 0 and finite");
+    total += w;
+  }
+  STD_TORCH_CHECK(!args.weights || total > 0.0, op, ": weights must not all be 0");
+}
+
 void logit_grad(const Tensor logits, const std::optional<Tensor> given, const std::optional<Tensor> weights,
                 const std::optional<Tensor> key, const std::optional<Tensor> index, int64_t rule, int64_t loss_kind,
                 int64_t fuse, bool targeted, double kappa, bool rescale, const Tensor grad, const Tensor labels,
                 const Tensor loss, const Tensor scale) {
   constexpr const char* op = "logit_grad";
-  STD_TORCH_CHECK(logits.dim() == 3 && logits.is_contiguous() && grad.is_contiguous(), op,
-                  ": logits and grad must be contiguous [members, batch, classes] tensors");
+  const int64_t dim = logits.dim();
+  STD_TORCH_CHECK((dim == 2 || dim == 3) && logits.is_contiguous() && grad.is_contiguous(), op,
+                  ": logits and grad must be contiguous [batch, classes] or [members, batch, classes] tensors");
   check_like(op, "grad", grad, logits);
   check_apart(op, "grad", grad, "logits", logits);
-  const int64_t members = logits.size(0), batch = logits.size(1), classes = logits.size(2);
+  const int64_t members = dim == 2 ? 1 : logits.size(0), batch = logits.size(dim - 2), classes = logits.size(dim - 1);
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 4096;  // indices run a little beyond the end
   STD_TORCH_CHECK(members >= 1 && classes >= 1 && classes <= kMost && batch <= kMost, op, ": unsupported shape");
   STD_TORCH_CHECK(rule >= 0 && rule <= int64_t(Rule::random), op, ": unknown rule");
   STD_TORCH_CHECK(loss_kind >= 0 && loss_kind <= int64_t(Loss::dlr), op, ": unknown loss");
   STD_TORCH_CHECK(fuse >= 0 && fuse <= int64_t(Fuse::loss), op, ": unknown fuse");
   STD_TORCH_CHECK(Loss(loss_kind) != Loss::dlr || classes >= 3, op, ": dlr needs at least 3 classes");
-  STD_TORCH_CHECK(Rule(rule) != Rule::random || key, op, ": rule random needs a key");
+  STD_TORCH_CHECK(Rule(rule) != Rule::random || (key && classes >= 2), op,
+                  ": rule random needs a key and at least 2 classes");
   LogitGradArgs args;
   args.logits = in_ref(op, logits);
   args.grad = out_ref(op, grad);
@@ -55,6 +73,7 @@ void logit_grad(const Tensor logits, const std::optional<Tensor> given, const st
   args.targeted = targeted;
   args.rescale = rescale;
   args.kappa = kappa;
+  if (!logits.is_cuda()) check_values(op, args);
   if (batch == 0) return;
   if (logits.is_cuda()) {
     on_cuda(op, logits, [&](void* stream) { return logit_grad_cuda(args, stream); });

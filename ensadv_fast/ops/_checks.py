@@ -182,8 +182,52 @@ def chunks(inner: int) -> int:
 
 def scratch(x: Tensor, sums: int) -> Tensor:
     """float64 room for `sums` per-sample sums over x."""
-    n = x.shape[0]
-    return torch.empty(sums * n * chunks(x.numel() // n if n else 0), dtype=torch.float64, device=x.device)
+    n = x.size(0)
+    return x.new_empty(sums * n * chunks(x.numel() // n if n else 0), dtype=torch.float64)
+
+
+def direct(x, *others) -> bool:
+    """May the op be tried on these (None: absent) as they are, before anything is checked or brought to a format?
+
+    Most calls may, and the checks take longer than a small op. What it refuses it refuses before it writes, and
+    :func:`tried` then says so: the checks know how to put it.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor or x.layout is not torch.strided:
+        return False
+    if not (x.is_contiguous() and x.dim() and (x.is_cpu or (x.is_cuda and not _CHECK_CUDA))) or x.requires_grad:
+        return False
+    return all(t is None or (type(t) is Tensor and t.layout is torch.strided and t.is_contiguous()
+                             and not t.requires_grad) for t in others)
+
+
+def direct_numbers(step, lo, hi) -> bool:
+    """Are these numbers that :func:`per_sample` and :func:`bounds` leave as they are?"""
+    return type(step) is type(lo) is type(hi) is float and step == step and lo < hi
+
+
+def direct_ball(center, eps) -> bool:
+    return eps is None if center is None else type(eps) is float and eps >= 0
+
+
+def tried(op, *args) -> bool:
+    """Call the op; False if it refuses its arguments."""
+    try:
+        op(*args)
+    except RuntimeError:
+        return False
+    return True
+
+
+def fresh(x: Tensor) -> Tensor:
+    """Where the result of a step goes that is given no `out`."""
+    return torch.empty_like(x, dtype=torch.float32) if x.dtype == torch.uint8 else torch.empty_like(x)
+
+
+def written(out: Tensor) -> Tensor:
+    """Let autograd notice if somebody saved the old value of `out`: our kernels bypass its bookkeeping."""
+    if not torch.compiler.is_compiling() and not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+    return out
 
 
 class Destination:
@@ -197,9 +241,7 @@ class Destination:
     def __init__(self, x: Tensor, out: Tensor | None):
         self.format = memory_format(x) or torch.contiguous_format
         self.given = out is not None
-        if out is None:
-            out = torch.empty_like(x, dtype=torch.float32) if x.dtype == torch.uint8 else torch.empty_like(x)
-        self.out = self.dense = out
+        self.out = self.dense = out = fresh(x) if out is None else out
         if not self._flat(out):
             self.dense = torch.empty_like(out, memory_format=self.format)
 
@@ -213,7 +255,6 @@ class Destination:
     def result(self) -> Tensor:
         if self.dense is not self.out:
             self.out.copy_(self.dense)
-        elif self.given and not torch.compiler.is_compiling() and not self.out.is_inference():
-            # Let autograd notice if somebody saved the old value: our kernels bypass its bookkeeping.
-            torch.autograd.graph.increment_version(self.out)
+        elif self.given:
+            written(self.out)
         return self.out

@@ -7,6 +7,8 @@ from . import _reference as ref
 from ._library import register_fake
 from .sign_step import as_step_gradient
 
+call = torch.ops.ensadv_fast.l2_step.default
+
 
 def l2_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor | None = None,
             eps: float | Tensor | None = None, lo: float = 0.0, hi: float = 1.0, out: Tensor | None = None) -> Tensor:
@@ -29,6 +31,10 @@ def l2_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor | N
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
+    if check.direct(x, grad, center, out) and check.direct_numbers(step, lo, hi) and check.direct_ball(center, eps):
+        result = check.fresh(x) if out is None else out
+        if check.tried(call, x, grad, center, None, None, step, eps or 0.0, lo, hi, check.scratch(x, 2), result):
+            return result if out is None else check.written(out)
     op = "l2_step"
     x = check.images(op, x)
     grad = as_step_gradient(check.like(op, "grad", grad, x), x)
@@ -44,8 +50,7 @@ def run(x: Tensor, grad: Tensor | None, center: Tensor | None, step_n: Tensor | 
     """The op on checked arguments; without a gradient the projection alone."""
     to = check.Destination(x, out)
     x, grad, center = to.inputs(x, grad, center)
-    torch.ops.ensadv_fast.l2_step.default(x, grad, center, step_n, eps_n, step, eps, lo, hi, check.scratch(x, 2),
-                                          to.dense)
+    call(x, grad, center, step_n, eps_n, step, eps, lo, hi, check.scratch(x, 2), to.dense)
     return to.result()
 
 

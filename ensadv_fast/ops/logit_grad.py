@@ -12,6 +12,9 @@ from ._library import register_fake
 from ._losses import LOSSES, RULES, choose_labels, power_of_two_scale, sample_losses
 
 FUSES = ("logits", "probs", "loss")
+call = torch.ops.ensadv_fast.logit_grad.default
+_RULES, _LOSSES = ({name: i for i, name in enumerate(known)} for known in (RULES, LOSSES))
+_FUSES = {None: 0, **{name: i for i, name in enumerate(FUSES)}}
 
 
 class LogitGrad(NamedTuple):
@@ -69,6 +72,14 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
     """
     op = "logit_grad"
     logits = check.tensor(op, "logits", logits)
+    if (check.direct(logits, labels, weights, index, key) and index is None and type(kappa) is float
+            and kappa == kappa and rule in _RULES and loss in _LOSSES and fuse in _FUSES
+            and logits.dim() == (2 if fuse is None else 3) and (weights is None or fuse is not None)
+            and (key is not None or rule != "random")):
+        result = _empty(logits)
+        if check.tried(call, logits, labels, weights, key, None, _RULES[rule], _LOSSES[loss], _FUSES[fuse],
+                       bool(targeted), kappa, bool(rescale), *result):
+            return result
     rule_id, loss_id = check.choice(op, "rule", rule, RULES), check.choice(op, "loss", loss, LOSSES)
     if logits.dim() not in (2, 3):
         raise ValueError(f"{op}: logits must have shape [B, C] or [K, B, C], got {tuple(logits.shape)}")
@@ -91,15 +102,16 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
     if rule == "random" and key is None:
         key = keys.next_key(logits.device)
     key = None if key is None else check.key(op, key, logits.device)
-    dense = logits.contiguous()
-    grad = torch.empty_like(dense)
-    chosen = torch.empty(n, dtype=torch.int64, device=logits.device)
-    value, scale = (torch.empty(n, dtype=wide, device=logits.device) for _ in range(2))
-    shape = (members, n, classes)
-    torch.ops.ensadv_fast.logit_grad.default(
-        dense.view(shape), labels, weights, key, index, rule_id, loss_id, fuse_id, bool(targeted), kappa,
-        bool(rescale), grad.view(shape), chosen, value, scale)
-    return LogitGrad(grad, chosen, value, scale)
+    logits = logits.contiguous()
+    result = _empty(logits)
+    call(logits, labels, weights, key, index, rule_id, loss_id, fuse_id, bool(targeted), kappa, bool(rescale), *result)
+    return result
+
+
+def _empty(logits: Tensor) -> LogitGrad:
+    n, wide = logits.size(-2), ref.compute_dtype(logits.dtype)
+    return LogitGrad(torch.empty_like(logits), logits.new_empty(n, dtype=torch.int64),
+                     logits.new_empty(n, dtype=wide), logits.new_empty(n, dtype=wide))
 
 
 def _labels(op: str, labels, n: int, classes: int, logits: Tensor) -> Tensor | None:

@@ -8,6 +8,10 @@ from . import _checks as check
 from . import _reference as ref
 from ._library import register_fake
 
+call = torch.ops.ensadv_fast.model_entry.default
+_DTYPES = (None, *check.FLOATS)
+_LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
 
 def model_entry(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[float] | Tensor | None, *,
                 delta: Tensor | None = None, dtype: torch.dtype | None = None, channels_last: bool = True,
@@ -34,6 +38,11 @@ def model_entry(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
+    if check.direct(x, mean, std, delta, out) and _direct_channels(x, mean, std) and dtype in _DTYPES and (
+            out is None or dtype in (None, out.dtype)) and x.dim() == 4:
+        result = _empty(x, dtype or ref.result_dtype(x), _LAYOUTS[bool(channels_last)]) if out is None else out
+        if check.tried(call, x, delta, mean, std, bool(clamp), result):
+            return result if out is None else check.written(out)
     op = "model_entry"
     _images(op, x)
     wide = ref.compute_dtype(x.dtype)
@@ -53,13 +62,18 @@ def model_entry(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[
         _forward(x, delta, mean, std, bool(clamp), to.dense)
         return to.result()
     if dtype is None:
-        dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
+        dtype = ref.result_dtype(x)
     elif dtype not in check.FLOATS:
         raise ValueError(f"{op}: dtype must be {check.names(check.FLOATS)} or None, got {dtype}")
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layout = _LAYOUTS[bool(channels_last)]
     if wants_grad:
         return _Entry.apply(x, delta, mean, std, bool(clamp), dtype, layout)
     return _forward(x, delta, mean, std, bool(clamp), _empty(x, dtype, layout))
+
+
+def _direct_channels(x: Tensor, mean, std) -> bool:
+    """Are these tensors of the type that is computed in?"""
+    return mean is not None and std is not None and mean.dtype is std.dtype is ref.compute_dtype(x.dtype)
 
 
 def _images(op: str, x) -> None:
@@ -91,7 +105,7 @@ def _dense(t: Tensor | None) -> Tensor | None:
 
 
 def _forward(x: Tensor, delta: Tensor | None, mean: Tensor, std: Tensor, clamp: bool, out: Tensor) -> Tensor:
-    torch.ops.ensadv_fast.model_entry.default(_dense(x), _dense(delta), mean, std, clamp, out)
+    call(_dense(x), _dense(delta), mean, std, clamp, out)
     return out
 
 
@@ -144,8 +158,7 @@ def reference(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[fl
     v = ref.clamp_open(v, 0, 1) if clamp else v
     v = v if mean is None else v - mean
     v = v if std is None else v / std
-    dtype = dtype or (torch.float32 if x.dtype == torch.uint8 else x.dtype)
-    return v.to(dtype).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return v.to(dtype or ref.result_dtype(x)).contiguous(memory_format=_LAYOUTS[bool(channels_last)])
 
 
 register_fake("model_entry")

@@ -1,4 +1,6 @@
 """momentum_step: one step of MI-FGSM in two passes."""
+import math
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,8 @@ from . import _reference as ref
 from ._library import register_fake
 from .sign_step import as_step_gradient
 from .sign_step import reference as sign_step_reference
+
+call = torch.ops.ensadv_fast.momentum_step.default
 
 
 def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tensor, *, decay: float = 1.0,
@@ -33,6 +37,13 @@ def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tenso
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted; nothing is changed then.
     """
+    if (check.direct(x, grad, momentum, center, out) and check.direct_numbers(step, lo, hi)
+            and check.direct_ball(center, eps) and type(decay) is float and math.isfinite(decay)):
+        result = check.fresh(x) if out is None else out
+        if check.tried(call, x, grad, momentum, center, None, None, decay, step, eps or 0.0, lo, hi,
+                       check.scratch(x, 1), result):
+            check.written(momentum)
+            return result if out is None else check.written(out)
     op = "momentum_step"
     x = check.images(op, x)
     grad = check.like(op, "grad", grad, x)
@@ -48,8 +59,7 @@ def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tenso
     if kept.dense is not momentum:
         kept.dense.copy_(momentum)
     x, grad, center = to.inputs(x, as_step_gradient(grad, x), center)
-    torch.ops.ensadv_fast.momentum_step.default(x, grad, kept.dense, center, step_n, eps_n, decay, step_1, eps_1,
-                                                lo, hi, check.scratch(x, 1), to.dense)
+    call(x, grad, kept.dense, center, step_n, eps_n, decay, step_1, eps_1, lo, hi, check.scratch(x, 1), to.dense)
     kept.result()
     return to.result()
 

@@ -5,7 +5,9 @@ from torch import Tensor
 from . import _checks as check
 from . import _reference as ref
 from .l2_step import project_reference
+from .l2_step import call as l2_call
 from .l2_step import run as l2_run
+from .sign_step import call as sign_step_call
 from .sign_step import reference as sign_step_reference
 
 NORMS = ("linf", "l2")
@@ -25,6 +27,13 @@ def project(x: Tensor, center: Tensor, eps: float | Tensor, *, norm: str = "linf
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
+    if (check.direct(x, center, out) and center is not None and x.dtype != torch.uint8 and check.direct_ball(center, eps)
+            and check.direct_numbers(0.0, lo, hi) and norm in NORMS):
+        result = torch.empty_like(x) if out is None else out
+        if (check.tried(l2_call, x, None, center, None, None, 0.0, eps, lo, hi, check.scratch(x, 2), result)
+                if norm == "l2" else
+                check.tried(sign_step_call, x, x, center, None, None, 0.0, eps, lo, hi, result)):
+            return result if out is None else check.written(out)
     op = "project"
     x = check.images(op, x)
     check.choice(op, "norm", norm, NORMS)

@@ -9,6 +9,8 @@ from . import _reference as ref
 from ._library import register_fake
 
 KINDS = ("rademacher", "uniform", "truncated_normal", "normal")
+_IDS = {kind: i for i, kind in enumerate(KINDS)}
+call = torch.ops.ensadv_fast.random_step.default
 
 
 def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rademacher",
@@ -45,6 +47,11 @@ def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rad
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
+    if check.direct(x, key, out) and index is None and clip and kind in _IDS and check.direct_numbers(eps, lo, hi) and (
+            eps >= 0):
+        result = check.fresh(x) if out is None else out
+        if check.tried(call, x, key, None, None, eps, _IDS[kind], lo, hi, result):
+            return result if out is None else check.written(out)
     op = "random_step"
     x = check.images(op, x)
     key = check.key(op, key, x.device)
@@ -55,7 +62,7 @@ def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rad
     check.output(op, out, x, check.out_dtypes(x) if x.dtype == torch.uint8 else (x.dtype,))
     to = check.Destination(x, out)
     (x,) = to.inputs(x)
-    torch.ops.ensadv_fast.random_step.default(x, key, index, eps_n, eps_1, kind_id, lo, hi, to.dense)
+    call(x, key, index, eps_n, eps_1, kind_id, lo, hi, to.dense)
     return to.result()
 
 

@@ -6,6 +6,8 @@ from . import _checks as check
 from . import _reference as ref
 from ._library import register_fake
 
+call = torch.ops.ensadv_fast.sign_step.default
+
 
 def sign_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor | None = None,
               eps: float | Tensor | None = None, lo: float = 0.0, hi: float = 1.0,
@@ -36,6 +38,10 @@ def sign_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
+    if check.direct(x, grad, center, out) and check.direct_numbers(step, lo, hi) and check.direct_ball(center, eps):
+        result = check.fresh(x) if out is None else out
+        if check.tried(call, x, grad, center, None, None, step, eps or 0.0, lo, hi, result):
+            return result if out is None else check.written(out)
     op = "sign_step"
     x = check.images(op, x)
     grad = check.like(op, "grad", grad, x)
@@ -47,7 +53,7 @@ def sign_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
         grad = grad.sign()  # only the sign counts, and it must survive: a small double would be zero as a float
     to = check.Destination(x, out)
     x, grad, center = to.inputs(x, as_step_gradient(grad, x), center)
-    torch.ops.ensadv_fast.sign_step.default(x, grad, center, step_n, eps_n, step_1, eps_1, lo, hi, to.dense)
+    call(x, grad, center, step_n, eps_n, step_1, eps_1, lo, hi, to.dense)
     return to.result()
 
 

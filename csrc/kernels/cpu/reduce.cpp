@@ -2,16 +2,19 @@
 
 namespace ensadv {
 
-double fold_slots(double* slots) {
+double fold_slots(double* slots, int used) {
+  const int lanes_used = (used + kSlotPack - 1) / kSlotPack;
   double lanes[kLanes];
-  for (int t = 0; t < kLanes; ++t) {
+  for (int t = 0; t < lanes_used; ++t) {
     double* s = slots + t * kSlotPack;
     for (int half = kSlotPack / 2; half > 0; half /= 2)
       for (int j = 0; j < half; ++j) s[j] += s[j + half];
     lanes[t] = s[0];
   }
-  double warps[kLanes / 32];
-  for (int w = 0; w < kLanes / 32; ++w) {
+  const int warps_used = (lanes_used + 31) / 32;
+  std::fill(lanes + lanes_used, lanes + 32 * warps_used, 0.0);
+  double warps[kLanes / 32] = {};
+  for (int w = 0; w < warps_used; ++w) {
     double* lane = lanes + 32 * w;
     for (int half = 16; half > 0; half /= 2)
       for (int j = 0; j < half; ++j) lane[j] += lane[j + half];

@@ -6,13 +6,15 @@
 
 namespace ensadv {
 
-// Fold the slots as the CUDA block does.
-double fold_slots(double* slots);
+// Fold the slots as the CUDA block does. Those from `used` on are zero, and are not looked at.
+double fold_slots(double* slots, int used);
 
 // Sum one chunk: values(first element, count, double* terms) yields up to kChunk terms from the chunk's memory.
 template <class Values>
 double sum_chunk(int64_t begin, int64_t end, Values values) {
-  double slots[kSlots] = {};
+  const int used = int(std::min<int64_t>(kSlots, end - begin));
+  double slots[kSlots];
+  std::fill(slots, slots + (used + kSlotPack - 1) / kSlotPack * kSlotPack, 0.0);
   double terms[kChunk];
   static_assert(kSlots % kChunk == 0);
   for (int64_t i = begin; i < end; i += kChunk) {
@@ -21,7 +23,7 @@ double sum_chunk(int64_t begin, int64_t end, Values values) {
     double* slot = slots + (i - begin) % kSlots;
     ENSADV_INDEPENDENT for (int k = 0; k < n; ++k) slot[k] += terms[k];
   }
-  return fold_slots(slots);
+  return fold_slots(slots, used);
 }
 
 // body(sample, first element, end) for chunks [begin, end); its result goes to scratch.
