@@ -17,11 +17,6 @@
 #include "platform.h"
 #include "tensor_ref.h"
 
-#if defined(__CUDACC__)
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#endif
-
 namespace ensadv {
 
 struct half_t {
@@ -81,7 +76,9 @@ ENSADV_HD float to_compute(level_t x) { return float(x.level) / 255.0f; }
 ENSADV_HD float to_compute(bfloat_t x) { return bits_float(uint32_t(x.bits) << 16); }
 ENSADV_HD float to_compute(half_t x) {
 #if defined(__CUDA_ARCH__)
-  return __half2float(__ushort_as_half(x.bits));
+  float f;  // as PTX: cuda_fp16.h and cuda_bf16.h take a second of every file's compile time
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(x.bits));
+  return f;
 #else
   // Shift the fraction into place, then let one exact multiplication by 2^112 correct the exponent: it
   // also normalises subnormals. Inf and NaN (exponent all ones) are patched afterwards. Branch-free: vectorises.
@@ -94,8 +91,10 @@ ENSADV_HD float to_compute(half_t x) {
 
 // Round to nearest, ties to even; NaN stays NaN.
 ENSADV_HD uint32_t round_bits(float v, bfloat_t) {
-#if defined(__CUDA_ARCH__)
-  return __bfloat16_as_ushort(__float2bfloat16_rn(v));
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(v));
+  return bits;
 #else
   const uint32_t u = float_bits(v);
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -104,7 +103,9 @@ ENSADV_HD uint32_t round_bits(float v, bfloat_t) {
 }
 ENSADV_HD uint32_t round_bits(float v, half_t) {
 #if defined(__CUDA_ARCH__)
-  return __half_as_ushort(__float2half_rn(v));
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(v));
+  return bits;
 #else
   const uint32_t u = float_bits(v);
   const uint32_t sign = (u >> 16) & 0x8000u;
