@@ -344,25 +344,17 @@ struct Sample {
   }
 
   __device__ __forceinline__ A entropy_of_members() {
-    LogMean<A> mean;
-    A loss = 0, total = 0;
-    for (int64_t k = 0; k < args.members; ++k) {
-      const A logp = log_probability(k);
-      mean.widen(weight(k), logp);
-      loss -= weight(k) * logp;
-      total += weight(k);
-    }
-    for (int64_t k = 0; k < args.members; ++k) mean.add(weight(k), log_probability(k));
+    const Mixture<A> mixed(args, [&](int64_t k) { return log_probability(k); });
     if (args.rescale) {
       const auto row = [&](int c, int count, A* f) { scores(c, count, f); };
-      scale = lift(key_value(best_of(row, A(1), y).key) / total);
+      scale = lift(key_value(best_of(row, A(1), y).key) / mixed.total);
     }
     const bool probs = args.fuse == Fuse::probs;
     for (int64_t k = 0; k < args.members; ++k)
       write_entropy(k, members[k].softmax, logit(k, y),
-                    probs ? mean.part(weight(k), log_probability(k)) / mean.sum : weight(k),
+                    probs ? mixed.mean.part(weight(k), log_probability(k)) / mixed.mean.sum : weight(k),
                     [&](int c, int count, A* e) { exponentials(k, c, count, e); });
-    return probs ? -mean.value() : loss;
+    return probs ? -mixed.mean.value() : mixed.loss;
   }
 
   template <class Values>
