@@ -512,8 +512,8 @@ def test_momentum_step(batch, dtypes, box, ball, decay, data):
     x = images(batch.rng, batch.size, x_dtype, batch.leads[0], specials=True)
     # Infinite gradients switch their whole sample off, so they come in some batches only.
     grad = gradients(batch.rng, batch.size, grad_dtype, batch.leads[1], specials=data.draw(st.booleans()))
-    center = images(batch.rng, batch.size, x_dtype, batch.leads[2]) if ball else None
-    momentum = place(batch.rng.normal(size=batch.size).astype(np.float64 if wide else np.float32), batch.leads[3])
+    center = images(batch.rng, batch.size, x_dtype, batch.leads[2], specials=True) if ball else None
+    momentum = gradients(batch.rng, batch.size, "float64" if wide else "float32", batch.leads[3])
     step, eps = draw_size(data, batch, wide), draw_size(data, batch, wide)
     expected, moved = momentum_step_reference(x, grad, momentum, center, step, decay, eps, *box, batch.inner, dtypes)
     out = Output(batch.size, out_dtype, batch.leads[3], batch.leads[0])
@@ -532,7 +532,7 @@ def test_l2_step(batch, dtypes, box, ball, step_too, data):
     x = images(batch.rng, batch.size, x_dtype, batch.leads[0], specials=data.draw(st.booleans()))
     grad = gradients(batch.rng, batch.size, grad_dtype, batch.leads[1], specials=data.draw(st.booleans()))
     grad = grad if step_too else None
-    center = images(batch.rng, batch.size, x_dtype, batch.leads[2]) if ball else None
+    center = images(batch.rng, batch.size, x_dtype, batch.leads[2], specials=data.draw(st.booleans())) if ball else None
     step, eps = draw_size(data, batch, wide), draw_size(data, batch, wide)
     out = Output(batch.size, out_dtype, batch.leads[3], batch.leads[0])
     kernels.l2_step(ref(x, x_dtype), ref(grad, grad_dtype), ref(out.array, out_dtype), step,
@@ -716,6 +716,15 @@ def test_any_split_gives_the_same(batch, dtype, cuts, ball):
         kernels.sign_step(ref(x, dtype), ref(grad, grad_dtype), ref(out, dtype), per_sample,
                           center=ref(center, dtype), eps=per_sample, inner=batch.inner, range=r)
 
+    def momentum(out, r):
+        kernels.momentum_step(ref(x, dtype), ref(grad, grad_dtype), ref(velocity[id(out)], str(per_sample.dtype)),
+                              ref(out, dtype), per_sample, center=ref(center, dtype), eps=per_sample,
+                              inner=batch.inner, range=r)
+
+    def l2(out, r):
+        kernels.l2_step(ref(x, dtype), ref(grad, grad_dtype), ref(out, dtype), per_sample, center=ref(center, dtype),
+                        eps=per_sample, inner=batch.inner, range=r)
+
     def noise(out, r):
         kernels.random_step(ref(x, dtype), ref(out, dtype), key, per_sample, inner=batch.inner, channels=channels,
                             range=r)
@@ -724,13 +733,15 @@ def test_any_split_gives_the_same(batch, dtype, cuts, ball):
         kernels.null(ref(x, dtype), ref(out, dtype), range=r)
 
     bounds = sorted({0, batch.size, *(c for c in cuts if c < batch.size)})
-    for op in (step, noise, copy):
+    for op in (step, momentum, l2, noise, copy):
         whole, pieces = Output(batch.size, dtype), Output(batch.size, dtype)
+        velocity = {id(out.array): np.ones(batch.size, per_sample.dtype) for out in (whole, pieces)}
         op(whole.array, kernels.Range())
         for begin, end in zip(bounds, bounds[1:]):
             op(pieces.array, kernels.Range(begin, end))
             assert (pieces.array[end:].view(np.uint8) == 0xFF).all()
         same(pieces.result(), whole.result(), dtype)
+        same(*velocity.values(), str(per_sample.dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -751,6 +762,11 @@ def test_threads(dtype):
                                 channels=channels, range=split)
             kernels.sign_step(ref(out, dtype), ref(grad, grad_dtype), ref(out, dtype), per_sample,
                               center=ref(x, dtype), eps=per_sample, inner=inner, range=split)
+            velocity = np.zeros(out.size, per_sample.dtype)
+            kernels.momentum_step(ref(out, dtype), ref(grad, grad_dtype), ref(velocity, str(velocity.dtype)),
+                                  ref(out, dtype), per_sample, inner=inner, range=split)
+            kernels.l2_step(ref(out, dtype), ref(grad, grad_dtype), ref(out, dtype), per_sample, center=ref(x, dtype),
+                            eps=per_sample, inner=inner, range=split)
             copied = np.empty_like(out)
             kernels.null(ref(out, dtype), ref(copied, dtype), range=split)
             results.append(copied)

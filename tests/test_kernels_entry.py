@@ -5,7 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels_arrays import DTYPES, Output, batches, cast, compute, examples, gradients, images, kernels, place, ref, same
+from kernels_arrays import (
+    DTYPES,
+    Output,
+    batches,
+    cast,
+    compute,
+    examples,
+    gradients,
+    images,
+    kernels,
+    place,
+    ref,
+    same,
+)
 
 FLOATS = tuple(d for d in DTYPES if d != "uint8")
 

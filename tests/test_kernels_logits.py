@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from kernels_arrays import INF, NAN, NARROW, WIDE, Output, cast, compute, examples, kernels, ref, values
 
 FLOATS = (*WIDE, *NARROW)
-RULES, LOSSES, FUSES = ("given", "predicted", "least_likely", "random"), ("ce", "cw", "dlr"), ("logits", "probs", "loss")
+RULES = ("given", "predicted", "least_likely", "random")
+LOSSES, FUSES = ("ce", "cw", "dlr"), ("logits", "probs", "loss")
 # What else a row of logits may hold: entries that are no number, or none that matters.
 SPECIAL_ROWS = np.array([0.0, -0.0, NAN, INF, -INF, 1e-40, -1e-45, 6e-8, 88.0, -103.0])
 
