@@ -47,7 +47,7 @@ def extension():
     cuda = find_cuda()
     archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
     sources = sorted([*ROOT.glob("csrc/ops/*.cpp"), *ROOT.glob("csrc/kernels/cpu/*.cpp")])
-    cxx = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
+    cxx = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno",
            "-fno-trapping-math", "-fno-wrapv", "-Wall", f"-DTORCH_TARGET_VERSION={ABI_TARGET}",
            f'-DENSADV_COMMIT="{commit()}"', f'-DENSADV_CUDA_VERSION="{cuda[1] if cuda else "none"}"',
            f'-DENSADV_CUDA_ARCHS="{archs.replace(";", " ") if cuda else "none"}"']

@@ -54,15 +54,16 @@ def spills(resources: str) -> bool:
 
 
 def moves_wanted(kernel: str) -> tuple[int, int]:
-    """Image-sized tensors that a kernel reads and writes: as many 16-byte loads and stores at least."""
+    """Image-sized tensors that a kernel reads and writes: as many 16-byte loads and stores at least. A gradient is
+    read by a branch for each dtype that it may have."""
     ball = int("Lb1E" in kernel)  # the last template argument: is there a center?
+    grads = 1 if "kernelId" in kernel else 3  # float64 goes with float64 alone
     if "_sums_kernel" in kernel:  # one number per block is written
-        # l2_delta_sums shares chunks of eight elements with the CPU, which are half a word of uint8.
-        return (0 if re.search(r"delta_sums_kernelINS_7level_t", kernel) else 1), 0
+        return grads, 0
     if "momentum_step_kernel" in kernel:  # x, grad, momentum; momentum, out
-        return 3 + ball, 2
+        return 2 + grads + ball, 2
     if "sign_step_kernel" in kernel or "l2_step_kernel" in kernel:  # x, grad; out
-        return 2 + ball, 1
+        return 1 + grads + ball, 1
     return 1, 1
 
 

@@ -3,29 +3,40 @@
 Runs under the sanitizers too (.ci/sanitize), where ENSADV_EXAMPLES asks for fewer random examples.
 """
 import math
-import os
 from fractions import Fraction
 from functools import cache
 from statistics import NormalDist
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels_build import load
+from kernels_arrays import (
+    DTYPES,
+    INF,
+    NAN,
+    NARROW,
+    RAW,
+    SPECIALS,
+    WIDE,
+    Output,
+    batches,
+    cast,
+    compute,
+    examples,
+    gradients,
+    images,
+    infinity,
+    kernels,
+    nearest,
+    numbers,
+    place,
+    ref,
+    same,
+    values,
+)
 
-kernels = load()
-
-examples = settings(deadline=None, derandomize=True, max_examples=int(os.environ.get("ENSADV_EXAMPLES", 100)))
-INF, NAN = float("inf"), float("nan")
-SPECIALS = np.array([0.0, -0.0, NAN, INF, -INF, 1e-40, -1e-45, 6e-8, -3e-8, 6.1e-5, 1e-30, 1.0, -1.0, 0.5, 1.00001,
-                     65504.0, -65520.0, 3.4e38, -3.4e38])
-WIDE = {"float32": np.float32, "float64": np.float64}
-NARROW = ("float16", "bfloat16")
-DTYPES = (*WIDE, *NARROW, "uint8")
-RAW = {**WIDE, "float16": np.uint16, "bfloat16": np.uint16, "uint8": np.uint8}
 KINDS = ("rademacher", "uniform", "truncated_normal", "normal")
 # (x, grad, out): out in x's dtype, or narrower than a float32 iterate, or float32 for uint8 images.
 STEP_DTYPES = [("float64",) * 3, *((x, g, o) for x, o in [*((t, t) for t in DTYPES if t != "float64"),
@@ -39,107 +50,6 @@ def quiet_numpy():
     """References meet NaN and overflow on purpose."""
     with np.errstate(all="ignore"):
         yield
-
-
-# ---- 16-bit numbers, by definition: a table of all of them, and searching in it ---------------------------------
-
-@cache
-def numbers(dtype: str) -> np.ndarray:
-    """The values of all 65,536 patterns, float64: sign * 2^(exponent - bias) * significand, spelled out."""
-    fraction_bits, bias, top = {"float16": (10, 15, 31), "bfloat16": (7, 127, 255)}[dtype]
-    bits = np.arange(65536)
-    exponent, fraction = (bits & 0x7FFF) >> fraction_bits, bits & ((1 << fraction_bits) - 1)
-    significand = np.where(exponent > 0, fraction + (1 << fraction_bits), fraction).astype(np.float64)
-    value = np.ldexp(significand, np.maximum(exponent, 1) - bias - fraction_bits)
-    value[exponent == top] = np.where(fraction[exponent == top], np.nan, np.inf)
-    return np.where(bits < 0x8000, value, -value)
-
-
-def infinity(dtype: str) -> int:
-    return {"float16": 0x7C00, "bfloat16": 0x7F80}[dtype]
-
-
-def nearest(v: np.ndarray, dtype: str) -> np.ndarray:
-    """Patterns of the numbers nearest to v, ties to the even pattern; beyond the largest, infinity as IEEE has it."""
-    v = np.asarray(v, np.float64)
-    inf = infinity(dtype)
-    table = numbers(dtype)[: inf + 1].copy()
-    table[inf] = 2 * table[inf - 1] - table[inf - 2]  # where the next number would be, were there one
-    magnitude = np.minimum(np.abs(v), table[inf])
-    up = np.clip(np.searchsorted(table, magnitude), 1, inf)
-    down = up - 1
-    below, above = magnitude - table[down], table[up] - magnitude
-    bits = np.where((above < below) | ((above == below) & (up % 2 == 0)), up, down)
-    bits = np.where(np.isnan(v), inf + 1, bits)
-    return (bits | np.where(np.signbit(v), 0x8000, 0)).astype(np.uint16)
-
-
-def values(array: np.ndarray, dtype: str) -> np.ndarray:
-    """float64; uint8 stands for the float32 number nearest to level / 255."""
-    if dtype == "uint8":
-        return (array.astype(np.float32) / np.float32(255)).astype(np.float64)
-    return numbers(dtype)[array] if dtype in NARROW else array.astype(np.float64)
-
-
-def compute(array: np.ndarray, dtype: str, wide: bool = False) -> np.ndarray:
-    """In the type that arithmetic is done in: float32, or float64 (`wide`)."""
-    return values(array, dtype).astype(np.float64 if wide else np.float32)
-
-
-def same(a: np.ndarray, b: np.ndarray, dtype: str) -> None:
-    """Bit for bit; a NaN equals any NaN."""
-    raw = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[a.itemsize]
-    equal = (a.view(raw) == b.view(raw)) | (np.isnan(values(a, dtype)) & np.isnan(values(b, dtype)))
-    where = np.flatnonzero(~equal)
-    assert where.size == 0, f"{where.size} differ, first at {where[0]}: {a[where[0]]} != {b[where[0]]}"
-
-
-# ---- arrays whose base is misaligned and whose surroundings are watched ------------------------------------------
-
-def place(array: np.ndarray, lead: int) -> np.ndarray:
-    """A copy of `array` that begins `lead` elements into an allocation and ends with it."""
-    buffer = np.empty(lead + array.size, array.dtype)
-    buffer[lead:] = array
-    return buffer[lead:]
-
-
-def cast(v: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "uint8":
-        return np.rint(255 * np.clip(np.nan_to_num(v), 0, 1)).astype(np.uint8)
-    return nearest(v.astype(np.float32), dtype) if dtype in NARROW else v.astype(WIDE[dtype])
-
-
-def images(rng, n: int, dtype: str, lead: int = 0, specials: bool = False, spread: float = 0.1) -> np.ndarray:
-    v = rng.uniform(-spread, 1 + spread, n)
-    if specials:
-        v = np.where(rng.random(n) < 0.3, rng.choice(SPECIALS, n), v)
-    return place(cast(v, dtype), lead)
-
-
-def gradients(rng, n: int, dtype: str, lead: int = 0, specials: bool = True) -> np.ndarray:
-    v = np.where(rng.random(n) < 0.2, rng.choice([0.0, NAN], n), rng.normal(size=n))
-    if specials:
-        v = np.where(rng.random(n) < 0.3, rng.choice(SPECIALS, n), v)
-    return place(cast(v, dtype), lead)
-
-
-class Output:
-    """Room for n elements amid others that must stay as they are."""
-
-    def __init__(self, n: int, dtype: str, lead: int = 0, tail: int = 0):
-        self.dtype = dtype
-        raw = np.dtype(RAW[dtype])
-        self.buffer = np.full((lead + n + tail) * raw.itemsize, 0xFF, np.uint8).view(raw)
-        self.array = self.buffer[lead:lead + n]
-        self.rest = [self.buffer[:lead], self.buffer[lead + n:]]
-
-    def result(self) -> np.ndarray:
-        assert all((part.view(np.uint8) == 0xFF).all() for part in self.rest), "wrote outside the output"
-        return self.array
-
-
-def ref(array: np.ndarray | None, dtype: str):
-    return None if array is None else kernels.Array(array, dtype)
 
 
 # ---- references --------------------------------------------------------------------------------------------------
@@ -354,16 +264,6 @@ def l2_step_reference(x, grad, center, step, eps, lo, hi, inner, dtypes):
 
 
 # ---- strategies --------------------------------------------------------------------------------------------------
-
-@st.composite
-def batches(draw, longest: int = 300):
-    """A batch of at most `longest` elements in whole samples, where its arrays lie, and a source of values."""
-    n = draw(st.sampled_from([*range(1, 13), 0]))
-    inner = draw(st.integers(1, longest // max(n, 1)))
-    lead = st.integers(0, 9)
-    return SimpleNamespace(n=n, inner=inner, size=n * inner, leads=[draw(lead) for _ in range(4)],
-                           rng=np.random.default_rng(draw(st.integers(0, 2**32 - 1))))
-
 
 sizes = st.sampled_from([0.0, 8 / 255, 0.3, 1e-3, 1e-9, 1.0, 2.0, -0.1, NAN, INF])
 keys = st.tuples(*[st.integers(-(2**63), 2**63 - 1)] * 2)
@@ -613,8 +513,8 @@ def test_momentum_step(batch, dtypes, box, ball, decay, data):
     x = images(batch.rng, batch.size, x_dtype, batch.leads[0], specials=True)
     # Infinite gradients switch their whole sample off, so they come in some batches only.
     grad = gradients(batch.rng, batch.size, grad_dtype, batch.leads[1], specials=data.draw(st.booleans()))
-    center = images(batch.rng, batch.size, x_dtype, batch.leads[2]) if ball else None
-    momentum = place(batch.rng.normal(size=batch.size).astype(np.float64 if wide else np.float32), batch.leads[3])
+    center = images(batch.rng, batch.size, x_dtype, batch.leads[2], specials=True) if ball else None
+    momentum = gradients(batch.rng, batch.size, "float64" if wide else "float32", batch.leads[3])
     step, eps = draw_size(data, batch, wide), draw_size(data, batch, wide)
     expected, moved = momentum_step_reference(x, grad, momentum, center, step, decay, eps, *box, batch.inner, dtypes)
     out = Output(batch.size, out_dtype, batch.leads[3], batch.leads[0])
@@ -633,7 +533,7 @@ def test_l2_step(batch, dtypes, box, ball, step_too, data):
     x = images(batch.rng, batch.size, x_dtype, batch.leads[0], specials=data.draw(st.booleans()))
     grad = gradients(batch.rng, batch.size, grad_dtype, batch.leads[1], specials=data.draw(st.booleans()))
     grad = grad if step_too else None
-    center = images(batch.rng, batch.size, x_dtype, batch.leads[2]) if ball else None
+    center = images(batch.rng, batch.size, x_dtype, batch.leads[2], specials=data.draw(st.booleans())) if ball else None
     step, eps = draw_size(data, batch, wide), draw_size(data, batch, wide)
     out = Output(batch.size, out_dtype, batch.leads[3], batch.leads[0])
     kernels.l2_step(ref(x, x_dtype), ref(grad, grad_dtype), ref(out.array, out_dtype), step,
@@ -817,6 +717,15 @@ def test_any_split_gives_the_same(batch, dtype, cuts, ball):
         kernels.sign_step(ref(x, dtype), ref(grad, grad_dtype), ref(out, dtype), per_sample,
                           center=ref(center, dtype), eps=per_sample, inner=batch.inner, range=r)
 
+    def momentum(out, r):
+        kernels.momentum_step(ref(x, dtype), ref(grad, grad_dtype), ref(velocity[id(out)], str(per_sample.dtype)),
+                              ref(out, dtype), per_sample, center=ref(center, dtype), eps=per_sample,
+                              inner=batch.inner, range=r)
+
+    def l2(out, r):
+        kernels.l2_step(ref(x, dtype), ref(grad, grad_dtype), ref(out, dtype), per_sample, center=ref(center, dtype),
+                        eps=per_sample, inner=batch.inner, range=r)
+
     def noise(out, r):
         kernels.random_step(ref(x, dtype), ref(out, dtype), key, per_sample, inner=batch.inner, channels=channels,
                             range=r)
@@ -825,13 +734,15 @@ def test_any_split_gives_the_same(batch, dtype, cuts, ball):
         kernels.null(ref(x, dtype), ref(out, dtype), range=r)
 
     bounds = sorted({0, batch.size, *(c for c in cuts if c < batch.size)})
-    for op in (step, noise, copy):
+    for op in (step, momentum, l2, noise, copy):
         whole, pieces = Output(batch.size, dtype), Output(batch.size, dtype)
+        velocity = {id(out.array): np.ones(batch.size, per_sample.dtype) for out in (whole, pieces)}
         op(whole.array, kernels.Range())
         for begin, end in zip(bounds, bounds[1:]):
             op(pieces.array, kernels.Range(begin, end))
             assert (pieces.array[end:].view(np.uint8) == 0xFF).all()
         same(pieces.result(), whole.result(), dtype)
+        same(*velocity.values(), str(per_sample.dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -852,6 +763,11 @@ def test_threads(dtype):
                                 channels=channels, range=split)
             kernels.sign_step(ref(out, dtype), ref(grad, grad_dtype), ref(out, dtype), per_sample,
                               center=ref(x, dtype), eps=per_sample, inner=inner, range=split)
+            velocity = np.zeros(out.size, per_sample.dtype)
+            kernels.momentum_step(ref(out, dtype), ref(grad, grad_dtype), ref(velocity, str(velocity.dtype)),
+                                  ref(out, dtype), per_sample, inner=inner, range=split)
+            kernels.l2_step(ref(out, dtype), ref(grad, grad_dtype), ref(out, dtype), per_sample, center=ref(x, dtype),
+                            eps=per_sample, inner=inner, range=split)
             copied = np.empty_like(out)
             kernels.null(ref(out, dtype), ref(copied, dtype), range=split)
             results.append(copied)

@@ -126,6 +126,24 @@ struct LogMean {
   ENSADV_HD A value() const { return max + log(sum); }
 };
 
+// The members' log-probabilities of one class, logp(k), mixed.
+template <class A>
+struct Mixture {
+  LogMean<A> mean;
+  A loss = 0, total = 0;  // the weighted sum of their losses, and of the weights
+
+  template <class LogP>
+  ENSADV_HD Mixture(const LogitGradArgs& args, LogP logp) {
+    for (int64_t k = 0; k < args.members; ++k) {
+      const A weight = weight_of<A>(args, k), v = logp(k);
+      mean.widen(weight, v);
+      loss -= weight * v;
+      total += weight;
+    }
+    for (int64_t k = 0; k < args.members; ++k) mean.add(weight_of<A>(args, k), logp(k));
+  }
+};
+
 // The power of two that lifts `largest` into [1, 2), at most 2^100; 1 where there is nothing to lift.
 ENSADV_HD float lift(float largest) {
   if (!(largest > 0.0f)) return 1.0f;

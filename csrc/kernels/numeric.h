@@ -17,11 +17,6 @@
 #include "platform.h"
 #include "tensor_ref.h"
 
-#if defined(__CUDACC__)
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#endif
-
 namespace ensadv {
 
 struct half_t {
@@ -81,7 +76,9 @@ ENSADV_HD float to_compute(level_t x) { return float(x.level) / 255.0f; }
 ENSADV_HD float to_compute(bfloat_t x) { return bits_float(uint32_t(x.bits) << 16); }
 ENSADV_HD float to_compute(half_t x) {
 #if defined(__CUDA_ARCH__)
-  return __half2float(__ushort_as_half(x.bits));
+  float f;  // as PTX: cuda_fp16.h and cuda_bf16.h take a second of every file's compile time
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(x.bits));
+  return f;
 #else
   // Shift the fraction into place, then let one exact multiplication by 2^112 correct the exponent: it
   // also normalises subnormals. Inf and NaN (exponent all ones) are patched afterwards. Branch-free: vectorises.
@@ -95,10 +92,12 @@ ENSADV_HD float to_compute(half_t x) {
 ENSADV_HD uint32_t quiet_nan(bfloat_t) { return 0x7fc0u; }
 ENSADV_HD uint32_t quiet_nan(half_t) { return 0x7e00u; }
 
-// Round to nearest, ties to even. Only on a GPU does a NaN stay one.
+// Round to nearest, ties to even; what a NaN gives is nobody's business: callers ask for it first.
 ENSADV_HD uint32_t round_number(float v, bfloat_t) {
-#if defined(__CUDA_ARCH__)
-  return __bfloat16_as_ushort(__float2bfloat16_rn(v));
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(v));
+  return bits;
 #else
   const uint32_t u = float_bits(v);
   return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -106,7 +105,9 @@ ENSADV_HD uint32_t round_number(float v, bfloat_t) {
 }
 ENSADV_HD uint32_t round_number(float v, half_t) {
 #if defined(__CUDA_ARCH__)
-  return __half_as_ushort(__float2half_rn(v));
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(v));
+  return bits;
 #else
   const uint32_t u = float_bits(v);
   const uint32_t sign = (u >> 16) & 0x8000u;
@@ -120,12 +121,17 @@ ENSADV_HD uint32_t round_number(float v, half_t) {
 #endif
 }
 
+template <class T>
+ENSADV_HD uint32_t round_bits(float v, T t) {
+  return v != v ? quiet_nan(t) : round_number(v, t);
+}
+
 // The nearest number of a float type; from double by way of float where it has 16 bits, as PyTorch does.
 template <class T, class A>
 ENSADV_HD T round_to(A v) {
   if constexpr (sizeof(T) == 2) {
     T t{};
-    t.bits = uint16_t(v != v ? quiet_nan(t) : round_number(float(v), t));
+    t.bits = uint16_t(round_bits(float(v), t));
     return t;
   } else {
     return T(v);

@@ -50,15 +50,12 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
-// The one memory format that all of these share, so that they can be walked as flat memory.
+// The one memory format that all of these share, so that they can be walked as flat memory; null: not there.
 inline Format common_format(const char* op, std::initializer_list<const Tensor*> tensors) {
   bool contiguous = true, channels_last = true;
-  for (const Tensor* t : tensors) {
-    contiguous = contiguous && t->is_contiguous();
-    if (!contiguous) channels_last = channels_last && is_channels_last(*t);
-  }
+  for (const Tensor* t : tensors) contiguous = contiguous && (!t || t->is_contiguous());
   if (contiguous) return Format::contiguous;
-  for (const Tensor* t : tensors) channels_last = channels_last && is_channels_last(*t);
+  for (const Tensor* t : tensors) channels_last = channels_last && (!t || is_channels_last(*t));
   STD_TORCH_CHECK(channels_last, op, ": tensors must all be contiguous, or all channels_last");
   return Format::channels_last;
 }
@@ -90,17 +87,6 @@ inline Batch batch_of(const Tensor& x) {
 
 inline In in_ref(const char* op, const Tensor& t) { return {t.data_ptr(), dtype_of(op, t)}; }
 inline Out out_ref(const char* op, const Tensor& t) { return {t.data_ptr(), dtype_of(op, t)}; }
-
-// The dtypes a step may map x to: its own, a narrower one from a float32 iterate, float32 from uint8 images.
-inline void check_output_dtype(const char* op, Dtype x, Dtype out) {
-  const bool allowed = out == x || (x == Dtype::f32 && out != Dtype::f64) || (x == Dtype::u8 && out == Dtype::f32);
-  STD_TORCH_CHECK(allowed, op, ": out must have x's dtype, or be 16-bit or uint8 for float32 x, float32 for uint8 x");
-}
-
-inline void check_grad_dtype(const char* op, Dtype x, Dtype grad) {
-  STD_TORCH_CHECK(grad != Dtype::u8 && (grad == Dtype::f64) == (x == Dtype::f64), op,
-                  ": grad must be a float dtype, float64 if and only if x is");
-}
 
 // A size per sample, [N], in the compute type of x; or the number.
 inline PerSample per_sample(const char* op, const char* name, const std::optional<Tensor>& t, double value,

@@ -1,15 +1,7 @@
 // ensadv_kernels: layer 1 on numpy arrays, so that the kernels are tested (and run under sanitizers) without
 // torch. Thin on purpose: arguments go to the launchers as they are; sizes are checked, semantics are not.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <optional>
-#include <stdexcept>
-#include <string>
-#include <thread>
+#include <cmath>
 #include <variant>
-#include <vector>
 
 #include "../kernels/cpu/loop.h"
 #include "../kernels/l2_step.h"
@@ -19,28 +11,13 @@
 #include "../kernels/sample_eps.h"
 #include "../kernels/sign_step.h"
 #include "../kernels/split_key.h"
+#include "arrays.h"
 
-namespace py = pybind11;
 using namespace ensadv;
 
 namespace {
 
-template <class T>
-using Dense = py::array_t<T, py::array::c_style>;
 using Size = std::variant<double, py::array>;  // one number, or one per sample
-
-void require(bool ok, const char* what) {
-  if (!ok) throw std::invalid_argument(what);
-}
-
-Dtype dtype_named(const std::string& name) {
-  if (name == "float32") return Dtype::f32;
-  if (name == "float64") return Dtype::f64;
-  if (name == "float16") return Dtype::f16;
-  if (name == "bfloat16") return Dtype::bf16;
-  if (name == "uint8") return Dtype::u8;
-  throw std::invalid_argument("dtype must be float32, float64, float16, bfloat16 or uint8");
-}
 
 Noise noise_named(const std::string& name) {
   if (name == "rademacher") return Noise::rademacher;
@@ -50,20 +27,6 @@ Noise noise_named(const std::string& name) {
   throw std::invalid_argument("kind must be rademacher, uniform, truncated_normal or normal");
 }
 
-// A numpy array read as `dtype`; 16-bit types come as uint16. The memory is the caller's, whatever its alignment.
-struct Array {
-  Array(py::array array, const std::string& dtype) : memory(std::move(array)), dtype(dtype_named(dtype)) {
-    require(memory.itemsize() == size_of(this->dtype), "the array's item size does not fit its dtype");
-    require(memory.flags() & py::array::c_style, "the array must be contiguous");
-  }
-  int64_t size() const { return memory.size(); }
-  In in() const { return {memory.data(), dtype}; }
-  Out out() { return {memory.mutable_data(), dtype}; }
-
-  py::array memory;
-  Dtype dtype;
-};
-
 PerSample per_sample(const Size& size, Dtype dtype, const Batch& batch) {
   if (const double* value = std::get_if<double>(&size)) return {nullptr, *value};
   const py::array& array = std::get<py::array>(size);
@@ -72,40 +35,10 @@ PerSample per_sample(const Size& size, Dtype dtype, const Batch& batch) {
   return {array.data(), 0.0};
 }
 
-const int64_t* key_data(const Dense<int64_t>& key) {
-  require(key.size() == 2, "key must hold two numbers");
-  return key.data();
-}
-
-const int64_t* index_data(const std::optional<Dense<int64_t>>& index, int64_t n) {
-  require(!index || index->size() == n, "one index per sample is wanted");
-  return index ? index->data() : nullptr;
-}
-
 Batch batch_of(const Array& x, const Array& out, int64_t inner) {
   require(out.size() == x.size(), "all arrays must have one size");
   require(inner > 0 && x.size() % inner == 0, "the batch must hold whole samples");
   return {x.size(), inner};
-}
-
-// The range [begin, end) of a launcher; in `threads` pieces at once, as torch's parallel_for does it.
-struct Range {
-  int64_t begin = 0;
-  std::optional<int64_t> end;
-  int threads = 1;
-};
-
-template <class Launch>
-void run(const Range& range, int64_t numel, Launch launch) {
-  const int64_t begin = range.begin, end = range.end.value_or(numel);
-  require(0 <= begin && begin <= end && end <= numel && range.threads > 0, "no such range");
-  const py::gil_scoped_release release;
-  if (range.threads == 1) return launch(begin, end);
-  const int64_t piece = (end - begin + range.threads - 1) / range.threads;
-  std::vector<std::thread> threads;
-  for (int64_t from = begin; from < end; from += piece)
-    threads.emplace_back([=] { launch(from, std::min(from + piece, end)); });
-  for (std::thread& t : threads) t.join();
 }
 
 void null(const Array& x, Array& out, const Range& range) {
@@ -261,6 +194,8 @@ PYBIND11_MODULE(ensadv_kernels, m) {
   m.def("sample_eps", &sample_eps, py::arg("out").noconvert(), py::arg("key"), py::arg("dist"), py::arg("eps_max"),
         py::arg("sigma"), named, index);
   m.def("split_key", &split_key, py::arg("key"), py::arg("out").noconvert());
+  bind_logit_grad(m);
+  bind_model_entry(m);
   m.def("philox", &philox_of, py::arg("counter"), py::arg("key"));
   m.def("to_float32", &load_all<float>, py::arg("x"));
   m.def("to_float64", &load_all<double>, py::arg("x"));

@@ -174,21 +174,13 @@ class Sample {
   }
 
   A entropy_of_members(const A* p) {
-    LogMean<A> mean;
-    A loss = 0, total = 0;
-    for (int64_t k = 0; k < args_.members; ++k) {
-      const A logp = log_probability(k);
-      mean.widen(weight(k), logp);
-      loss -= weight(k) * logp;
-      total += weight(k);
-    }
-    for (int64_t k = 0; k < args_.members; ++k) mean.add(weight(k), log_probability(k));
-    if (args_.rescale) scale_ = lift(key_value(best_key(p, n_, A(1), y_, -1)) / total);
+    const Mixture<A> mixed(args_, [&](int64_t k) { return log_probability(k); });
+    if (args_.rescale) scale_ = lift(key_value(best_key(p, n_, A(1), y_, -1)) / mixed.total);
     const bool probs = args_.fuse == Fuse::probs;
     for (int64_t k = 0; k < args_.members; ++k)
       write_entropy(k, row(k), softmax_[size_t(k)], logit(k, y_),
-                    probs ? mean.part(weight(k), log_probability(k)) / mean.sum : weight(k));
-    return probs ? -mean.value() : loss;
+                    probs ? mixed.mean.part(weight(k), log_probability(k)) / mixed.mean.sum : weight(k));
+    return probs ? -mixed.mean.value() : mixed.loss;
   }
   A log_probability(int64_t k) const { return softmax_[size_t(k)].log_probability(logit(k, y_)); }
 

@@ -9,29 +9,19 @@ __device__ __forceinline__ L2Sample<A> l2_sample(const L2StepArgs& args, int64_t
   return {at<A>(args.step, sample), args.grad.data ? sum_chunks(args.grad_sums, sample, chunks) : 0.0};
 }
 
-// x, the gradient (x where there is none: it is not read then) and the center of one pack.
-template <class TX, class TG, class A, int V, bool kBall>
-__device__ __forceinline__ void load_l2(const L2StepArgs& args, int64_t i, int count, bool whole, A* x, A* grad,
-                                        A* center) {
-  load_pack<TX, V>(args.x.data, i, count, whole, x);
-  if (args.grad.data) {
-    compute_t<TG> g[V];
-    load_pack<TG, V>(args.grad.data, i, count, whole, g);
+template <int V, class A>
+__device__ __forceinline__ void load_grad_or_zeros(const In& grad, int64_t i, int count, bool whole, A* dst) {
+  if (grad.data) return load_grad<V>(grad, i, count, whole, dst);
 #pragma unroll
-    for (int j = 0; j < V; ++j) grad[j] = A(g[j]);
-  } else {
-#pragma unroll
-    for (int j = 0; j < V; ++j) grad[j] = A(0);
-  }
-  if constexpr (kBall) load_pack<TX, V>(args.center.data, i, count, whole, center);
+  for (int j = 0; j < V; ++j) dst[j] = A(0);
 }
 
-template <class TG>
+template <class A>
 __global__ void __launch_bounds__(kThreads) l2_grad_sums_kernel(L2StepArgs args, Chunks chunks, bool aligned) {
   sum_block(BlockChunk(args.batch, chunks), aligned, args.grad_sums,
             [&](int64_t i, int count, bool whole, double(&slots)[kSlotPack]) {
-              compute_t<TG> grad[kSlotPack];
-              load_pack<TG, kSlotPack>(args.grad.data, i, count, whole, grad);
+              A grad[kSlotPack];
+              load_grad<kSlotPack>(args.grad, i, count, whole, grad);
 #pragma unroll
               for (int j = 0; j < kSlotPack; ++j) {
                 const double g = grad[j] != grad[j] ? 0.0 : double(grad[j]);
@@ -40,28 +30,29 @@ __global__ void __launch_bounds__(kThreads) l2_grad_sums_kernel(L2StepArgs args,
             });
 }
 
-template <class TX, class TG, class A>
+template <class TX>
 __global__ void __launch_bounds__(kThreads) l2_delta_sums_kernel(L2StepArgs args, Chunks chunks, bool aligned) {
+  using A = compute_t<TX>;
   const BlockChunk chunk(args.batch, chunks);
   const L2Sample<A> s = l2_sample<A>(args, chunk.sample, chunks.count);
-  sum_block(chunk, aligned && sizeof(TX) > 1, args.delta_sums,  // eight bytes of uint8 are no 16-byte word
-            [&](int64_t i, int count, bool whole, double(&slots)[kSlotPack]) {
-              constexpr int V = sizeof(TX) == 1 ? 16 : kSlotPack;
-              A x[V], grad[V], center[V];
-              load_l2<TX, TG, A, V, true>(args, i, count, whole, x, grad, center);
+  sum_block(chunk, aligned, args.delta_sums, [&](int64_t i, int count, bool whole, double(&slots)[kSlotPack]) {
+    A x[kSlotPack], grad[kSlotPack], center[kSlotPack];
+    load_pack<TX, kSlotPack>(args.x.data, i, count, whole, x);
+    load_pack<TX, kSlotPack>(args.center.data, i, count, whole, center);
+    load_grad_or_zeros<kSlotPack>(args.grad, i, count, whole, grad);
 #pragma unroll
-              for (int j = 0; j < kSlotPack; ++j) {
-                const double d = j < count ? double(s.moved(x[j], grad[j])) - double(center[j]) : 0.0;
-                slots[j] += d * d;
-              }
-            });
+    for (int j = 0; j < kSlotPack; ++j) {
+      const double d = j < count ? double(s.moved(x[j], grad[j])) - double(center[j]) : 0.0;
+      slots[j] += d * d;
+    }
+  });
 }
 
-template <class TX, class TG, class TO, bool kBall>
+template <class TX, class TO, bool kBall>
 __global__ void __launch_bounds__(kThreads)
     l2_step_kernel(L2StepArgs args, L2Step<TO, kBall> f, Chunks chunks, bool aligned) {
   using A = compute_t<TO>;
-  constexpr int V = kPack<TX, TG, TO>;
+  constexpr int V = kPack<TX, TO>;
   const BlockChunk chunk(args.batch, chunks);
   L2Sample<A> s = l2_sample<A>(args, chunk.sample, chunks.count);
   if (kBall)
@@ -69,7 +60,9 @@ __global__ void __launch_bounds__(kThreads)
                              size_at<A>(args.eps, chunk.sample));
   for_each_pack_in<V>(chunk, aligned, [&](int64_t i, int count, bool whole) {
     A x[V], grad[V], center[V];
-    load_l2<TX, TG, A, V, kBall>(args, i, count, whole, x, grad, center);
+    load_pack<TX, V>(args.x.data, i, count, whole, x);
+    if constexpr (kBall) load_pack<TX, V>(args.center.data, i, count, whole, center);
+    load_grad_or_zeros<V>(args.grad, i, count, whole, grad);
     TO out[V];
 #pragma unroll
     for (int j = 0; j < V; ++j) out[j] = f(x[j], grad[j], kBall ? center[j] : A(0), s);
@@ -77,10 +70,10 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-template <class TX, class TG, class TO, bool kBall>
+template <class TX, class TO, bool kBall>
 int run(const L2StepArgs& args, const Chunks& chunks, bool aligned, void* stream) {
   const L2Step<TO, kBall> f{make_box<TO>(args.lo, args.hi)};
-  return launch_chunks(l2_step_kernel<TX, TG, TO, kBall>, args.batch, chunks, stream, args, f, chunks, aligned);
+  return launch_chunks(l2_step_kernel<TX, TO, kBall>, args.batch, chunks, stream, args, f, chunks, aligned);
 }
 
 }  // namespace
@@ -91,19 +84,17 @@ int l2_step_cuda(const L2StepArgs& args, void* stream) {
                        is_aligned(args.out.data);
   // Without a gradient its dtype is moot: any that goes with x.
   const Dtype grad_dtype = args.grad.data ? args.grad.dtype : args.x.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
-  return with_step_dtypes(args.x.dtype, grad_dtype, args.out.dtype, [&](auto x, auto grad, auto out) {
+  return with_step_dtypes(args.x.dtype, grad_dtype, args.out.dtype, [&](auto x, auto out) {
     using X = decltype(x);
-    using G = decltype(grad);
     using O = decltype(out);
     int error = 0;
     if (args.grad.data)
-      error = launch_chunks(l2_grad_sums_kernel<G>, args.batch, chunks, stream, args, chunks, aligned);
+      error = launch_chunks(l2_grad_sums_kernel<compute_t<O>>, args.batch, chunks, stream, args, chunks, aligned);
     if (!error && args.center.data)
-      error = launch_chunks(l2_delta_sums_kernel<X, G, compute_t<O>>, args.batch, chunks, stream, args, chunks,
-                            aligned);
+      error = launch_chunks(l2_delta_sums_kernel<X>, args.batch, chunks, stream, args, chunks, aligned);
     if (error) return error;
-    return args.center.data ? run<X, G, O, true>(args, chunks, aligned, stream)
-                            : run<X, G, O, false>(args, chunks, aligned, stream);
+    return args.center.data ? run<X, O, true>(args, chunks, aligned, stream)
+                            : run<X, O, false>(args, chunks, aligned, stream);
   });
 }
 

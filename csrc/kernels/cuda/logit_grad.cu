@@ -11,8 +11,9 @@ constexpr int kWarp = 32;
 constexpr int kGroup = 4;  // members that are loaded, and reduced over, together
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-template <class T>
-constexpr int kRowPack = 16 / int(sizeof(T));
+// Entries of a row that a thread handles at a time: one 16-byte word of float64 or of 16 bits, two of float32.
+template <class A>
+constexpr int kRowPack = 16 / int(sizeof(A)) * (sizeof(A) == 4 ? 2 : 1);
 
 // A score and where it stands; of equal ones the first is the best.
 template <class A>
@@ -90,10 +91,9 @@ __device__ __forceinline__ X reduced(X x) {
 }
 
 // One sample, as one block sees it. kSeveral: the members' probabilities or losses are mixed, not their logits.
-template <class T, bool kSeveral>
+template <class A, bool kSeveral>
 struct Sample {
-  using A = compute_t<T>;
-  static constexpr int V = kRowPack<T>;
+  static constexpr int V = kRowPack<A>;
 
   const LogitGradArgs& args;
   Member<A>* members;  // shared memory, [args.members]
@@ -112,14 +112,27 @@ struct Sample {
       body(c, args.classes - c < V ? args.classes - c : V);
   }
 
+  // body(T()) for the logits' type, which is the gradient's.
+  template <class Body>
+  __device__ __forceinline__ void with_dtypes(Body body) const {
+    if constexpr (std::is_same_v<A, double>)
+      body(double());
+    else
+      with_one_of<float, half_t, bfloat_t>(args.logits.dtype, body);
+  }
+
   __device__ __forceinline__ int64_t at(int64_t k) const { return (k * args.batch + b) * args.classes; }
   __device__ __forceinline__ A weight(int64_t k) const { return weight_of<A>(args, k); }
 
   __device__ __forceinline__ void logits(int64_t k, int c, int count, A* z) const {
-    load_pack<T, V>(args.logits.data, at(k) + c, count, aligned && count == V, z);
+    with_dtypes([&](auto t) {
+      load_pack<decltype(t), V>(args.logits.data, at(k) + c, count, aligned && count == V, z);
+    });
   }
   __device__ __forceinline__ A logit(int64_t k, int c) const {
-    return to_compute(static_cast<const T*>(args.logits.data)[at(k) + c]);
+    A z = 0;
+    with_dtypes([&](auto t) { z = to_compute(static_cast<const decltype(t)*>(args.logits.data)[at(k) + c]); });
+    return z;
   }
   template <int kAtOnce>
   __device__ __forceinline__ void fused_logits(int c, int count, A* f) const {
@@ -281,17 +294,22 @@ struct Sample {
     packs([&](int c, int count) {
       A v[V];
       values(c, count, v);
-      T out[V];
+      with_dtypes([&](auto t) {
+        using T = decltype(t);
+        T out[V];
 #pragma unroll
-      for (int j = 0; j < V; ++j) out[j] = round_to<T>(patch && c + j == y ? own : v[j] * weight);
-      T* dst = static_cast<T*>(args.grad.data) + at(k) + c;
-      if (aligned && count == V) {
-        uint4 word;
-        memcpy(&word, out, sizeof(word));
-        __stwb(reinterpret_cast<uint4*>(dst), word);  // a plain store is split up and merged with those below
-      } else {
-        store_pack<T, V>(dst, 0, count, false, out);
-      }
+        for (int j = 0; j < V; ++j) out[j] = round_to<T>(patch && c + j == y ? own : v[j] * weight);
+        T* dst = static_cast<T*>(args.grad.data) + at(k) + c;
+        if (aligned && count == V) {
+          PackWords<T, V> words;
+          memcpy(&words, out, sizeof(words));
+#pragma unroll
+          for (int j = 0; j < words.kCount; ++j)  // plain stores are split up and merged with those below
+            __stwb(reinterpret_cast<uint4*>(dst) + j, words.word[j]);
+        } else {
+          store_pack<T, V>(dst, 0, count, false, out);
+        }
+      });
     });
   }
 
@@ -326,25 +344,17 @@ struct Sample {
   }
 
   __device__ __forceinline__ A entropy_of_members() {
-    LogMean<A> mean;
-    A loss = 0, total = 0;
-    for (int64_t k = 0; k < args.members; ++k) {
-      const A logp = log_probability(k);
-      mean.widen(weight(k), logp);
-      loss -= weight(k) * logp;
-      total += weight(k);
-    }
-    for (int64_t k = 0; k < args.members; ++k) mean.add(weight(k), log_probability(k));
+    const Mixture<A> mixed(args, [&](int64_t k) { return log_probability(k); });
     if (args.rescale) {
       const auto row = [&](int c, int count, A* f) { scores(c, count, f); };
-      scale = lift(key_value(best_of(row, A(1), y).key) / total);
+      scale = lift(key_value(best_of(row, A(1), y).key) / mixed.total);
     }
     const bool probs = args.fuse == Fuse::probs;
     for (int64_t k = 0; k < args.members; ++k)
       write_entropy(k, members[k].softmax, logit(k, y),
-                    probs ? mean.part(weight(k), log_probability(k)) / mean.sum : weight(k),
+                    probs ? mixed.mean.part(weight(k), log_probability(k)) / mixed.mean.sum : weight(k),
                     [&](int c, int count, A* e) { exponentials(k, c, count, e); });
-    return probs ? -mean.value() : loss;
+    return probs ? -mixed.mean.value() : mixed.loss;
   }
 
   template <class Values>
@@ -455,21 +465,19 @@ __host__ __device__ __forceinline__ int64_t bytes_of_members(const LogitGradArgs
   return several ? (args.members * int64_t(sizeof(Member<A>)) + 15) / 16 * 16 : 0;
 }
 
-template <class T, bool kSeveral>
+template <class A, bool kSeveral>
 __global__ void __launch_bounds__(kMostThreads, 1) logit_grad_kernel(LogitGradArgs args, int pitch, bool aligned) {
   extern __shared__ uint4 shared[];
-  using A = compute_t<T>;
   char* base = reinterpret_cast<char*>(shared);
   A* cache = pitch ? reinterpret_cast<A*>(base + bytes_of_members<A>(args, kSeveral)) : nullptr;
-  Sample<T, kSeveral> sample{args, reinterpret_cast<Member<A>*>(base), cache, pitch, aligned, int64_t(blockIdx.x)};
+  Sample<A, kSeveral> sample{args, reinterpret_cast<Member<A>*>(base), cache, pitch, aligned, int64_t(blockIdx.x)};
   sample.run();
 }
 
-template <class T, bool kSeveral>
+template <class A, bool kSeveral>
 int run(const LogitGradArgs& args, void* stream) {
-  using A = compute_t<T>;
-  constexpr int64_t V = kRowPack<T>;
-  const auto kernel = logit_grad_kernel<T, kSeveral>;
+  constexpr int64_t V = kRowPack<A>;
+  const auto kernel = logit_grad_kernel<A, kSeveral>;
   const int64_t packs = (args.classes + V - 1) / V;
   const int64_t threads = packs < kMostThreads ? (packs + kWarp - 1) / kWarp * kWarp : kMostThreads;
   const int64_t rows = kSeveral ? args.members : 1;
@@ -495,21 +503,16 @@ int run(const LogitGradArgs& args, void* stream) {
   return int(cudaGetLastError());
 }
 
-template <class T>
+template <class A>
 int with_fuse(const LogitGradArgs& args, void* stream) {
-  return args.fuse == Fuse::logits ? run<T, false>(args, stream) : run<T, true>(args, stream);
+  return args.fuse == Fuse::logits ? run<A, false>(args, stream) : run<A, true>(args, stream);
 }
 
 }  // namespace
 
 int logit_grad_cuda(const LogitGradArgs& args, void* stream) {
-  switch (args.logits.dtype) {
-    case Dtype::f32: return with_fuse<float>(args, stream);
-    case Dtype::f64: return with_fuse<double>(args, stream);
-    case Dtype::f16: return with_fuse<half_t>(args, stream);
-    case Dtype::bf16: return with_fuse<bfloat_t>(args, stream);
-    default: return int(cudaErrorInvalidValue);
-  }
+  if (args.logits.dtype == Dtype::u8) return int(cudaErrorInvalidValue);
+  return args.logits.dtype == Dtype::f64 ? with_fuse<double>(args, stream) : with_fuse<float>(args, stream);
 }
 
 }  // namespace ensadv

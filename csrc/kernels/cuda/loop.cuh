@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "../numeric.h"
 
 namespace ensadv {
@@ -29,20 +31,23 @@ __device__ __forceinline__ int64_t sample_of(int64_t i, const Batch& batch) {
   return batch.numel <= 0xffffffffLL ? int64_t(uint32_t(i) / uint32_t(batch.inner)) : i / batch.inner;
 }
 
-// A pack's bytes, moved as few words as alignment to 16 bytes allows.
+// A pack's bytes, moved as few words as alignment to 16 bytes allows; eight of uint8 are half a word.
 template <class T, int V>
-struct Words16 {
-  static_assert(V * sizeof(T) % 16 == 0);
-  uint4 word[V * sizeof(T) / 16];
+struct PackWords {
+  using Word = std::conditional_t<V * sizeof(T) % 16 == 0, uint4, uint2>;
+  static_assert(V * sizeof(T) % sizeof(Word) == 0);
+  static constexpr int kCount = V * sizeof(T) / sizeof(Word);
+  Word word[kCount];
 };
 
 template <class T, int V>
 __device__ __forceinline__ void load_raw(const void* base, int64_t i, int count, bool whole, T* values) {
   const T* src = static_cast<const T*>(base) + i;
   if (whole) {
-    Words16<T, V> words;
+    using W = PackWords<T, V>;
+    W words;
 #pragma unroll
-    for (int k = 0; k < int(sizeof(words) / 16); ++k) words.word[k] = reinterpret_cast<const uint4*>(src)[k];
+    for (int k = 0; k < W::kCount; ++k) words.word[k] = reinterpret_cast<const typename W::Word*>(src)[k];
     memcpy(values, &words, sizeof(words));
   } else {
 #pragma unroll
@@ -58,14 +63,43 @@ __device__ __forceinline__ void load_pack(const void* base, int64_t i, int count
   for (int j = 0; j < V; ++j) dst[j] = to_compute(values[j]);
 }
 
+// body(T()) for that of the types T which has this dtype. All threads branch alike, so that costs next to nothing,
+// where a kernel for each combination of its tensors' dtypes would cost minutes to compile.
+template <class... T, class Body>
+__device__ __forceinline__ void with_one_of(Dtype dtype, Body body) {
+  (void)((dtype == Traits<T>::dtype && (body(T()), true)) || ...);
+}
+
+// load_pack from memory of one of the types T. The pack's other tensors are best loaded before: their words are then
+// on the way while this one's are awaited.
+template <int V, class... T, class A>
+__device__ __forceinline__ void load_any(const In& from, int64_t i, int count, bool whole, A* dst) {
+  with_one_of<T...>(from.dtype, [&](auto t) {
+    compute_t<decltype(t)> values[V];
+    load_pack<decltype(t), V>(from.data, i, count, whole, values);
+#pragma unroll
+    for (int j = 0; j < V; ++j) dst[j] = A(values[j]);
+  });
+}
+
+// A gradient, for steps computed in A: of any float dtype, and float64 with float64 alone.
+template <int V, class A>
+__device__ __forceinline__ void load_grad(const In& grad, int64_t i, int count, bool whole, A* dst) {
+  if constexpr (std::is_same_v<A, double>)
+    load_pack<double, V>(grad.data, i, count, whole, dst);
+  else
+    load_any<V, float, half_t, bfloat_t>(grad, i, count, whole, dst);
+}
+
 template <class T, int V>
 __device__ __forceinline__ void store_pack(void* base, int64_t i, int count, bool whole, const T* values) {
   T* dst = static_cast<T*>(base) + i;
   if (whole) {
-    Words16<T, V> words;
+    using W = PackWords<T, V>;
+    W words;
     memcpy(&words, values, sizeof(words));
 #pragma unroll
-    for (int k = 0; k < int(sizeof(words) / 16); ++k) reinterpret_cast<uint4*>(dst)[k] = words.word[k];
+    for (int k = 0; k < W::kCount; ++k) reinterpret_cast<typename W::Word*>(dst)[k] = words.word[k];
   } else {
 #pragma unroll
     for (int j = 0; j < V; ++j)
@@ -106,29 +140,22 @@ int launch(void (*kernel)(Params...), int64_t numel, void* stream, const Args&..
   return int(cudaGetLastError());
 }
 
-// run(x, grad, out), values of the C++ types, for the dtypes that a step takes: out in x's dtype, or narrower than
-// a float32 iterate, or float32 for uint8 images; the gradient in any float dtype, float64 with float64 alone.
+// run(x, out), values of the C++ types, for the dtypes that a step takes: out in x's dtype, or narrower than a
+// float32 iterate, or float32 for uint8 images.
 template <class Run>
 int with_step_dtypes(Dtype x, Dtype grad, Dtype out, Run run) {
-  const auto with_grad = [&](auto tx, auto to) {
-    switch (grad) {
-      case Dtype::f32: return run(tx, float(), to);
-      case Dtype::f16: return run(tx, half_t(), to);
-      case Dtype::bf16: return run(tx, bfloat_t(), to);
-      default: return int(cudaErrorInvalidValue);
-    }
-  };
-  if (x == Dtype::f64 && grad == x && out == x) return run(double(), double(), double());
+  if (grad == Dtype::u8 || (grad == Dtype::f64) != (x == Dtype::f64)) return int(cudaErrorInvalidValue);
   if (x == Dtype::f32) {
-    if (out == Dtype::f32) return with_grad(float(), float());
-    if (out == Dtype::f16) return with_grad(float(), half_t());
-    if (out == Dtype::bf16) return with_grad(float(), bfloat_t());
-    if (out == Dtype::u8) return with_grad(float(), level_t());
+    if (out == Dtype::f32) return run(float(), float());
+    if (out == Dtype::f16) return run(float(), half_t());
+    if (out == Dtype::bf16) return run(float(), bfloat_t());
+    if (out == Dtype::u8) return run(float(), level_t());
   }
-  if (x == Dtype::f16 && out == x) return with_grad(half_t(), half_t());
-  if (x == Dtype::bf16 && out == x) return with_grad(bfloat_t(), bfloat_t());
-  if (x == Dtype::u8 && out == x) return with_grad(level_t(), level_t());
-  if (x == Dtype::u8 && out == Dtype::f32) return with_grad(level_t(), float());
+  if (x == Dtype::f64 && out == x) return run(double(), double());
+  if (x == Dtype::f16 && out == x) return run(half_t(), half_t());
+  if (x == Dtype::bf16 && out == x) return run(bfloat_t(), bfloat_t());
+  if (x == Dtype::u8 && out == x) return run(level_t(), level_t());
+  if (x == Dtype::u8 && out == Dtype::f32) return run(level_t(), float());
   return int(cudaErrorInvalidValue);
 }
 

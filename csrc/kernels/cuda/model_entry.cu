@@ -10,70 +10,13 @@ namespace {
 constexpr int kRun = 8;  // pixels, or elements, of a thread
 constexpr int kWarp = 32;
 
-// V elements of `from`, neighbours in memory, from the i-th on. kAny: float64 may be among them.
-template <int V, bool kAny, class A>
-__device__ __forceinline__ void load_any(const In& from, int64_t i, int count, bool whole, A* dst) {
-  const auto as = [&](auto t) {
-    using T = decltype(t);
-    compute_t<T> values[V];
-    load_pack<T, V>(from.data, i, count, whole, values);
-#pragma unroll
-    for (int j = 0; j < V; ++j) dst[j] = A(values[j]);
-  };
-  switch (from.dtype) {
-    case Dtype::f32: return as(float());
-    case Dtype::f16: return as(half_t());
-    case Dtype::bf16: return as(bfloat_t());
-    case Dtype::u8: {
-      // Eight bytes are half a word of load_pack's.
-      const uint8_t* src = static_cast<const uint8_t*>(from.data) + i;
-      level_t values[V];
-      if (whole) {
-        uint2 words[V / 8];
-#pragma unroll
-        for (int k = 0; k < V / 8; ++k) words[k] = reinterpret_cast<const uint2*>(src)[k];
-        memcpy(values, words, sizeof(values));
-      } else {
-#pragma unroll
-        for (int j = 0; j < V; ++j) values[j].level = j < count ? src[j] : uint8_t(0);
-      }
-#pragma unroll
-      for (int j = 0; j < V; ++j) dst[j] = A(to_compute(values[j]));
-      return;
-    }
-    default:
-      if constexpr (kAny) as(double());
-  }
-}
-
 template <class A>
 __device__ __forceinline__ A load_one(const In& from, int64_t i) {
-  const auto as = [&](auto t) { return A(to_compute(static_cast<const decltype(t)*>(from.data)[i])); };
-  switch (from.dtype) {
-    case Dtype::f32: return as(float());
-    case Dtype::f16: return as(half_t());
-    case Dtype::bf16: return as(bfloat_t());
-    case Dtype::u8: return as(level_t());
-    default: return as(double());
-  }
-}
-
-// The other way; rounded.
-template <int V, class A>
-__device__ __forceinline__ void store_any(const Out& to, int64_t i, int count, bool whole, const A* v) {
-  const auto as = [&](auto t) {
-    using T = decltype(t);
-    T values[V];
-#pragma unroll
-    for (int j = 0; j < V; ++j) values[j] = round_to<T>(v[j]);
-    store_pack<T, V>(to.data, i, count, whole, values);
-  };
-  switch (to.dtype) {
-    case Dtype::f32: return as(float());
-    case Dtype::f16: return as(half_t());
-    case Dtype::bf16: return as(bfloat_t());
-    default: return as(double());
-  }
+  A v = 0;
+  with_one_of<float, half_t, bfloat_t, level_t, double>(from.dtype, [&](auto t) {
+    v = A(to_compute(static_cast<const decltype(t)*>(from.data)[i]));
+  });
+  return v;
 }
 
 template <class A>
@@ -88,41 +31,53 @@ struct Run {
   bool whole;
 };
 
+// All words of a run are asked for before the first is used.
 template <int C>
 __device__ __forceinline__ void load_run(const ModelEntryArgs& args, const Pixels& from, const Run& r,
                                          float (&v)[C][kRun]) {
   const int64_t first = r.sample * args.spatial * C;
-  if (from.last && C > 1) {
-    float pixels[C * kRun];
-    load_any<C * kRun, false>(from.in, first + r.p * C, r.count * C, r.whole, pixels);
+  with_one_of<float, half_t, bfloat_t, level_t>(from.in.dtype, [&](auto t) {
+    using T = decltype(t);
+    if (from.last && C > 1) {
+      T pixels[C * kRun];
+      load_raw<T, C * kRun>(from.in.data, first + r.p * C, r.count * C, r.whole, pixels);
 #pragma unroll
-    for (int j = 0; j < kRun; ++j)
+      for (int j = 0; j < kRun; ++j)
 #pragma unroll
-      for (int c = 0; c < C; ++c) v[c][j] = pixels[C * j + c];
-  } else {
+        for (int c = 0; c < C; ++c) v[c][j] = to_compute(pixels[C * j + c]);
+    } else {
+      T planes[C][kRun];
 #pragma unroll
-    for (int c = 0; c < C; ++c)
-      load_any<kRun, false>(from.in, first + c * args.spatial + r.p, r.count, r.whole, v[c]);
-  }
+      for (int c = 0; c < C; ++c)
+        load_raw<T, kRun>(from.in.data, first + c * args.spatial + r.p, r.count, r.whole, planes[c]);
+#pragma unroll
+      for (int c = 0; c < C; ++c)
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) v[c][j] = to_compute(planes[c][j]);
+    }
+  });
 }
 
-// `stage` is this warp's, kWarp * C * kRun elements: through it the warp's pixels, contiguous in memory where all
-// of its runs are whole, leave as neighbouring 16-byte words.
+// Rounded to T. `stage` is this warp's, kWarp * C * kRun elements: through it the warp's pixels, contiguous in memory
+// where all of its runs are whole, leave as neighbouring 16-byte words.
 template <class T, int C>
 __device__ __forceinline__ void store_run(const ModelEntryArgs& args, const Run& r, bool whole_warp, uint4* stage,
-                                          const T (&v)[C][kRun]) {
+                                          const float (&v)[C][kRun]) {
   const int64_t first = r.sample * args.spatial * C;
+  T pixels[C * kRun];
   if (!(args.out_last && C > 1)) {
 #pragma unroll
-    for (int c = 0; c < C; ++c)
-      store_pack<T, kRun>(args.out.data, first + c * args.spatial + r.p, r.count, r.whole, v[c]);
+    for (int c = 0; c < C; ++c) {
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) pixels[j] = round_to<T>(v[c][j]);
+      store_pack<T, kRun>(args.out.data, first + c * args.spatial + r.p, r.count, r.whole, pixels);
+    }
     return;
   }
-  T pixels[C * kRun];
 #pragma unroll
   for (int j = 0; j < kRun; ++j)
 #pragma unroll
-    for (int c = 0; c < C; ++c) pixels[C * j + c] = v[c][j];
+    for (int c = 0; c < C; ++c) pixels[C * j + c] = round_to<T>(v[c][j]);
   if (!whole_warp) {
     store_pack<T, C * kRun>(args.out.data, first + r.p * C, r.count * C, r.whole, pixels);
     return;
@@ -142,9 +97,9 @@ __device__ __forceinline__ void store_run(const ModelEntryArgs& args, const Run&
 }
 
 // Both directions: out = f(x + delta), or the gradient through it.
-template <class T, int C, bool kBackward>
+template <int C, bool kBackward>
 __global__ void __launch_bounds__(kThreads, 2) runs_kernel(ModelEntryArgs args, ModelEntry<float> f, bool aligned) {
-  constexpr int kStage = C > 1 ? kWarp * C * kRun * int(sizeof(T)) / 16 : 1;
+  constexpr int kStage = C > 1 ? kWarp * C * kRun * int(sizeof(float)) / 16 : 1;
   __shared__ uint4 stage[kThreads / kWarp][kStage];
   const int64_t per_sample = (args.spatial + kRun - 1) / kRun, runs = args.batch * per_sample;
   const Batch batch{runs, per_sample};
@@ -176,17 +131,18 @@ __global__ void __launch_bounds__(kThreads, 2) runs_kernel(ModelEntryArgs args, 
       }
     }
     if constexpr (kBackward) load_run<C>(args, args.grad, r, other);
-    T out[C][kRun];
 #pragma unroll
     for (int c = 0; c < C; ++c)
 #pragma unroll
       for (int j = 0; j < kRun; ++j) {
         if constexpr (kBackward)
-          out[c][j] = round_to<T>((image ? f.passed(other[c][j], v[c][j]) : other[c][j]) / std[c]);
+          v[c][j] = (image ? f.passed(other[c][j], v[c][j]) : other[c][j]) / std[c];
         else
-          out[c][j] = round_to<T>(f.centered(v[c][j], mean[c]) / std[c]);
+          v[c][j] = f.centered(v[c][j], mean[c]) / std[c];
       }
-    store_run<T, C>(args, r, whole_warp, stage[threadIdx.x / kWarp], out);
+    with_one_of<float, half_t, bfloat_t>(args.out.dtype, [&](auto t) {
+      store_run<decltype(t)>(args, r, whole_warp, stage[threadIdx.x / kWarp], v);
+    });
   }
 }
 
@@ -222,7 +178,10 @@ struct Position {
 template <class A>
 __device__ __forceinline__ void load_elements(const ModelEntryArgs& args, const Pixels& from, int64_t i, int count,
                                               bool whole, A* dst) {
-  if (from.last == args.out_last) return load_any<kRun, true>(from.in, i, count, whole, dst);
+  if (from.last == args.out_last) {
+    load_any<kRun, float, half_t, bfloat_t, level_t, double>(from.in, i, count, whole, dst);
+    return;
+  }
   Position at(args, i);
 #pragma unroll
   for (int j = 0; j < kRun; ++j) {
@@ -256,7 +215,13 @@ __global__ void __launch_bounds__(kThreads, 2) elements_kernel(ModelEntryArgs ar
         v[j] = f.centered(v[j], constant<A>(args.mean, c)) / std;
       at.step(args);
     }
-    store_any<kRun>(args.out, i, count, whole, v);
+    with_one_of<float, half_t, bfloat_t, double>(args.out.dtype, [&](auto t) {
+      using T = decltype(t);
+      T out[kRun];
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) out[j] = round_to<T>(v[j]);
+      store_pack<T, kRun>(args.out.data, i, count, whole, out);
+    });
   });
 }
 
@@ -270,12 +235,7 @@ int runs(const ModelEntryArgs& args, void* stream) {
   const bool aligned = args.spatial % kRun == 0 && all_aligned(args);
   const int64_t items = args.batch * ((args.spatial + kRun - 1) / kRun);
   const ModelEntry<float> f(args.clamp);
-  switch (args.out.dtype) {
-    case Dtype::f32: return launch<1>(runs_kernel<float, C, kBackward>, items, stream, args, f, aligned);
-    case Dtype::f16: return launch<1>(runs_kernel<half_t, C, kBackward>, items, stream, args, f, aligned);
-    case Dtype::bf16: return launch<1>(runs_kernel<bfloat_t, C, kBackward>, items, stream, args, f, aligned);
-    default: return int(cudaErrorInvalidValue);
-  }
+  return launch<1>(runs_kernel<C, kBackward>, items, stream, args, f, aligned);
 }
 
 template <class A, bool kBackward>

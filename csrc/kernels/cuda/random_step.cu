@@ -6,8 +6,9 @@ namespace {
 
 // Philox blocks are drawn where they are used: a pack of eight elements needs one or two, about ten integer
 // instructions an element, which hide behind the memory traffic. In channels-last order neighbours come from
-// different blocks, one per channel: kSlots of them are remembered.
-template <class TX, class TO, bool kSigns, int kSlots>
+// different blocks, one per channel. So a block is drawn for the first element that still waits for its word, and
+// serves all others of the pack that are in it, in whatever order.
+template <class TX, class TO, bool kSigns>
 __global__ void __launch_bounds__(kThreads) random_step_kernel(RandomStepArgs args, Box<TO> box, bool aligned) {
   using A = compute_t<TO>;
   constexpr int kPer = kPerBlock<kSigns>;
@@ -17,69 +18,69 @@ __global__ void __launch_bounds__(kThreads) random_step_kernel(RandomStepArgs ar
   for_each_pack<V>(args.batch.numel, aligned, [&](int64_t i, int count, bool whole) {
     A x[V];
     load_pack<TX, V>(args.x.data, i, count, whole, x);
-    int64_t sample = sample_of(i, args.batch);
-    int64_t m = i - sample * args.batch.inner;  // position in the sample's memory
-    int64_t pixel = 0, channel = 0;
-    if (channels > 1) {
-      pixel = m / channels;
-      channel = m - pixel * channels;
-    }
-    uint32_t id = sample_id(args.index, sample);
-    float eps = float(size_at<A>(args.eps, sample));
-    Words words[kSlots];
-    int64_t held[kSlots];
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) held[s] = -1;
     TO out[V];
+    int64_t sample = sample_of(i, args.batch);
+    for (int from = 0; from < count; ++sample) {  // a pack seldom runs on into the next sample
+      const int64_t start = i - sample * args.batch.inner;  // the pack's, counted from the sample's; maybe negative
+      const int64_t ahead = args.batch.inner - start;
+      const int to = ahead < count ? int(ahead) : count;
+      int64_t pixel = 0, channel = 0;
+      if (channels > 1) {
+        pixel = (start + from) / channels;
+        channel = start + from - pixel * channels;
+      }
+      uint32_t blocks[V], words[V];
+      int lanes[V];
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      if (m == args.batch.inner && j < count) {  // the pack runs on into the next sample
-        m = pixel = channel = 0;
-        ++sample;
-        id = sample_id(args.index, sample);
-        eps = float(size_at<A>(args.eps, sample));
+      for (int j = 0; j < V; ++j) {
+        const int64_t e = channels > 1 ? channel * spatial + pixel : start + j;
+        blocks[j] = uint32_t(e / kPer);
+        lanes[j] = int(e % kPer);
+        if (channels > 1 && j >= from && ++channel == channels) {
+          channel = 0;
+          ++pixel;
+        }
+      }
+      const uint32_t id = sample_id(args.index, sample);
+      for (uint32_t waiting = (1u << to) - (1u << from); waiting;) {
+        uint32_t block = uint32_t((start + __ffs(int(waiting)) - 1) / kPer);
+        if (channels > 1) {
 #pragma unroll
-        for (int s = 0; s < kSlots; ++s) held[s] = -1;
+          for (int j = V - 1; j >= 0; --j) block = waiting >> j & 1 ? blocks[j] : block;
+        }
+        const Words drawn = draw(key, block, id);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          if (blocks[j] != block) continue;
+          // Selected without indexing registers by a run-time number, which would spill them.
+          const int w = kSigns ? lanes[j] >> 5 : lanes[j];
+          words[j] = w == 0 ? drawn.w[0] : w == 1 ? drawn.w[1] : w == 2 ? drawn.w[2] : drawn.w[3];
+          waiting &= ~(1u << j);
+        }
       }
-      const int64_t e = channels > 1 ? channel * spatial + pixel : m;
-      const int64_t block = e / kPer;
-      const int slot = j % kSlots;
-      if (held[slot] != block) {
-        held[slot] = block;
-        words[slot] = draw(key, uint32_t(block), id);
+      const float eps = float(size_at<A>(args.eps, sample));
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        if (j < from || j >= to) continue;
+        const float noise = kSigns ? sign_noise(words[j], lanes[j] & 31, eps) : word_noise(args.noise, words[j], eps);
+        out[j] = finish(x[j] + noise, x[j], noise_reach(args.noise, eps), box);
       }
-      const int lane = int(e % kPer);
-      // Select the word without indexing registers by a run-time number, which would spill them.
-      const int w = kSigns ? lane >> 5 : lane;
-      const uint32_t word = w == 0   ? words[slot].w[0]
-                            : w == 1 ? words[slot].w[1]
-                            : w == 2 ? words[slot].w[2]
-                                     : words[slot].w[3];
-      const float noise = kSigns ? sign_noise(word, lane & 31, eps) : word_noise(args.noise, word, eps);
-      out[j] = finish(x[j] + noise, x[j], noise_reach(args.noise, eps), box);
-      ++m;
-      if (channels > 1 && ++channel == channels) {
-        channel = 0;
-        ++pixel;
-      }
+      from = to;
     }
     store_pack<TO, V>(args.out.data, i, count, whole, out);
   });
 }
 
-template <class TX, class TO, bool kSigns, int kSlots>
+template <class TX, class TO, bool kSigns>
 int run(const RandomStepArgs& args, void* stream) {
   const bool aligned = is_aligned(args.x.data) && is_aligned(args.out.data);
-  return launch<kPack<TX, TO>>(random_step_kernel<TX, TO, kSigns, kSlots>, args.batch.numel, stream, args,
+  return launch<kPack<TX, TO>>(random_step_kernel<TX, TO, kSigns>, args.batch.numel, stream, args,
                                make_box<TO>(args.lo, args.hi), aligned);
 }
 
 template <class TX, class TO>
 int with_noise(const RandomStepArgs& args, void* stream) {
-  const bool rgb = args.layout.channels == 3;
-  if (args.noise == Noise::rademacher)
-    return rgb ? run<TX, TO, true, 3>(args, stream) : run<TX, TO, true, 1>(args, stream);
-  return rgb ? run<TX, TO, false, 3>(args, stream) : run<TX, TO, false, 1>(args, stream);
+  return args.noise == Noise::rademacher ? run<TX, TO, true>(args, stream) : run<TX, TO, false>(args, stream);
 }
 
 }  // namespace

@@ -68,12 +68,13 @@ __device__ __forceinline__ void for_each_pack_in(const BlockChunk& chunk, bool a
   }
 }
 
-// One block per chunk of the batch.
+// One block per chunk of the batch, of which a launch may have 2^31 - 1.
 template <class... Params, class... Args>
 int launch_chunks(void (*kernel)(Params...), const Batch& batch, const Chunks& chunks, void* stream,
                   const Args&... args) {
-  const unsigned grid = unsigned(batch.numel / batch.inner * chunks.count);
-  kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args...);
+  const int64_t grid = batch.numel / batch.inner * chunks.count;
+  if (grid > INT32_MAX) return int(cudaErrorInvalidConfiguration);
+  kernel<<<unsigned(grid), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args...);
   return int(cudaGetLastError());
 }
 
