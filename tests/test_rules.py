@@ -37,7 +37,7 @@ def includes(folder: str) -> list[tuple[Path, str]]:
 
 STANDARD = r"<[a-z_]+>"  # of the C++ library: no directory, no extension
 ALLOWED = {
-    "kernels": [STANDARD, r"<cuda_\w+\.h>", r"kernels/.*"],
+    "kernels": [STANDARD, r"<immintrin\.h>", r"<cuda_\w+\.h>", r"kernels/.*"],
     "ops": [STANDARD, r"<torch/csrc/stable/.*>", r"<torch/headeronly/.*>",
             r"<torch/csrc/inductor/aoti_torch/c/shim\.h>", r"kernels/[^/]*\.h", r"kernels/cuda/launch\.h", r"ops/.*"],
     "python": [STANDARD, r"<pybind11/.*>", r"kernels/.*", r"python/.*"],

@@ -192,12 +192,16 @@ def direct(x, *others) -> bool:
     Most calls may, and the checks take longer than a small op. What it refuses it refuses before it writes, and
     :func:`tried` then says so: the checks know how to put it.
     """
-    if torch.compiler.is_compiling() or type(x) is not Tensor or x.layout is not torch.strided:
+    if torch.compiler.is_compiling() or type(x) is not Tensor or not x.dim():
         return False
-    if not (x.is_contiguous() and x.dim() and (x.is_cpu or (x.is_cuda and not _CHECK_CUDA))) or x.requires_grad:
+    cpu = x.is_cpu
+    if not cpu and _CHECK_CUDA:
         return False
-    return all(t is None or (type(t) is Tensor and t.layout is torch.strided and t.is_contiguous()
-                             and not t.requires_grad) for t in others)
+    for t in (x, *others):
+        if t is not None and (type(t) is not Tensor or t.layout is not torch.strided or not t.is_contiguous()
+                              or t.requires_grad or not (t.is_cpu if cpu else t.is_cuda)):
+            return False
+    return True
 
 
 def direct_numbers(step, lo, hi) -> bool:

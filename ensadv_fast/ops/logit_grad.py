@@ -76,7 +76,7 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
             and kappa == kappa and rule in _RULES and loss in _LOSSES and fuse in _FUSES
             and logits.dim() == (2 if fuse is None else 3) and (weights is None or fuse is not None)
             and (key is not None or rule != "random")):
-        result = _empty(logits)
+        result = _empty(logits, labels)
         if check.tried(call, logits, labels, weights, key, None, _RULES[rule], _LOSSES[loss], _FUSES[fuse],
                        bool(targeted), kappa, bool(rescale), *result):
             return result
@@ -103,15 +103,16 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
         key = keys.next_key(logits.device)
     key = None if key is None else check.key(op, key, logits.device)
     logits = logits.contiguous()
-    result = _empty(logits)
+    result = _empty(logits, labels)
     call(logits, labels, weights, key, index, rule_id, loss_id, fuse_id, bool(targeted), kappa, bool(rescale), *result)
     return result
 
 
-def _empty(logits: Tensor) -> LogitGrad:
+def _empty(logits: Tensor, labels: Tensor | None) -> LogitGrad:
     n, wide = logits.size(-2), ref.compute_dtype(logits.dtype)
-    return LogitGrad(torch.empty_like(logits), logits.new_empty(n, dtype=torch.int64),
-                     logits.new_empty(n, dtype=wide), logits.new_empty(n, dtype=wide))
+    value = logits.new_empty(n) if logits.dtype == wide else logits.new_empty(n, dtype=wide)
+    chosen = logits.new_empty(n, dtype=torch.int64) if labels is None else torch.empty_like(labels)
+    return LogitGrad(torch.empty_like(logits), chosen, value, torch.empty_like(value))
 
 
 def _labels(op: str, labels, n: int, classes: int, logits: Tensor) -> Tensor | None:
