@@ -121,7 +121,7 @@ def test_a_live_source_follows_its_model():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_sources_keep_normalisation_statistics(dtype):
     net, (x, y) = small_net(), batch()
-    source = ea.Source(net, dtype=dtype)
+    source = ea.Source(net, dtype=dtype, fold=False)
     assert source.module[1].running_var.dtype == torch.float32 and source.module[0].weight.dtype == dtype
     got, (grad, logits) = source.input_grad(x, y), gradient(net, x, y)
     assert got.grad.dtype == torch.float32 and got.logits.dtype == dtype
