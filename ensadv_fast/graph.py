@@ -75,7 +75,7 @@ class _Tracer(fx.Tracer):
         if not hooked(m):
             try:
                 return super().call_module(m, forward, args, kwargs)
-            except Exception as e:  # forwards fail on proxies in any way that Python offers
+            except Exception as e:  # noqa: BLE001 - forwards fail on proxies in any way that Python offers
                 why = f"{type(e).__name__}: {e}".splitlines()[0]
             while len(self.module_stack) > depth:
                 self.module_stack.popitem()

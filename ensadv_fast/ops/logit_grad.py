@@ -127,6 +127,8 @@ def member_weights(op: str, weights, members: int, device: torch.device, dtype: 
         return None
     given = isinstance(weights, Tensor)
     if not given:
+        if not isinstance(weights, Sequence):
+            raise TypeError(f"{op}: weights must be numbers or a tensor, got {type(weights).__name__}")
         weights = torch.tensor([check.number(op, "weights", w) for w in weights], dtype=dtype)
     weights = check.tensor(op, "weights", weights)
     if weights.shape != (members,):
