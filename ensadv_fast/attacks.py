@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .losses import LOSSES, RULES, choose_labels, sample_losses
+from .losses import LOSSES, RULES, choose_labels
 from .ops import _checks as check
 from .ops import _reference as ref
 from .ops import keys
@@ -145,8 +145,7 @@ class Attack:
         best: AttackResult | None = None
         for restart_key in keys.split(start_key, self.restarts):
             run = self._run(source, x, y, labels, sizes, restart_key, label_key, index, None)
-            logits = source.logits(_wide(run.x_adv))
-            loss = sample_losses(logits, run.labels, self.loss, targeted=self.targeted, kappa=self.kappa)
+            loss, logits = source.losses_unchecked(_wide(run.x_adv), run.labels, self.loss, self.targeted, self.kappa)
             run = AttackResult(run.x_adv, run.labels, loss, self._met(logits, run.labels))
             labels = run.labels
             if best is None:

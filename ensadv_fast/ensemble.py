@@ -56,6 +56,7 @@ class Ensemble(BaseSource):
         self.fuse, self.sequential, self.device = fuse, sequential, self.sources[0].device
         self.crafting = "train" if any(s.crafting == "train" for s in self.sources) else "eval"
         with torch.inference_mode(False):
+            weights = weights.clone() if isinstance(weights, Tensor) else weights
             self._weights = {dtype: member_weights(op, weights, len(self.sources), self.device, dtype)
                              for dtype in (torch.float32, torch.float64)}
         self._alone = self.sources[0] if len(self.sources) == 1 and weights is None else None
@@ -91,6 +92,15 @@ class Ensemble(BaseSource):
             return self._alone.logits(x)
         with self.session():
             return self._mixed(self._stacked([s.logits_unchecked(x) for s in self.sources]))
+
+    def losses_unchecked(self, x: Tensor, labels: Tensor, loss: str, targeted: bool,
+                         kappa: float) -> tuple[Tensor, Tensor]:
+        if self._alone is not None:
+            return self._alone.losses_unchecked(x, labels, loss, targeted, kappa)
+        stacked = self._stacked([s.logits_unchecked(x) for s in self.sources])
+        start = start_backward(stacked, labels, "true", targeted, loss, kappa, self.fuse,
+                               self._weights[stacked.dtype], None, None, False)
+        return start.loss, self._mixed(stacked)
 
     def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str,
                              kappa: float, key: Tensor | None, index: Tensor | None,

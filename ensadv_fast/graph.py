@@ -87,7 +87,10 @@ class _Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module) -> Trace:
-    """Follow model(x), in the mode the model is in. Raises :class:`Untraceable`."""
+    """Follow model(x), in the mode the model is in. Raises :class:`Untraceable`.
+
+    torch.fx patches nn.Module while it traces: no other thread may call a module meanwhile.
+    """
     tensors = [*model.parameters(), *model.buffers()]
     # What a forward leaves behind in attributes, it leaves in the stand-in.
     stand_in = copy.deepcopy(model, {id(t): t for t in tensors})

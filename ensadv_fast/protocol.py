@@ -43,6 +43,11 @@ class BaseSource(ABC):
         """Logits [N, C] of images x; differentiable where autograd records."""
 
     @abstractmethod
+    def losses_unchecked(self, x: Tensor, labels: Tensor, loss: str, targeted: bool,
+                         kappa: float) -> tuple[Tensor, Tensor]:
+        """(loss [N], logits [N, C]) of images x and these labels by one forward pass alone, in a session."""
+
+    @abstractmethod
     def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str,
                              kappa: float, key: Tensor | None, index: Tensor | None,
                              rescale: bool) -> InputGrad:

@@ -238,6 +238,11 @@ class Source(BaseSource):
         with self.session():
             return self.logits_unchecked(x)
 
+    def losses_unchecked(self, x: Tensor, labels: Tensor, loss: str, targeted: bool,
+                         kappa: float) -> tuple[Tensor, Tensor]:
+        logits = self.logits_unchecked(x)
+        return sample_losses(logits, labels, loss, targeted=targeted, kappa=kappa), logits
+
     def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str,
                              kappa: float, key: Tensor | None, index: Tensor | None,
                              rescale: bool) -> InputGrad:

@@ -163,6 +163,17 @@ def test_every_attack_takes_an_ensemble(name):
         assert torch.equal(ATTACKS[name](source, x.double().clone(), y.clone(), key=key), got.x_adv)
 
 
+@pytest.mark.parametrize("loss", ["ce", "cw"])
+@pytest.mark.parametrize("fuse", FUSES)
+def test_restarts_are_judged_by_the_loss_that_was_followed(fuse, loss):
+    (x, y) = batch()
+    source = ea.Ensemble([ea.Source(m, **EXACT) for m in nets()], fuse=fuse, weights=[0.2, 0.5, 1.0])
+    got = ea.pgd(0.05, steps=1, restarts=3, loss=loss)(source, x, y, return_info=True)
+    passed = source.input_grad(got.x_adv, y, loss=loss)
+    assert torch.allclose(got.loss, passed.loss, rtol=1e-5, atol=1e-6)
+    assert torch.equal(got.success, passed.logits.argmax(1) != y)
+
+
 def test_ensembles_in_training_and_evaluation():
     models, (x, y) = nets(), batch()
     source = ea.Ensemble(models[:2])
