@@ -41,7 +41,8 @@ class Source(BaseSource):
             [0, 1]. Default: none.
         dtype: "auto" (bfloat16 where the device is fast at it, else float32), a float dtype, or None: the model's
             own, and the caller's autocast with it. Normalisation layers keep float32 statistics.
-        channels_last: "auto" (where the device gains by it: CUDA), True or False.
+        channels_last: "auto" (as True, until the model calls .view on what only contiguous tensors allow), True or
+            False.
         crafting: "eval", or "train": dropout active, under generators forked from the key; batch normalisation by
             the batch's statistics, without moving the running ones (the released MNIST code of Tramer et al. 2018).
         live: use the model itself instead of a frozen copy: it may be training. Every flag is restored after
@@ -84,7 +85,7 @@ class Source(BaseSource):
             model = model.module
         self._refuse_inference(model)
         self.live, self.crafting, self.fold, self.compile = live, crafting, fold, compile
-        self._active, self._original = False, None
+        self._active, self._original, self._format_is_free = False, None, False
         self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())),
                            torch.device("cpu"))
         with torch.inference_mode(False):  # what is made here must serve autograd later
@@ -93,7 +94,8 @@ class Source(BaseSource):
                 self.dtype, self.channels_last, self.module = None, False, model
                 return
             self.dtype = fast_dtype(self.device) if dtype == "auto" else dtype
-            self.channels_last = self.device.type == "cuda" if channels_last == "auto" else channels_last
+            self.channels_last = channels_last in ("auto", True)
+            self._format_is_free = channels_last == "auto"
             self.module = self._prepared(model)
             if (self.dtype, fold, self.channels_last, compile) != (torch.float32, False, False, False):
                 self._original = copy.deepcopy(model).requires_grad_(False).to("cpu")
@@ -225,7 +227,14 @@ class Source(BaseSource):
     def logits_unchecked(self, x: Tensor) -> Tensor:
         """:meth:`logits` for callers that hold a session."""
         with self._precision():
-            logits = self.module(self._entrance(x))
+            try:
+                logits = self.module(self._entrance(x))
+            except RuntimeError as e:
+                if not self._format_is_free or "view size is not compatible" not in str(e):
+                    raise
+                self.channels_last = self._format_is_free = False
+                self.module.to(memory_format=torch.contiguous_format)
+                logits = self.module(self._entrance(x))
         if isinstance(logits, (tuple, list)):
             logits = logits[0]
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):

@@ -238,6 +238,31 @@ def test_channels_last():
     source = ea.Source(net, dtype=torch.float32, channels_last=True)
     assert source.module[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(source.input_grad(x, y, rescale=False).grad, gradient(net, x, y)[0], atol=1e-6)
+    assert ea.Source(net).channels_last and not ea.Source(net, live=True).channels_last
+
+
+class Viewed(nn.Module):
+    """Written for contiguous tensors, as much code for MNIST is."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(288, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).view(-1, 288))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_that_need_contiguous_tensors(dtype):
+    torch.manual_seed(0)
+    net, (x, y) = Viewed(), batch()
+    source = ea.Source(net, dtype=dtype)
+    assert source.channels_last
+    wanted = ea.Source(net, dtype=dtype, channels_last=False).input_grad(x, y).grad
+    assert torch.equal(source.input_grad(x, y).grad, wanted) and not source.channels_last
+    assert torch.equal(source.input_grad(x, y).grad, wanted)
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        ea.Source(net, dtype=dtype, channels_last=True).input_grad(x, y)
 
 
 def test_parallel_wrappers_are_taken_off(tmp_path):
