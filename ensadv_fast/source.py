@@ -98,7 +98,7 @@ class Source(BaseSource):
             self._format_is_free = channels_last == "auto"
             self.module = self._prepared(model)
             if (self.dtype, fold, self.channels_last, compile) != (torch.float32, False, False, False):
-                self._original = copy.deepcopy(model).requires_grad_(False).to("cpu")
+                self._original = _detached(model).to("cpu")
 
     @staticmethod
     def _refuse_inference(model: nn.Module) -> None:
@@ -118,9 +118,7 @@ class Source(BaseSource):
         return values.view(1, -1, 1, 1)
 
     def _prepared(self, model: nn.Module) -> nn.Module:
-        frozen = copy.deepcopy(model).requires_grad_(False)
-        for p in frozen.parameters():
-            p.grad = None
+        frozen = _detached(model)
         for module in frozen.modules():
             module.training = self.crafting == "train"
             if isinstance(module, _NormBase) and self.crafting == "train":
@@ -271,6 +269,16 @@ class Source(BaseSource):
             scale = power_of_two_scale(logits, labels, loss) if rescale else torch.ones_like(losses)
             (grad,) = torch.autograd.grad(losses, leaf, scale)
         return InputGrad(grad, labels, losses.detach(), logits.detach(), scale)
+
+
+def _detached(model: nn.Module) -> nn.Module:
+    """A copy that no gradient is computed for."""
+    with torch.no_grad():  # script modules, which have no requires_grad_, clone their parameters
+        alone = copy.deepcopy(model)
+    for p in alone.parameters():
+        p.requires_grad_(False)
+        p.grad = None
+    return alone
 
 
 def as_source(model: BaseSource | nn.Module) -> BaseSource:

@@ -224,6 +224,16 @@ def test_tuple_outputs():
     assert torch.equal(ea.fgsm(0.1)(model, x, y), ea.fgsm(0.1)(model.net, x, y))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+def test_script_modules_are_used_as_they_are():
+    net, (x, y) = small_net().eval(), batch()
+    scripted = torch.jit.script(net)
+    source = ea.Source(scripted, **EXACT)
+    assert torch.allclose(source.input_grad(x, y, rescale=False).grad, gradient(net, x, y)[0], atol=1e-7)
+    assert ea.Source(scripted, dtype=torch.bfloat16).calibrate(x, y).loss_increase > 0.97
+    assert all(p.requires_grad for p in scripted.parameters())
+
+
 def test_the_callers_autocast_is_for_the_callers_model():
     net, (x, y) = small_net(), batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
