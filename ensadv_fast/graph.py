@@ -7,6 +7,7 @@ that nothing it computes besides (sizes, random numbers, state) is frozen into a
 import copy
 import inspect
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -49,17 +50,19 @@ class _Call(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Goes as deep as it can: what it cannot follow, or what has hooks, becomes one call."""
+    """Goes as deep as it can: what it cannot follow, or what has hooks, becomes one call; so do `leaves`, by name."""
 
-    def __init__(self):
+    def __init__(self, leaves: set[str]):
         super().__init__()
+        self.leaves = {f"model.{name}" for name in leaves}
         self.read: set[int] = set()
         self.opaque: dict[str, str] = {}
         self.proxies: dict = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         kinds = (_ConvNd, nn.Linear, _NormBase)  # subclasses too: what they do with their weights is theirs
-        return isinstance(m, kinds) or super().is_leaf_module(m, module_qualified_name)
+        return (isinstance(m, kinds) or module_qualified_name in self.leaves
+                or super().is_leaf_module(m, module_qualified_name))
 
     def getattr(self, attr, attr_val, parameter_proxy_cache):
         if isinstance(attr_val, Tensor):
@@ -86,8 +89,8 @@ class _Tracer(fx.Tracer):
         return self.create_proxy("call_module", name, args, kwargs)
 
 
-def trace(model: nn.Module) -> Trace:
-    """Follow model(x), in the mode the model is in. Raises :class:`Untraceable`.
+def trace(model: nn.Module, leaves: Iterable[str] = ()) -> Trace:
+    """Follow model(x), in the mode the model is in, without a look inside `leaves`. Raises :class:`Untraceable`.
 
     torch.fx patches nn.Module while it traces: no other thread may call a module meanwhile.
     """
@@ -96,7 +99,7 @@ def trace(model: nn.Module) -> Trace:
     stand_in = copy.deepcopy(model, {id(t): t for t in tensors})
     for hooks in HOOKS:  # they see arguments and results of the whole, which no pass changes
         setattr(stand_in, hooks, OrderedDict())
-    tracer = _Tracer()
+    tracer = _Tracer(set(leaves))
     devices = {t.device for t in tensors if t.is_cuda}
     try:
         with torch.random.fork_rng(devices):
@@ -148,7 +151,8 @@ def fold_batch_norms(model: nn.Module, dtype: torch.dtype | None = None) -> dict
     W' = W * s and b' = (b - mean) * s + beta per output channel, s = gamma / sqrt(var + eps), computed in float64 and
     rounded once to `dtype` (None: the layer's own). The normalisation becomes nn.Identity; what else it did, as
     timm's BatchNormAct2d does dropout and an activation, stays. Both must be in eval mode, called once, on each
-    other alone, of exactly these classes, registered once, with no hooks, and their tensors read by nobody else.
+    other alone, of exactly these classes, registered once, with no hooks, and their tensors read by nobody else; and
+    a second trace must find the forward on the same course.
 
     Returns the names of the parts that still hold normalisations because they could not be traced, and why.
     """
@@ -169,13 +173,32 @@ def fold_batch_norms(model: nn.Module, dtype: torch.dtype | None = None) -> dict
 
     for prefix, traced in traces.items():
         part = model.get_submodule(prefix)
+        done = {}
         for layer_name, norm_name in _pairs(part, traced.graph):
             layer, norm = part.get_submodule(layer_name), part.get_submodule(norm_name)
+            before = layer.weight, layer.bias
             free = not (hooked(layer) or hooked(norm))  # a hook asked for these very values
             if free and alone(layer) and alone(norm) and _fold(layer, norm, dtype):
                 part.set_submodule(norm_name, _rest_of(norm))
+                done[norm_name] = layer, before, norm
+        if done and not _same_course(part, traced, done):
+            for norm_name, (layer, before, norm) in done.items():
+                layer.weight, layer.bias = before
+                part.set_submodule(norm_name, norm)
+            left[prefix] = "its forward looks at its normalisations"
     return {name: why for name, why in left.items()
             if any(isinstance(m, _BatchNorm) for m in model.get_submodule(name).modules())}
+
+
+def _same_course(part: nn.Module, before: Trace, leaves: Iterable[str]) -> bool:
+    """Does the part's forward still call the same on the same, now that `leaves` are of other classes?"""
+    try:
+        after = trace(part, leaves)
+    except Untraceable:
+        return False
+    one, other = ([(n.op, n.target, [i.name for i in n.all_input_nodes]) for n in t.graph.nodes]
+                  for t in (before, after))
+    return one == other
 
 
 # ---- pairs of a layer and the normalisation of its output --------------------------------------------------------
@@ -238,8 +261,8 @@ def _passes_on(part: nn.Module, node: fx.Node) -> bool:
     if node.op != "call_module" or len(node.args) != 1:
         return False
     module = part.get_submodule(node.target)
-    # torch.nn's own; subclasses could do anything.
-    known = type(module) is nn.Identity or (isinstance(module, _DropoutNd) and type(module).__module__ == _DropoutNd.__module__)
+    own = type(module).__module__ == _DropoutNd.__module__  # torch.nn's; subclasses could do anything
+    known = type(module) is nn.Identity or (own and isinstance(module, _DropoutNd))
     return known and not module.training and not hooked(module) and "forward" not in vars(module)
 
 
@@ -258,7 +281,8 @@ def _is_matrix(part: nn.Module, node) -> bool:
         return node.args[1:] == (1,) or (len(node.args) == 1 and node.kwargs == {"start_dim": 1})
     if node.target in ("view", "reshape"):
         return len(node.args) == 3
-    return node.target in (torch.relu, F.relu, "relu", torch.tanh, "tanh", F.gelu, F.silu) and _is_matrix(part, node.args[0])
+    elementwise = node.target in (torch.relu, F.relu, "relu", torch.tanh, "tanh", F.gelu, F.silu)
+    return elementwise and _is_matrix(part, node.args[0])
 
 
 def _fold(layer: nn.Module, norm: nn.Module, dtype: torch.dtype | None) -> bool:

@@ -315,6 +315,16 @@ def test_parts_whose_course_others_could_change_are_left_alone():
     assert norms(one_warning(net, "block").module) == 1
 
 
+@pytest.mark.parametrize("looks", [
+    lambda m, x: m.norm(m.conv(x)) if isinstance(m.norm, nn.BatchNorm2d) else x,
+    lambda m, x: m.norm(m.conv(x)) * m.norm.num_features,
+])
+def test_a_forward_that_looks_at_its_normalisations_keeps_them(looks):
+    torch.manual_seed(0)
+    net = ready(Net(looks, **conv_norm()))
+    assert norms(one_warning(net, "its forward looks at its normalisations").module) == 1
+
+
 def test_hooks_on_a_part_leave_its_inside_to_folding():
     seen = []
     torch.manual_seed(0)
