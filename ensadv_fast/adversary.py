@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import ops
 from .attacks import Attack, step_ll
 from .data import derive_seed
+from .protocol import BaseSource
 from .source import Source
 
 EpsDist = float | Callable[[int, Tensor], Tensor] | None
@@ -60,8 +61,8 @@ class EnsembleAdversary:
     """Turns clean batches into partly adversarial ones: `batch = adversary(x, y, index=None)`.
 
     model: the network in training. It is a source too (unless live=False) and is left exactly as it was.
-    static: further sources, trained beforehand: `Source` or nn.Module. A plain module becomes
-        `Source(module, crafting=crafting)`, a frozen copy; a Source keeps its own settings.
+    static: further sources, trained beforehand: `Source`, `Ensemble` or nn.Module. A plain module becomes
+        `Source(module, crafting=crafting)`, a frozen copy; the others keep their own settings.
     attack: an `Attack`; None means step_ll(eps=16/255), the papers' choice on ImageNet.
     fraction, mix: "replace" perturbs the first floor(fraction*m) of m samples in place of their clean versions
         (Kurakin, Algorithm 1); "append" perturbs all m and appends them, the doubled batch of the released MNIST
@@ -78,7 +79,7 @@ class EnsembleAdversary:
     Raises ValueError or TypeError for an argument that is none of these.
     """
 
-    def __init__(self, model: nn.Module, static: Sequence[Source | nn.Module] = (),
+    def __init__(self, model: nn.Module, static: Sequence[BaseSource | nn.Module] = (),
                  attack: Attack | None = None, *, fraction: float = 0.5, mix: str = "replace",
                  eps_dist: EpsDist = None, select: Select = "uniform", live: bool = True, start_step: int = 0,
                  crafting: str = "eval", key: Tensor | None = None) -> None:
@@ -101,9 +102,10 @@ class EnsembleAdversary:
         self.fraction, self.mix, self.eps_dist, self.start_step = fraction, mix, eps_dist, start_step
         self.static = tuple(Source(s, crafting=crafting) if isinstance(s, nn.Module) else s for s in static)
         for s in self.static:
-            if not isinstance(s, Source):
-                raise TypeError(f"EnsembleAdversary: static: got {type(s).__name__}, want a Source or an nn.Module")
-        self.sources: tuple[Source, ...] = self.static
+            if not isinstance(s, BaseSource):
+                raise TypeError(f"EnsembleAdversary: static: got {type(s).__name__}, want a Source, an Ensemble or an "
+                                "nn.Module")
+        self.sources: tuple[BaseSource, ...] = self.static
         if live:
             self.sources += (Source(model, live=True, fold=False, channels_last=False, dtype=None,
                                     crafting=crafting),)
@@ -184,7 +186,7 @@ class EnsembleAdversary:
         self.step += 1
         return AdversarialBatch(new_x, torch.cat([y, y]) if append else y, is_adv, source)
 
-    def _craft(self, source: Source, x: Tensor, y: Tensor, index: Tensor | None, out: Tensor) -> None:
+    def _craft(self, source: BaseSource, x: Tensor, y: Tensor, index: Tensor | None, out: Tensor) -> None:
         eps_key = self._step_keys(x.device)[0]
         # torch's generators, which dropout draws from, are seeded on the host: there the key must not be waited for.
         attack_key = self._step_keys(torch.device("cpu") if source.crafting == "train" else x.device)[1]

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .losses import LOSSES, RULES, check_labels, choose_labels, sample_losses
+from .losses import LOSSES, RULES, choose_labels
 from .ops import _checks as check
 from .ops import _reference as ref
 from .ops import keys
-from .source import Source, as_source
+from .protocol import BaseSource
+from .source import as_source
 
 
 class AttackResult(NamedTuple):
@@ -76,14 +77,14 @@ class Attack:
                 f"{op}: alpha belongs to the budget and must not exceed eps = {self.eps}, got {self.alpha}"
             )
 
-    def __call__(self, source: "Source | nn.Module", x: Tensor, y: Tensor | None = None, *,
+    def __call__(self, source: "BaseSource | nn.Module", x: Tensor, y: Tensor | None = None, *,
                  key: Tensor | None = None, eps: float | Tensor | None = None, index: Tensor | None = None,
                  out: Tensor | None = None, return_info: bool = False) -> "Tensor | AttackResult":
         """Adversarial examples for images x [N, ...] in [lo, hi].
 
         Args:
-            source: a :class:`Source`, or a plain module, which is used as it is (in eval mode meanwhile) and left
-                exactly as it was.
+            source: a :class:`Source`, an :class:`Ensemble`, or a plain module, which is used as it is (in eval mode
+                meanwhile) and left exactly as it was.
             x: float32, float16, bfloat16, float64, or uint8 (level / 255), on the source's device. Iterates are
                 float32 (float64 for float64 x) and rounded once at the end.
             y: true labels int64 [N]; where absent the prediction on the clean x stands in.
@@ -106,7 +107,7 @@ class Attack:
         if x.device != source.device:
             raise ValueError(f"{op}: x must be on the model's device {source.device}, got {x.device}")
         if y is not None:
-            y = check_labels(op, y, len(x), x.device)
+            y = check.labels(op, "y", y, len(x), x.device)
         elif self.targeted and self.rule == "true":
             raise ValueError(f"{op}: targeted with rule 'true' needs y, the labels to reach")
         index = check.index(op, index, len(x), x.device)
@@ -125,7 +126,7 @@ class Attack:
             result = self._worst_of(source, x, y, sizes, start_key, label_key, index, out)
         return result if return_info else result.x_adv
 
-    def _key(self, source: Source, key: Tensor | None, x: Tensor) -> Tensor | None:
+    def _key(self, source: BaseSource, key: Tensor | None, x: Tensor) -> Tensor | None:
         """The key, on the CPU or x's device; the package's next one only where anything is drawn."""
         if key is not None:
             at = torch.device("cpu") if isinstance(key, Tensor) and key.device.type == "cpu" else x.device
@@ -133,7 +134,7 @@ class Attack:
         draws = self.start is not None or self.rule == "random" or source.crafting == "train"
         return keys.next_key(x.device) if draws else None
 
-    def _worst_of(self, source: Source, x: Tensor, y: Tensor | None, sizes: "_Sizes", start_key: Tensor | None,
+    def _worst_of(self, source: BaseSource, x: Tensor, y: Tensor | None, sizes: "_Sizes", start_key: Tensor | None,
                   label_key: Tensor | None, index: Tensor | None, out: Tensor | None) -> AttackResult:
         """Run once per restart; with more than one, keep per sample the example on which the loss ended worst."""
         labels = None
@@ -144,8 +145,7 @@ class Attack:
         best: AttackResult | None = None
         for restart_key in keys.split(start_key, self.restarts):
             run = self._run(source, x, y, labels, sizes, restart_key, label_key, index, None)
-            logits = source.logits(_wide(run.x_adv))
-            loss = sample_losses(logits, run.labels, self.loss, targeted=self.targeted, kappa=self.kappa)
+            loss, logits = source.losses_unchecked(_wide(run.x_adv), run.labels, self.loss, self.targeted, self.kappa)
             run = AttackResult(run.x_adv, run.labels, loss, self._met(logits, run.labels))
             labels = run.labels
             if best is None:
@@ -162,7 +162,7 @@ class Attack:
             return best._replace(x_adv=out.copy_(best.x_adv))
         return best._replace(x_adv=ops.project(best.x_adv, _wide(x), sizes.eps, lo=self.lo, hi=self.hi, out=out))
 
-    def _run(self, source: Source, x: Tensor, y: Tensor | None, labels: Tensor | None, sizes: "_Sizes",
+    def _run(self, source: BaseSource, x: Tensor, y: Tensor | None, labels: Tensor | None, sizes: "_Sizes",
              start_key: Tensor | None, label_key: Tensor | None, index: Tensor | None,
              out: Tensor | None) -> AttackResult:
         clean = _wide(x)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import ops
 from .attacks import Attack
 from .data import derive_seed
-from .source import Source
+from .protocol import BaseSource
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 
@@ -65,7 +65,7 @@ def black_box(matrix: TransferMatrix, target: str, sources: Sequence[str]) -> Bl
     return BlackBox(float(per_pair.max()), float(per_pair.mean()), float(errors.any(axis=0).mean()))
 
 
-def transfer_matrix(targets: Mapping[str, nn.Module], sources: Mapping[str, Source | nn.Module],
+def transfer_matrix(targets: Mapping[str, nn.Module], sources: Mapping[str, BaseSource | nn.Module],
                     attacks: Mapping[str, Attack], loader: Batches, *, key: Tensor | None = None,
                     progress: Callable[[int], object] = lambda n: None) -> TransferMatrix:
     """Craft every attack on every source and show the examples to every target.

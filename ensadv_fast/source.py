@@ -1,34 +1,24 @@
 """Sources: classifiers that perturbations are computed on."""
 import copy
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from . import ops
-from .losses import LOSSES, RULES, check_labels, choose_labels, power_of_two_scale, sample_losses
+from . import graph, ops
+from .agreement import Agreement, agreement
+from .losses import choose_labels, power_of_two_scale, sample_losses
 from .ops import _checks as check
 from .ops import keys
+from .ops.logit_grad import unchecked as start_backward
+from .protocol import BaseSource, InputGrad, for_autograd
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-class InputGrad(NamedTuple):
-    """What one forward and backward pass of a source gives.
-
-    grad: gradient of the loss by the images, times scale, shape of x. labels: int64 [N], those chosen. loss: [N].
-    logits: [N, C]. scale: [N], a power of two per sample; grad / scale is the true gradient.
-    """
-
-    grad: Tensor
-    labels: Tensor
-    loss: Tensor
-    logits: Tensor
-    scale: Tensor
+ENOUGH = 0.97  # of the exact FGSM step's loss increase: what calibrate lets a dtype lose
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -40,7 +30,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-class Source:
+class Source(BaseSource):
     """A classifier prepared once for computing input gradients on it.
 
     Args:
@@ -51,14 +41,21 @@ class Source:
             [0, 1]. Default: none.
         dtype: "auto" (bfloat16 where the device is fast at it, else float32), a float dtype, or None: the model's
             own, and the caller's autocast with it. Normalisation layers keep float32 statistics.
-        channels_last: "auto" (where the device gains by it: CUDA), True or False.
+        channels_last: "auto" (as True, until the model calls .view on what only contiguous tensors allow), True or
+            False.
         crafting: "eval", or "train": dropout active, under generators forked from the key; batch normalisation by
             the batch's statistics, without moving the running ones (the released MNIST code of Tramer et al. 2018).
         live: use the model itself instead of a frozen copy: it may be training. Every flag is restored after
             each use, also after an exception. dtype and channels_last must then leave it as it is.
+        fold: multiply batch normalisations that follow a convolution or linear layer into its weights, in the
+            frozen copy, where crafting is "eval" (:func:`ensadv_fast.graph.fold_batch_norms` says which; the others
+            stay). Where a part of the model cannot be traced by torch.fx, it stays as it is, and a warning says so,
+            once per source.
         compile: pass the frozen copy through torch.compile.
-        fold, cuda_graph: permissions for speed, without effect on CPUs and on models that cannot use them. Nothing
-            is folded or captured in this version.
+        cuda_graph: permission for speed, without effect in this version.
+
+    A source that is not live and not exact keeps the model as it came, a second frozen copy in host memory, for
+    :meth:`calibrate`: as many bytes as its parameters and buffers have.
 
     Exact mode, ``Source(model, dtype=torch.float32, fold=False, channels_last=False)``, gives plain PyTorch's values.
 
@@ -76,6 +73,9 @@ class Source:
         check.choice(op, "crafting", crafting, ("eval", "train"))
         if dtype not in ("auto", None, *DTYPES):
             raise ValueError(f"{op}: dtype must be 'auto', None, {check.names(DTYPES)}, got {dtype!r}")
+        for name, value in (("fold", fold), ("compile", compile), ("live", live)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
         for name, value in (("channels_last", channels_last), ("cuda_graph", cuda_graph)):
             if value not in ("auto", True, False):
                 raise ValueError(f"{op}: {name} must be 'auto', True or False, got {value!r}")
@@ -84,7 +84,8 @@ class Source:
         while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         self._refuse_inference(model)
-        self.live, self.crafting, self._active = live, crafting, False
+        self.live, self.crafting, self.fold, self.compile = live, crafting, fold, compile
+        self._active, self._original, self._format_is_free = False, None, False
         self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())),
                            torch.device("cpu"))
         with torch.inference_mode(False):  # what is made here must serve autograd later
@@ -93,10 +94,11 @@ class Source:
                 self.dtype, self.channels_last, self.module = None, False, model
                 return
             self.dtype = fast_dtype(self.device) if dtype == "auto" else dtype
-            self.channels_last = self.device.type == "cuda" if channels_last == "auto" else channels_last
-            self.module = self._frozen_copy(model)
-        if compile:
-            self.module = torch.compile(self.module)
+            self.channels_last = channels_last in ("auto", True)
+            self._format_is_free = channels_last == "auto"
+            self.module = self._prepared(model)
+            if (self.dtype, fold, self.channels_last, compile) != (torch.float32, False, False, False):
+                self._original = _detached(model).to("cpu")
 
     @staticmethod
     def _refuse_inference(model: nn.Module) -> None:
@@ -115,28 +117,71 @@ class Source:
             raise ValueError(f"Source: std must be > 0, got {values.tolist()}")
         return values.view(1, -1, 1, 1)
 
-    def _frozen_copy(self, model: nn.Module) -> nn.Module:
-        frozen = copy.deepcopy(model).requires_grad_(False)
-        for p in frozen.parameters():
-            p.grad = None
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        frozen = _detached(model)
         for module in frozen.modules():
             module.training = self.crafting == "train"
             if isinstance(module, _NormBase) and self.crafting == "train":
                 module.track_running_stats = False
+        if self.fold and self.crafting == "eval":
+            left = graph.fold_batch_norms(frozen, self.dtype)
+            if left:
+                parts = "; ".join(f"{name or 'the model itself'} ({why})" for name, why in left.items())
+                warnings.warn(f"Source: fold leaves batch normalisations as they are in {parts}. Gradients are right, "
+                              "but slower than they could be; fold=False silences this.", stacklevel=3)
         if self.dtype is not None:
+            narrow = self.dtype in check.NARROW  # 16-bit statistics would move every activation
+            norms = [m for m in frozen.modules() if isinstance(m, _NormBase)] if narrow else []
+            states = [copy.deepcopy(norm.state_dict()) for norm in norms]
             frozen.to(self.dtype)
-            if self.dtype in check.NARROW:
-                for frozen_norm, norm in zip(frozen.modules(), model.modules()):
-                    if isinstance(norm, _NormBase):  # 16-bit statistics would move every activation
-                        frozen_norm.float().load_state_dict(norm.state_dict())
-        return frozen.to(memory_format=torch.channels_last) if self.channels_last else frozen
+            for norm, state in zip(norms, states):
+                norm.float().load_state_dict(state)
+        if self.channels_last:
+            frozen.to(memory_format=torch.channels_last)
+        return torch.compile(frozen) if self.compile else frozen
+
+    def calibrate(self, x: Tensor, y: Tensor | None = None, *, eps: float = 8 / 255) -> Agreement:
+        """Measure this source against exact mode on real images, and switch it to float32 where it is too weak.
+
+        Args:
+            x: images [N, C, H, W] in [0, 1], float, on the source's device: some hundreds that the model was not
+                trained on. They are looked at 64 at a time.
+            y: int64 [N], the true labels; default: the exact model's predictions.
+            eps: size of the FGSM step that the two are compared by, in image units.
+
+        Returns:
+            :class:`ensadv_fast.Agreement`, of the source as it was. Where its loss_increase is under 0.97, a source
+            of another dtype is prepared anew, in place, in float32; everything else about it stays.
+
+        It needs the model as it came, which the source keeps in host memory, and for its duration a float32 copy on
+        the device. Raises TypeError, ValueError: also for a live source, which is used as it is.
+        """
+        op = "calibrate"
+        if self.live:
+            raise ValueError(f"{op}: source must not be live: its model is used as it is, in the caller's precision")
+        x = check.images(op, x, check.FLOATS)
+        if x.dim() != 4 or not len(x):
+            raise ValueError(f"{op}: x must have shape [N, C, H, W], N >= 1, got {tuple(x.shape)}")
+        if x.device != self.device:
+            raise ValueError(f"{op}: x must be on the model's device {self.device}, got {x.device}")
+        if y is not None:
+            y = check.labels(op, "y", y, len(x), x.device)
+        if check.finite(op, "eps", eps) <= 0:
+            raise ValueError(f"{op}: eps must be > 0, got {eps}")
+        exact = self
+        if self._original is not None:
+            exact = Source(copy.deepcopy(self._original).to(self.device), mean=self.mean, std=self.std,
+                           dtype=torch.float32, fold=False, channels_last=False, crafting=self.crafting)
+        found = agreement(self, exact, x, y, eps, keys.next_key("cpu"))
+        if found.loss_increase < ENOUGH and self.dtype != torch.float32:
+            self.dtype = torch.float32
+            with torch.inference_mode(False), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what cannot be folded was said when the source was made
+                self.module = self._prepared(copy.deepcopy(self._original).to(self.device))
+        return found
 
     @contextmanager
     def session(self, key: Tensor | None = None) -> Iterator["Source"]:
-        """The state in which this source computes; restored on leaving, also by an exception. Sessions nest.
-
-        `key`: what the generators of dropout are forked from where crafting is "train".
-        """
         if self._active:
             yield self
             return
@@ -144,8 +189,6 @@ class Source:
         try:
             with ExitStack() as stack:
                 stack.enter_context(torch.inference_mode(False))
-                if self.dtype is not None:  # the caller's autocast is for the caller's model
-                    stack.enter_context(torch.autocast(self.device.type, enabled=False))
                 if self.live:
                     stack.enter_context(_flags(self.module, self.crafting))
                 if self.crafting == "train":
@@ -173,8 +216,23 @@ class Source:
             x = x.to(self.dtype)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
-    def _forward(self, x: Tensor) -> Tensor:
-        logits = self.module(self._entrance(x))
+    def _precision(self) -> AbstractContextManager:
+        """The caller's autocast is for the caller's model."""
+        if self.dtype is not None and torch.is_autocast_enabled(self.device.type):
+            return torch.autocast(self.device.type, enabled=False)
+        return nullcontext()
+
+    def logits_unchecked(self, x: Tensor) -> Tensor:
+        """:meth:`logits` for callers that hold a session."""
+        with self._precision():
+            try:
+                logits = self.module(self._entrance(x))
+            except RuntimeError as e:
+                if not self._format_is_free or "view size is not compatible" not in str(e):
+                    raise
+                self.channels_last = self._format_is_free = False
+                self.module.to(memory_format=torch.contiguous_format)
+                logits = self.module(self._entrance(x))
         if isinstance(logits, (tuple, list)):
             logits = logits[0]
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
@@ -185,49 +243,25 @@ class Source:
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, C] of images x, in the source's dtype; differentiable where autograd records."""
         with self.session():
-            return self._forward(x)
+            return self.logits_unchecked(x)
 
-    def input_grad(self, x: Tensor, labels: Tensor | None = None, *, rule: str = "true", targeted: bool = False,
-                   loss: str = "ce", kappa: float = 0.0, key: Tensor | None = None, index: Tensor | None = None,
-                   rescale: bool = True) -> InputGrad:
-        """Gradient by the images of the summed loss, with the labels chosen from the same forward pass.
-
-        Args:
-            x: images [N, ...] in [0, 1], float, on the model's device.
-            labels: int64 [N], or None: then the prediction stands in for the true label.
-            rule, targeted, loss, kappa: see :func:`ensadv_fast.losses.choose_labels` and
-                :func:`ensadv_fast.losses.sample_losses`.
-            key, index: for rule "random" and for crafting "train".
-            rescale: multiply each sample's gradient by a power of two that keeps any dtype from underflow.
-
-        Works inside torch.no_grad and inference_mode; computes no gradient of any parameter and touches no .grad.
-        """
-        op = "input_grad"
-        x = check.images(op, x, check.FLOATS)
-        check.choice(op, "rule", rule, RULES)
-        check.choice(op, "loss", loss, LOSSES)
-        if x.device != self.device:
-            raise ValueError(f"{op}: x must be on the model's device {self.device}, got {x.device}")
-        if labels is not None:
-            labels = check_labels(op, labels, len(x), x.device)
-        if key is None and rule == "random":
-            key = keys.next_key(x.device)
-        with self.session(key):
-            return self.input_grad_unchecked(x, labels, rule, targeted, loss, kappa, key, index, rescale)
+    def losses_unchecked(self, x: Tensor, labels: Tensor, loss: str, targeted: bool,
+                         kappa: float) -> tuple[Tensor, Tensor]:
+        logits = self.logits_unchecked(x)
+        return sample_losses(logits, labels, loss, targeted=targeted, kappa=kappa), logits
 
     def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str,
                              kappa: float, key: Tensor | None, index: Tensor | None,
                              rescale: bool) -> InputGrad:
-        """:meth:`input_grad` for callers that checked the arguments and hold a session."""
-        x, labels = _for_autograd(x), _for_autograd(labels)
-        with torch.enable_grad():
+        x, labels = for_autograd(x), for_autograd(labels)
+        with torch.enable_grad(), self._precision():
             leaf = x.detach().requires_grad_()
-            logits = self._forward(leaf)
+            logits = self.logits_unchecked(leaf)
             if labels is not None:
-                check_labels("attack", labels, len(x), x.device, logits.shape[1])
+                check.labels("attack", "y", labels, len(x), x.device, logits.shape[1])
             if self.fused:
-                start = ops.logit_grad(logits, labels, rule=rule, targeted=targeted, loss=loss, kappa=kappa, key=key,
-                                       index=index, rescale=rescale)
+                start = start_backward(logits, labels, rule, targeted, loss, kappa, None, None, index,
+                                       key, rescale)
                 (grad,) = torch.autograd.grad(logits, leaf, start.grad)
                 return InputGrad(grad, start.labels, start.loss, logits.detach(), start.scale)
             labels = choose_labels(logits.detach(), labels, rule, key, index)
@@ -237,14 +271,19 @@ class Source:
         return InputGrad(grad, labels, losses.detach(), logits.detach(), scale)
 
 
-def _for_autograd(t: Tensor | None) -> Tensor | None:
-    """Tensors made in inference mode cannot take part in a backward pass; their copies can."""
-    return t.clone() if t is not None and t.is_inference() else t
+def _detached(model: nn.Module) -> nn.Module:
+    """A copy that no gradient is computed for."""
+    with torch.no_grad():  # script modules, which have no requires_grad_, clone their parameters
+        alone = copy.deepcopy(model)
+    for p in alone.parameters():
+        p.requires_grad_(False)
+        p.grad = None
+    return alone
 
 
-def as_source(model: "Source | nn.Module") -> Source:
-    """A Source as it is; a plain module as the live source that an attack means by it."""
-    if isinstance(model, Source):
+def as_source(model: BaseSource | nn.Module) -> BaseSource:
+    """A source as it is; a plain module as the live source that an attack means by it."""
+    if isinstance(model, BaseSource):
         return model
     if not isinstance(model, nn.Module):
         raise TypeError(f"attack: source must be a Source or a torch.nn.Module, got {type(model).__name__}")

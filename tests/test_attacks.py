@@ -364,7 +364,7 @@ def test_works_in_no_grad_and_inference_mode(attack):
         assert torch.equal(plain, attack(net, x, y, key=key()))
     with torch.inference_mode():
         inside = attack(net, x.clone(), y.clone(), key=key())
-        source = ea.Source(net, mean=(0.0,) * 3, std=(1.0,) * 3, dtype=None)
+        source = ea.Source(net, mean=(0.0,) * 3, std=(1.0,) * 3, dtype=None, fold=False)
         assert torch.equal(plain, attack(source, x.clone(), y.clone(), key=key()))
     assert torch.equal(plain, inside) and not plain.requires_grad
 

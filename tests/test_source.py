@@ -121,7 +121,7 @@ def test_a_live_source_follows_its_model():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_sources_keep_normalisation_statistics(dtype):
     net, (x, y) = small_net(), batch()
-    source = ea.Source(net, dtype=dtype)
+    source = ea.Source(net, dtype=dtype, fold=False)
     assert source.module[1].running_var.dtype == torch.float32 and source.module[0].weight.dtype == dtype
     got, (grad, logits) = source.input_grad(x, y), gradient(net, x, y)
     assert got.grad.dtype == torch.float32 and got.logits.dtype == dtype
@@ -224,6 +224,16 @@ def test_tuple_outputs():
     assert torch.equal(ea.fgsm(0.1)(model, x, y), ea.fgsm(0.1)(model.net, x, y))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+def test_script_modules_are_used_as_they_are():
+    net, (x, y) = small_net().eval(), batch()
+    scripted = torch.jit.script(net)
+    source = ea.Source(scripted, **EXACT)
+    assert torch.allclose(source.input_grad(x, y, rescale=False).grad, gradient(net, x, y)[0], atol=1e-7)
+    assert ea.Source(scripted, dtype=torch.bfloat16).calibrate(x, y).loss_increase > 0.97
+    assert all(p.requires_grad for p in scripted.parameters())
+
+
 def test_the_callers_autocast_is_for_the_callers_model():
     net, (x, y) = small_net(), batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -238,6 +248,31 @@ def test_channels_last():
     source = ea.Source(net, dtype=torch.float32, channels_last=True)
     assert source.module[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(source.input_grad(x, y, rescale=False).grad, gradient(net, x, y)[0], atol=1e-6)
+    assert ea.Source(net).channels_last and not ea.Source(net, live=True).channels_last
+
+
+class Viewed(nn.Module):
+    """Written for contiguous tensors, as much code for MNIST is."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(288, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).view(-1, 288))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_that_need_contiguous_tensors(dtype):
+    torch.manual_seed(0)
+    net, (x, y) = Viewed(), batch()
+    source = ea.Source(net, dtype=dtype)
+    assert source.channels_last
+    wanted = ea.Source(net, dtype=dtype, channels_last=False).input_grad(x, y).grad
+    assert torch.equal(source.input_grad(x, y).grad, wanted) and not source.channels_last
+    assert torch.equal(source.input_grad(x, y).grad, wanted)
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        ea.Source(net, dtype=dtype, channels_last=True).input_grad(x, y)
 
 
 def test_parallel_wrappers_are_taken_off(tmp_path):

@@ -146,6 +146,24 @@ def index(op: str, t, n: int, device: torch.device) -> Tensor | None:
     return t.contiguous()
 
 
+def labels(op: str, name: str, t, n: int, device: torch.device, classes: int | None = None, *, shape: str = "[N]",
+           of: str = "x's", whose: str = ", the model's classes") -> Tensor:
+    """int64 [n] on the device, and within [0, classes) where that is known and looking costs no synchronisation.
+
+    shape, of, whose: the words of the caller's documentation for the batch, the owner of the device and the classes.
+    """
+    t = tensor(op, name, t, (torch.int64,))
+    if t.shape != (n,):
+        raise ValueError(f"{op}: {name} must have shape {shape} = [{n}], got {tuple(t.shape)}")
+    if t.device != device:
+        raise ValueError(f"{op}: {name} must be on {of} device {device}, got {t.device}")
+    if classes is not None and n and readable(t):
+        low, high = (int(v) for v in t.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(f"{op}: {name} must lie in [0, {classes}){whose}, got [{low}, {high}]")
+    return t
+
+
 def choice(op: str, name: str, value, known: Sequence[str]) -> int:
     if value not in known:
         raise ValueError(f"{op}: {name} must be one of {', '.join(known)}, got {value!r}")

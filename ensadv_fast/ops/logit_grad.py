@@ -80,31 +80,49 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
         if check.tried(call, logits, labels, weights, key, None, _RULES[rule], _LOSSES[loss], _FUSES[fuse],
                        bool(targeted), kappa, bool(rescale), *result):
             return result
-    rule_id, loss_id = check.choice(op, "rule", rule, RULES), check.choice(op, "loss", loss, LOSSES)
+    check.choice(op, "rule", rule, RULES)
+    check.choice(op, "loss", loss, LOSSES)
     if logits.dim() not in (2, 3):
         raise ValueError(f"{op}: logits must have shape [B, C] or [K, B, C], got {tuple(logits.shape)}")
     if (fuse is None) != (logits.dim() == 2):
         raise ValueError(f"{op}: fuse must be one of {', '.join(FUSES)} for logits [K, B, C] and None for [B, C], "
                          f"got {fuse!r} for shape {tuple(logits.shape)}")
-    fuse_id = 0 if fuse is None else check.choice(op, "fuse", fuse, FUSES)
+    if fuse is not None:
+        check.choice(op, "fuse", fuse, FUSES)
     members, n, classes = (1, *logits.shape) if fuse is None else logits.shape
     if members < 1 or classes < 1:
         raise ValueError(f"{op}: logits must have at least one member and one class, got {tuple(logits.shape)}")
-    if loss == "dlr" and classes < 3:
-        raise ValueError(f"{op}: loss dlr needs at least 3 classes, got {classes}")
-    if rule == "random" and classes < 2:
-        raise ValueError(f"{op}: rule random needs at least 2 classes, got {classes}")
-    wide = ref.compute_dtype(logits.dtype)
-    labels = _labels(op, labels, n, classes, logits)
-    weights = _weights(op, weights, members, fuse, logits, wide)
+    if labels is not None:
+        labels = check.labels(op, "labels", labels, n, logits.device, classes, shape="[B]",
+                              of="logits'", whose="")
+    if weights is not None and fuse is None:
+        raise ValueError(f"{op}: weights are for logits [K, B, C], got logits of shape {tuple(logits.shape)}")
+    weights = member_weights(op, weights, members, logits.device, ref.compute_dtype(logits.dtype))
     kappa = check.number(op, "kappa", kappa)
     index = check.index(op, index, n, logits.device)
     if rule == "random" and key is None:
         key = keys.next_key(logits.device)
     key = None if key is None else check.key(op, key, logits.device)
-    logits = logits.contiguous()
+    return unchecked(logits, labels, rule, targeted, loss, kappa, fuse, weights, index, key, rescale)
+
+
+def unchecked(logits: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str, kappa: float,
+              fuse: str | None, weights: Tensor | None, index: Tensor | None, key: Tensor | None,
+              rescale: bool) -> LogitGrad:
+    """:func:`logit_grad` for callers that checked the arguments, all but what they cannot know before the logits.
+
+    weights: [K] in the dtype of the computation, or None. key: on the logits' device where the rule is random.
+    """
+    op = "logit_grad"
+    members, n, classes = (1, *logits.shape) if fuse is None else logits.shape
+    if loss == "dlr" and classes < 3:
+        raise ValueError(f"{op}: loss dlr needs at least 3 classes, got {classes}")
+    if rule == "random" and classes < 2:
+        raise ValueError(f"{op}: rule random needs at least 2 classes, got {classes}")
+    logits = logits.detach().contiguous()
     result = _empty(logits, labels)
-    call(logits, labels, weights, key, index, rule_id, loss_id, fuse_id, bool(targeted), kappa, bool(rescale), *result)
+    call(logits, None if labels is None else labels.contiguous(), weights, key if rule == "random" else None, index,
+         _RULES[rule], _LOSSES[loss], _FUSES[fuse], bool(targeted), kappa, bool(rescale), *result)
     return result
 
 
@@ -115,36 +133,23 @@ def _empty(logits: Tensor, labels: Tensor | None) -> LogitGrad:
     return LogitGrad(torch.empty_like(logits), chosen, value, torch.empty_like(value))
 
 
-def _labels(op: str, labels, n: int, classes: int, logits: Tensor) -> Tensor | None:
-    if labels is None:
-        return None
-    labels = check.tensor(op, "labels", labels, (torch.int64,))
-    if labels.shape != (n,):
-        raise ValueError(f"{op}: labels must have shape [B] = [{n}], got {tuple(labels.shape)}")
-    if labels.device != logits.device:
-        raise ValueError(f"{op}: labels must be on logits' device {logits.device}, got {labels.device}")
-    if n and check.readable(labels):
-        low, high = (int(v) for v in labels.aminmax())
-        if low < 0 or high >= classes:
-            raise ValueError(f"{op}: labels must lie in [0, {classes}), got [{low}, {high}]")
-    return labels.contiguous()
-
-
-def _weights(op: str, weights, members: int, fuse: str | None, logits: Tensor, wide: torch.dtype) -> Tensor | None:
+def member_weights(op: str, weights, members: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+    """The members' weights as :func:`unchecked` takes them: `dtype` [K], or None."""
     if weights is None:
         return None
-    if fuse is None:
-        raise ValueError(f"{op}: weights are for logits [K, B, C], got logits of shape {tuple(logits.shape)}")
-    if not isinstance(weights, Tensor):
-        weights = torch.tensor([check.number(op, "weights", w) for w in weights], dtype=wide, device=logits.device)
+    given = isinstance(weights, Tensor)
+    if not given:
+        if not isinstance(weights, Sequence):
+            raise TypeError(f"{op}: weights must be numbers or a tensor, got {type(weights).__name__}")
+        weights = torch.tensor([check.number(op, "weights", w) for w in weights], dtype=dtype)
     weights = check.tensor(op, "weights", weights)
     if weights.shape != (members,):
         raise ValueError(f"{op}: weights must have shape [K] = [{members}], got {tuple(weights.shape)}")
-    if weights.device != logits.device:
-        raise ValueError(f"{op}: weights must be on logits' device {logits.device}, got {weights.device}")
+    if given and weights.device != device:
+        raise ValueError(f"{op}: weights must be on logits' device {device}, got {weights.device}")
     if check.readable(weights) and not (bool((weights >= 0).all()) and 0 < float(weights.sum()) < torch.inf):
         raise ValueError(f"{op}: weights must be >= 0, finite and not all 0, got {weights.tolist()}")
-    return weights.to(wide).contiguous()
+    return weights.to(device, dtype).contiguous()
 
 
 def reference(logits: Tensor, labels: Tensor | None = None, *, rule: str = "true", targeted: bool = False,

@@ -1,0 +1,89 @@
+"""What attacks ask of a source: one model, or several fused into one."""
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .losses import LOSSES, RULES
+from .ops import _checks as check
+from .ops import keys
+
+
+class InputGrad(NamedTuple):
+    """What one forward and backward pass of a source gives.
+
+    grad: gradient of the loss by the images, times scale, shape of x. labels: int64 [N], those chosen. loss: [N].
+    logits: [N, C]. scale: [N], a power of two per sample; grad / scale is the true gradient.
+    """
+
+    grad: Tensor
+    labels: Tensor
+    loss: Tensor
+    logits: Tensor
+    scale: Tensor
+
+
+class BaseSource(ABC):
+    """What every source is: it has a device and a mode of crafting, and gives logits and input gradients."""
+
+    device: torch.device
+    crafting: str
+
+    @abstractmethod
+    def session(self, key: Tensor | None = None) -> AbstractContextManager["BaseSource"]:
+        """The state in which this source computes; restored on leaving, also by an exception. Sessions nest.
+
+        `key`: what the generators of dropout are forked from where crafting is "train".
+        """
+
+    @abstractmethod
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [N, C] of images x; differentiable where autograd records."""
+
+    @abstractmethod
+    def losses_unchecked(self, x: Tensor, labels: Tensor, loss: str, targeted: bool,
+                         kappa: float) -> tuple[Tensor, Tensor]:
+        """(loss [N], logits [N, C]) of images x and these labels by one forward pass alone, in a session."""
+
+    @abstractmethod
+    def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str,
+                             kappa: float, key: Tensor | None, index: Tensor | None,
+                             rescale: bool) -> InputGrad:
+        """:meth:`input_grad` for callers that checked the arguments and hold a session."""
+
+    def input_grad(self, x: Tensor, labels: Tensor | None = None, *, rule: str = "true", targeted: bool = False,
+                   loss: str = "ce", kappa: float = 0.0, key: Tensor | None = None, index: Tensor | None = None,
+                   rescale: bool = True) -> InputGrad:
+        """Gradient by the images of the summed loss, with the labels chosen from the same forward pass.
+
+        Args:
+            x: images [N, ...] in [0, 1], float, on the source's device.
+            labels: int64 [N], or None: then the prediction stands in for the true label.
+            rule, targeted, loss, kappa: see :func:`ensadv_fast.losses.choose_labels` and
+                :func:`ensadv_fast.losses.sample_losses`.
+            key, index: for rule "random" and for crafting "train".
+            rescale: multiply each sample's gradient by a power of two that keeps any dtype from underflow.
+
+        Works inside torch.no_grad and inference_mode; computes no gradient of any parameter and touches no .grad.
+        """
+        op = "input_grad"
+        x = check.images(op, x, check.FLOATS)
+        check.choice(op, "rule", rule, RULES)
+        check.choice(op, "loss", loss, LOSSES)
+        check.number(op, "kappa", kappa)
+        if x.device != self.device:
+            raise ValueError(f"{op}: x must be on the model's device {self.device}, got {x.device}")
+        if labels is not None:
+            labels = check.labels(op, "labels", labels, len(x), x.device)
+        index = check.index(op, index, len(x), x.device)
+        if rule == "random":
+            key = check.key(op, keys.next_key(x.device) if key is None else key, x.device)
+        with self.session(key):
+            return self.input_grad_unchecked(x, labels, rule, targeted, loss, kappa, key, index, rescale)
+
+
+def for_autograd(t: Tensor | None) -> Tensor | None:
+    """Tensors made in inference mode cannot take part in a backward pass; their copies can."""
+    return t.clone() if t is not None and t.is_inference() else t

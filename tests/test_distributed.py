@@ -1,0 +1,66 @@
+"""The live source under DistributedDataParallel: crafting communicates with nobody, training as always."""
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from networks import batch, small_net
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+import ensadv_fast as ea
+
+WORLD = 2
+
+
+def worker(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", store=dist.FileStore(store, WORLD), rank=rank, world_size=WORLD,
+                            timeout=datetime.timedelta(seconds=20))
+    try:
+        net = small_net()
+        ddp = nn.parallel.DistributedDataParallel(net)
+        reduced = []
+
+        def count_and_reduce(state, bucket):
+            reduced.append(bucket.index())
+            return allreduce_hook(None, bucket)
+
+        ddp.register_comm_hook(None, count_and_reduce)
+        static = [ea.Source(small_net(1)), ea.Source(ddp, dtype=torch.float32)]
+        adversary = ea.EnsembleAdversary(ddp, static, ea.pgd(0.1, steps=2), select="rotate", key=ea.fresh_key(seed=0))
+        attacks = [ea.fgsm(0.1), ea.pgd(0.1, steps=2, restarts=2), ea.rand_step_ll(0.1)]
+        x, y = batch(seed=rank)
+        if rank == 0:  # alone: whatever waited for the other process would time out
+            for attack in attacks:
+                for source in (ddp, ea.Ensemble([ddp, static[0]]), ea.Source(ddp, live=True, crafting="train")):
+                    attack(source, x, y)
+        dist.barrier()
+        assert reduced == [] and all(p.grad is None for p in net.parameters())
+
+        # A training step between crafted batches: reduced once, alike on both, in the trainer's autocast.
+        seen = []
+        net[-1].register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+        for step in range(4):
+            seen.clear()
+            count = len(reduced)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                made = adversary(x, y)
+                assert made.source == step % 3 and len(reduced) == count
+                assert set(seen) == ({torch.bfloat16} if made.source == 2 else set())
+                loss = F.cross_entropy(ddp(made.x), made.y)
+            loss.backward()
+            assert len(reduced) > count
+        grads = torch.cat([p.grad.flatten() for p in net.parameters()])
+        both = [torch.empty_like(grads) for _ in range(WORLD)]
+        dist.all_gather(both, grads)
+        assert torch.equal(*both) and grads.abs().max() > 0
+    finally:
+        dist.destroy_process_group()
+
+
+def test_crafting_on_a_ddp_model_communicates_with_nobody(tmp_path):
+    mp.start_processes(worker, args=(str(tmp_path / "store"),), nprocs=WORLD, start_method="spawn")
