@@ -26,7 +26,7 @@ step "$python" -m pytest -q bench/test_ops.py -k "imagenet and float32-contiguou
     --benchmark-json "$results/peers_gpu.json"
 if command -v ncu > /dev/null; then
     step ncu --set full --force-overwrite --export build/ncu --kernel-name regex:ensadv --kernel-name-base demangled \
-        --launch-count 20 "$python" -m ensadv_fast bench --device cuda --sizes imagenet --dtypes float32 --no-compile \
+        --launch-count 20 "$python" -m ensadv_fast bench --device cuda --sizes imagenet --dtypes float32 --compile \
         --cases sign_step-ball random_step-rademacher model_entry-bfloat16 --seconds 0.001
 fi
 exit $status

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -65,12 +66,15 @@ def settings(device: str = "cpu", sizes: list[str] | None = None, dtypes: list[s
     return [s for s in grid if s.exists()]
 
 
-def run(grid: list[Setting], seconds: float = 0.3, compiled: bool = True) -> dict:
-    """Measure and return the stamped results; a row of which a contender is wrong is left out, and named."""
+def run(grid: list[Setting], seconds: float = 0.3, compiled: Sequence[str] = ("float32",)) -> dict:
+    """Measure and return the stamped results; a row of which a contender is wrong is left out, and named.
+
+    compiled: the dtypes in which torch.compile competes; what it takes to compile is most of a run's time.
+    """
     result = {**stamp(), "device": grid[0].device, "threads": torch.get_num_threads(), "rows": [], "wrong": []}
     for setting in grid:
         try:
-            row = _row(setting, seconds, compiled)
+            row = _row(setting, seconds, setting.dtype in compiled)
         except AssertionError as error:
             result["wrong"].append(f"{setting.name}: {error}")
             continue
@@ -140,7 +144,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cases", nargs="+", metavar="PREFIX", help="only cases whose names begin so")
     parser.add_argument("--seconds", type=float, default=0.1, help="per contender (default: 0.1)")
     parser.add_argument("--threads", type=int, default=None, help="of PyTorch on the CPU (default: its own choice)")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--compile", nargs="*", choices=list(DTYPES), default=["float32"], metavar="DTYPE",
+                        help="dtypes in which torch.compile competes (default: float32; none: leave it out)")
     parser.add_argument("--out", metavar="FILE", help="write the stamped JSON here")
     parser.add_argument("--compare", metavar="OLD.json", help="exit 1 if ours became slower than in OLD.json")
     parser.add_argument("--limit", type=float, default=1.25, help="ratio that counts as slower (default: 1.25)")
@@ -151,7 +156,7 @@ def main(argv: list[str]) -> int:
     grid = settings(args.device, args.sizes, args.dtypes, args.cases)
     if not grid:
         parser.error("nothing to measure: no case has these sizes and dtypes")
-    result = run(grid, args.seconds, not args.no_compile)
+    result = run(grid, args.seconds, args.compile)
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         Path(args.out).write_text(dumped(result))

@@ -181,7 +181,7 @@ def test_graph_replay_makes_every_call_and_names_what_cannot_be_captured():
 def test_the_command_writes_stamped_results_and_compares(tmp_path, capsys):
     out = tmp_path / "results" / "new.json"
     command = ["bench", "--device", "cpu", "--sizes", "mnist", "--dtypes", "float32", "--cases", "sign_step-free",
-               "--seconds", "0.001", "--no-compile", "--threads", "1"]
+               "--seconds", "0.001", "--compile", "--threads", "1"]
     assert cli.main([*command, "--out", str(out)]) == 0
     text = out.read_text()
     result = json.loads(text)
@@ -209,7 +209,7 @@ def test_a_wrong_contender_fails_the_command_and_is_not_timed(monkeypatch, tmp_p
     monkeypatch.setitem(EAGER, "sign_step-free", lambda x, grad, step: x)
     out = tmp_path / "new.json"
     assert cli.main(["bench", "--device", "cpu", "--sizes", "tiny", "--dtypes", "float32", "--cases", "sign_step-free",
-                     "sign_step-ball", "--seconds", "0.001", "--no-compile", "--out", str(out)]) == 1
+                     "sign_step-ball", "--seconds", "0.001", "--compile", "--out", str(out)]) == 1
     result = json.loads(out.read_text())
     assert [row["case"] for row in result["rows"]] == ["sign_step-ball"]
     assert "wrong: sign_step-free-tiny-float32-contiguous: sign_step-free: eager differs" in capsys.readouterr().err
