@@ -21,7 +21,7 @@ from ensadv_fast.timing import cache_bytes, capture, sets_to_rotate, time_calls
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 METHODS = ["calls", "graph"] if DEVICE == "cuda" else ["calls"]
 SETTINGS = {setting.name: setting for setting in settings(DEVICE)}
-PEER = {peer.name: peer for peer in PEERS}
+PEER = {(peer.case, peer.name): peer for peer in PEERS}
 
 
 class Group:
@@ -39,9 +39,10 @@ class Group:
 
     def calls(self, contender: str, method: str) -> tuple[Callable[[], object], int]:
         """A verified function and how many calls of the contender it makes."""
-        if contender in PEER:
-            self._verify_peer(PEER[contender])
-            bind = PEER[contender].bind
+        peer = PEER.get((self.setting.case.name, contender))
+        if peer:
+            self._verify_peer(peer)
+            bind = peer.bind
         else:
             bind = self.binders[contender]
             verify(self.setting, self.args, self.kw, {contender: bind(self.args, self.kw)}, self.wanted)
@@ -81,8 +82,9 @@ PAIRS = [(name, contender) for name, setting in SETTINGS.items()
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("name", "contender"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
 def test_op(benchmark, name, contender, method):
-    if contender in PEER and not PEER[contender].installed:
-        pytest.skip(f"{PEER[contender].package} is not installed")
+    peer = PEER.get((SETTINGS[name].case.name, contender))
+    if peer and not peer.installed:
+        pytest.skip(f"{peer.package} is not installed")
     group = group_of(name)
     call, n = group.calls(contender, method)
 
@@ -99,5 +101,5 @@ def test_op(benchmark, name, contender, method):
         ms = time_calls({contender: call}, 0.05, DEVICE)[contender].median / n
     benchmark.extra_info.update(case=group.setting.case.name, size=group.setting.size, dtype=group.setting.dtype,
                                 format=group.setting.format, contender=contender, method=method, calls=n, ms=ms)
-    if not (contender in PEER and not PEER[contender].verified):
+    if not peer or peer.verified:
         benchmark.extra_info.update(rate(contender, ms, group.moved, group.copy_bytes, group.copy_ms(method)))
