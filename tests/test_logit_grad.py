@@ -365,7 +365,7 @@ def test_the_raw_op_protects_memory():
         (dict(logits=z[0, 0]), "contiguous .batch, classes. or .members, batch, classes."),
         (dict(logits=z[0]), "grad must have x's"), (dict(given=y + 5), "labels must lie in"),
         (dict(given=y - 1), "labels must lie in"), (dict(weights=torch.tensor([-1.0])), "weights must be >= 0"),
-        (dict(weights=torch.zeros(1)), "weights must not all be 0"),
+        (dict(weights=torch.zeros(1)), "weights must be >= 0, finite and not all 0"),
         (dict(grad=torch.zeros(1, 2, 4)), "grad must have x's"),
         (dict(grad=z), "overlaps"), (dict(grad=z.double()), "grad must have logits' dtype"),
         (dict(given=y[:1]), "given must be"), (dict(labels=y.int()), "labels must be"),

@@ -9,6 +9,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <optional>
 
@@ -88,14 +89,25 @@ inline Batch batch_of(const Tensor& x) {
 inline In in_ref(const char* op, const Tensor& t) { return {t.data_ptr(), dtype_of(op, t)}; }
 inline Out out_ref(const char* op, const Tensor& t) { return {t.data_ptr(), dtype_of(op, t)}; }
 
-// A size per sample, [N], in the compute type of x; or the number.
+// Does every number that can be looked at without waiting for a device satisfy `good`?
+template <class T, class Good>
+bool all_readable(const Tensor& t, Good good) {
+  const T* values = static_cast<const T*>(t.data_ptr());
+  return t.is_cuda() || std::all_of(values, values + t.numel(), good);
+}
+
+// A number per sample, [N], in the compute type of x; or the number. `size`: it must not be negative.
 inline PerSample per_sample(const char* op, const char* name, const std::optional<Tensor>& t, double value,
-                            const Tensor& x) {
+                            const Tensor& x, bool size) {
+  const auto good = [size](double v) { return size ? v >= 0.0 : v == v; };
+  const char* wanted_values = size ? " must be >= 0" : " must not be NaN";
+  STD_TORCH_CHECK(t || good(value), op, ": ", name, wanted_values);
   if (!t) return {nullptr, value};
-  const auto wanted = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const bool wide = x.scalar_type() == ScalarType::Double;
   STD_TORCH_CHECK(t->dim() == 1 && x.dim() > 0 && t->size(0) == x.size(0) && t->is_contiguous() &&
-                      t->scalar_type() == wanted && t->device() == x.device(),
+                      t->scalar_type() == (wide ? ScalarType::Double : ScalarType::Float) && t->device() == x.device(),
                   op, ": ", name, " must be a contiguous [N] tensor on x's device, float32 (float64 for float64 x)");
+  STD_TORCH_CHECK(wide ? all_readable<double>(*t, good) : all_readable<float>(*t, good), op, ": ", name, wanted_values);
   return {t->data_ptr(), value};
 }
 
@@ -107,7 +119,11 @@ inline const int64_t* int64_data(const char* op, const char* name, const Tensor&
 }
 
 inline const int64_t* index_data(const char* op, const std::optional<Tensor>& index, int64_t n, const Tensor& like) {
-  return index ? int64_data(op, "index", *index, n, like) : nullptr;
+  if (!index) return nullptr;
+  const int64_t* data = int64_data(op, "index", *index, n, like);
+  const auto good = [](int64_t i) { return i >= 0 && i <= int64_t(UINT32_MAX); };
+  STD_TORCH_CHECK(all_readable<int64_t>(*index, good), op, ": index must lie in [0, 2^32)");
+  return data;
 }
 
 // Chunks of a reduction that a CPU thread takes at least.

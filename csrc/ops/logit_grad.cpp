@@ -18,21 +18,6 @@ void* per_row(const char* op, const char* name, const Tensor& t, int64_t n, cons
   return t.data_ptr();
 }
 
-// What can be looked at without waiting for a device.
-void check_values(const char* op, const LogitGradArgs& args) {
-  for (int64_t i = 0; args.given && i < args.batch; ++i)
-    STD_TORCH_CHECK(args.given[i] >= 0 && args.given[i] < args.classes, op, ": labels must lie in [0, ", args.classes,
-                    ")");
-  double total = 0.0;
-  for (int64_t k = 0; args.weights && k < args.members; ++k) {
-    const double w = args.logits.dtype == Dtype::f64 ? static_cast<const double*>(args.weights)[k]
-                                                     : double(static_cast<const float*>(args.weights)[k]);
-    STD_TORCH_CHECK(w >= 0.0 && w < INFINITY, op, ": weights must be >= 0 and finite");
-    total += w;
-  }
-  STD_TORCH_CHECK(!args.weights || total > 0.0, op, ": weights must not all be 0");
-}
-
 void logit_grad(const Tensor logits, const std::optional<Tensor> given, const std::optional<Tensor> weights,
                 const std::optional<Tensor> key, const std::optional<Tensor> index, int64_t rule, int64_t loss_kind,
                 int64_t fuse, bool targeted, double kappa, bool rescale, const Tensor grad, const Tensor labels,
@@ -57,11 +42,22 @@ void logit_grad(const Tensor logits, const std::optional<Tensor> given, const st
   args.grad = out_ref(op, grad);
   STD_TORCH_CHECK(args.logits.dtype == args.grad.dtype && args.grad.dtype != Dtype::u8, op,
                   ": grad must have logits' dtype, a float one");
-  if (given) args.given = int64_data(op, "given", *given, batch, logits);
+  if (given) {
+    args.given = int64_data(op, "given", *given, batch, logits);
+    STD_TORCH_CHECK(all_readable<int64_t>(*given, [=](int64_t y) { return y >= 0 && y < classes; }), op,
+                    ": labels must lie in [0, ", classes, ")");
+  }
   args.labels = const_cast<int64_t*>(int64_data(op, "labels", labels, batch, logits));
   args.losses = per_row(op, "loss", loss, batch, logits);
   args.scales = per_row(op, "scale", scale, batch, logits);
-  if (weights) args.weights = per_row(op, "weights", *weights, members, logits);
+  if (weights) {
+    args.weights = per_row(op, "weights", *weights, members, logits);
+    double total = 0.0;
+    const auto good = [&total](double w) { return w >= 0.0 && (total += w) < INFINITY; };
+    const bool wide = args.logits.dtype == Dtype::f64;
+    const bool all = wide ? all_readable<double>(*weights, good) : all_readable<float>(*weights, good);
+    STD_TORCH_CHECK(all && (total > 0.0 || logits.is_cuda()), op, ": weights must be >= 0, finite and not all 0");
+  }
   if (key) args.key = int64_data(op, "key", *key, 2, logits);
   args.index = index_data(op, index, batch, logits);
   args.members = members;
@@ -73,7 +69,6 @@ void logit_grad(const Tensor logits, const std::optional<Tensor> given, const st
   args.targeted = targeted;
   args.rescale = rescale;
   args.kappa = kappa;
-  if (!logits.is_cuda()) check_values(op, args);
   if (batch == 0) return;
   if (logits.is_cuda()) {
     on_cuda(op, logits, [&](void* stream) { return logit_grad_cuda(args, stream); });

@@ -29,12 +29,6 @@ const void* per_channel(const char* op, const char* name, const Tensor& t, const
   return t.data_ptr();
 }
 
-template <class A>
-bool has_zero(const void* values, int64_t n) {
-  return std::find(static_cast<const A*>(values), static_cast<const A*>(values) + n, A(0)) !=
-         static_cast<const A*>(values) + n;
-}
-
 ModelEntryArgs arguments(const char* op, const Tensor& like, const Tensor& std, bool clamp, const Tensor& out) {
   STD_TORCH_CHECK(like.dim() == 4, op, ": images must have shape [N, C, H, W]");
   check_like(op, "out", out, like);
@@ -44,7 +38,8 @@ ModelEntryArgs arguments(const char* op, const Tensor& like, const Tensor& std, 
   args.out_last = is_last(op, "out", out);
   args.std = per_channel(op, "std", std, like, std);
   args.wide = std.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(out.is_cuda() || !(args.wide ? has_zero<double> : has_zero<float>)(args.std, like.size(1)), op,
+  const auto good = [](double v) { return v != 0.0; };
+  STD_TORCH_CHECK(args.wide ? all_readable<double>(std, good) : all_readable<float>(std, good), op,
                   ": std must not be 0");
   args.clamp = clamp;
   args.batch = like.size(0);

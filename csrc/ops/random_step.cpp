@@ -14,7 +14,7 @@ void random_step(const Tensor x, const Tensor key, const std::optional<Tensor> i
   const Format format = common_format(op, {&x, &out});
   STD_TORCH_CHECK(kind >= 0 && kind <= int64_t(Noise::normal), op, ": unknown kind of noise");
   RandomStepArgs args{in_ref(op, x), out_ref(op, out), int64_data(op, "key", key, 2, x),
-                      index_data(op, index, x.dim() ? x.size(0) : 1, x), per_sample(op, "eps", eps_n, eps, x),
+                      index_data(op, index, x.dim() ? x.size(0) : 1, x), per_sample(op, "eps", eps_n, eps, x, true),
                       Noise(kind), lo, hi, batch_of(x), {}};
   STD_TORCH_CHECK(args.x.dtype == args.out.dtype || (args.x.dtype == Dtype::u8 && args.out.dtype == Dtype::f32), op,
                   ": out must have x's dtype, or be float32 for uint8 x");

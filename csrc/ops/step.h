@@ -46,8 +46,8 @@ Args step_args(const char* op, const Tensor& x, const Tensor* grad, const Tensor
   check_output_dtype(op, args.x.dtype, args.out.dtype);
   if (grad) check_grad_dtype(op, args.x.dtype, args.grad.dtype);
   STD_TORCH_CHECK(!center || args.center.dtype == args.x.dtype, op, ": center must have x's dtype");
-  args.step = per_sample(op, "step", sizes.step_n, sizes.step, x);
-  args.eps = per_sample(op, "eps", sizes.eps_n, sizes.eps, x);
+  args.step = per_sample(op, "step", sizes.step_n, sizes.step, x, false);
+  args.eps = per_sample(op, "eps", sizes.eps_n, sizes.eps, x, true);
   args.lo = sizes.lo;
   args.hi = sizes.hi;
   args.batch = batch_of(x);

@@ -222,13 +222,16 @@ def direct(x, *others) -> bool:
     return True
 
 
-def direct_numbers(step, lo, hi) -> bool:
-    """Are these numbers that :func:`per_sample` and :func:`bounds` leave as they are?"""
-    return type(step) is type(lo) is type(hi) is float and step == step and lo < hi
+def as_given(value) -> tuple[Tensor | None, float] | None:
+    """What :func:`per_sample` makes of a number or tensor that the op may be tried on; else None."""
+    if type(value) is float:
+        return None, value
+    return (value, 0.0) if type(value) is Tensor else None
 
 
-def direct_ball(center, eps) -> bool:
-    return eps is None if center is None else type(eps) is float and eps >= 0
+def direct_bounds(lo, hi) -> bool:
+    """Are these bounds that :func:`bounds` leaves as they are?"""
+    return type(lo) is type(hi) is float and lo < hi
 
 
 def tried(op, *args) -> bool:

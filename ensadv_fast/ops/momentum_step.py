@@ -37,11 +37,13 @@ def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tenso
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted; nothing is changed then.
     """
-    if (check.direct(x, grad, momentum, center, out) and check.direct_numbers(step, lo, hi)
-            and check.direct_ball(center, eps) and type(decay) is float and math.isfinite(decay)):
+    s, e = check.as_given(step), check.as_given(0.0 if eps is None else eps)
+    if (s and e and (center is None) == (eps is None) and check.direct_bounds(lo, hi)
+            and check.direct(x, grad, momentum, center, s[0], e[0], out)
+            and type(decay) is float and math.isfinite(decay)):
         result = check.fresh(x) if out is None else out
-        if check.tried(call, x, grad, momentum, center, None, None, decay, step, eps or 0.0, lo, hi,
-                       check.scratch(x, 1), result):
+        if check.tried(call, x, grad, momentum, center, s[0], e[0], decay, s[1], e[1], lo, hi, check.scratch(x, 1),
+                       result):
             check.written(momentum)
             return result if out is None else check.written(out)
     op = "momentum_step"

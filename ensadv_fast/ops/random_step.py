@@ -47,10 +47,10 @@ def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rad
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if check.direct(x, key, out) and index is None and clip and kind in _IDS and check.direct_numbers(eps, lo, hi) and (
-            eps >= 0):
+    e = check.as_given(eps)
+    if e and clip and kind in _IDS and check.direct_bounds(lo, hi) and check.direct(x, key, index, e[0], out):
         result = check.fresh(x) if out is None else out
-        if check.tried(call, x, key, None, None, eps, _IDS[kind], lo, hi, result):
+        if check.tried(call, x, key, index, *e, _IDS[kind], lo, hi, result):
             return result if out is None else check.written(out)
     op = "random_step"
     x = check.images(op, x)

@@ -38,9 +38,11 @@ def sign_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if check.direct(x, grad, center, out) and check.direct_numbers(step, lo, hi) and check.direct_ball(center, eps):
+    s, e = check.as_given(step), check.as_given(0.0 if eps is None else eps)
+    if (s and e and (center is None) == (eps is None) and check.direct_bounds(lo, hi)
+            and check.direct(x, grad, center, s[0], e[0], out)):
         result = check.fresh(x) if out is None else out
-        if check.tried(call, x, grad, center, None, None, step, eps or 0.0, lo, hi, result):
+        if check.tried(call, x, grad, center, s[0], e[0], s[1], e[1], lo, hi, result):
             return result if out is None else check.written(out)
     op = "sign_step"
     x = check.images(op, x)
