@@ -139,6 +139,21 @@ STUB = "torchattacks stub alone"
 ON_STUB = ("torchattacks FGSM", "torchattacks PGD", "torchattacks MIFGSM", "torchattacks PGDL2")
 
 
+def build() -> str:
+    """The clean build, the import, and what ptxas made of the kernels."""
+    result = load("build.json")
+    made = result["compiled"]
+    archs = sorted({arch for entry in made["kernels"].values() for arch in entry})
+    rows = [[op, *(str(entry[arch][f]) for arch in archs for f in ("registers", "shared", "spilled"))]
+            for op, entry in made["kernels"].items()]
+    head = (f"A clean build with {made['jobs']} jobs takes {made['wall_s']:.0f} s ({made['cpu_s']:.0f} s of processor time) "
+            f"and gives one file of {made['bytes'] / 1e6:.1f} MB for {result['build']['cuda_archs']}; `import ensadv_fast` "
+            f"adds {1e3 * result['import']['ensadv_fast_s']:.0f} ms to torch's {result['import']['torch_s']:.2f} s. The most "
+            "that any kernel of an op takes, by ptxas:\n\n")
+    return head + table(["op", *(f"{arch} {what}" for arch in archs for what in ("registers", "shared bytes", "spilled"))],
+                        rows)
+
+
 def tested() -> str:
     rows = [[t["torch"], t["python"], t["device"], t["how"], t["result"]] for t in load("tested_versions.json")["runs"]]
     return table(["torch", "Python", "device", "how", "result"], rows)
@@ -153,6 +168,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "targets_gpu": ("ops_gpu.json", lambda: targets("ops_gpu.json")),
     "ops_gpu": ("ops_gpu.json", lambda: per_op("ops_gpu.json")),
     "peers_gpu": ("peers_gpu.json", lambda: peers("peers_gpu.json")),
+    "build": ("build.json", build),
     "tested": ("tested_versions.json", tested),
 }
 

@@ -283,3 +283,17 @@ def test_the_gpu_script_runs_what_the_build_makes():
     assert re.findall(r'\$results/([\w.]+)', text) == ["ops_gpu.json", "peers_gpu.json"]
     assert {"ops_gpu.json", "peers_gpu.json"} <= {file for file, _ in module("report").TABLES.values()}
     subprocess.run(["bash", "-n", "bench/gpu.sh"], cwd=ROOT, check=True)
+
+
+def test_what_ptxas_says_is_read():
+    log = "".join(f"""ptxas info    : Compiling entry function '_ZN6ensadv46_GLOBAL__N__d5_{file}_cu_0a1b2c3d{kernel}I' for '{arch}'
+ptxas info    : Function properties for _Z
+    8 bytes stack frame, {spilled} bytes spill stores, 4 bytes spill loads
+ptxas info    : Used {registers} registers, used 1 barriers{shared}, 588 bytes cmem[0]
+""" for file, kernel, arch, spilled, registers, shared in (
+        ("7_l2_step", "14l2_step_kernel", "sm_80", 0, 40, ""), ("7_l2_step", "14l2_step_kernel", "sm_80", 4, 32, ""),
+        ("7_l2_step", "19l2_grad_sums_kernel", "sm_90", 0, 24, ", 64 bytes smem")))
+    log = log.replace("N__d5_7", "N__d5d5d5d5_7")
+    assert module("build").kernels(log) == {
+        "l2_step": {"sm_80": {"kernels": 2, "registers": 40, "shared": 0, "spilled": 4}},
+        "l2_step: l2_grad_sums": {"sm_90": {"kernels": 1, "registers": 24, "shared": 64, "spilled": 0}}}
