@@ -29,7 +29,7 @@ def kernels(log: str) -> dict[str, dict[str, dict[str, int]]]:
     """From what ptxas -v says: by op and architecture the number of kernels, and the most that any of them takes."""
     found: dict = defaultdict(lambda: defaultdict(lambda: dict.fromkeys(FIELDS, 0)))
     for name, arch, spilled, registers, rest in USED.findall(log):
-        file, kernel = re.search(r"_\d+_(\w+?)_cu_[0-9a-f]{8}\d+(\w+?)_kernel", name).groups()
+        file, kernel = re.search(r"_\d+_([a-z]\w*?)_cu_[0-9a-f]{8}\d+(\w+?)_kernel", name).groups()
         shared = re.search(r"(\d+) bytes smem", rest)
         entry = found[file if kernel == file else f"{file}: {kernel}"][arch]
         entry["kernels"] += 1
