@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
-
 from kernels_build import load
 
 kernels = load()

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from test_train import folder  # noqa: F401  the little data set
 
 from ensadv_fast import checkpoint, cli, data, models, train
 from ensadv_fast.attacks import fgsm

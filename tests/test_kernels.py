@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from kernels_arrays import (
     DTYPES,
     INF,
@@ -31,7 +30,6 @@ from kernels_arrays import (
     kernels,
     nearest,
     numbers,
-    place,
     ref,
     same,
     values,

@@ -16,23 +16,6 @@ from ensadv_fast import checkpoint, report, train
 from ensadv_fast.evaluate import TransferMatrix
 from ensadv_fast.train import PRESETS, Config, make_attack
 
-SIDE, TRAIN, TEST = 28, 96, 40
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A little data set of ten easy patterns in idx files."""
-    path = tmp_path_factory.mktemp("patterns")
-    rng = np.random.default_rng(0)
-    patterns = rng.integers(0, 200, (10, SIDE, SIDE))
-    for part, n in (("train", TRAIN), ("t10k", TEST)):
-        labels = np.arange(n, dtype=np.uint8) % 10
-        images = (patterns[labels] + rng.integers(0, 56, (n, SIDE, SIDE))).astype(np.uint8)
-        for kind, array in (("images", images), ("labels", labels)):
-            raw = bytes([0, 0, 8, array.ndim]) + np.asarray(array.shape, ">u4").tobytes() + array.tobytes()
-            (path / f"{part}-{kind}-idx{array.ndim}-ubyte").write_bytes(raw)
-    return path
-
 
 @pytest.fixture
 def small(folder):

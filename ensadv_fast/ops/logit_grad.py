@@ -114,7 +114,7 @@ def unchecked(logits: Tensor, labels: Tensor | None, rule: str, targeted: bool, 
     weights: [K] in the dtype of the computation, or None. key: on the logits' device where the rule is random.
     """
     op = "logit_grad"
-    members, n, classes = (1, *logits.shape) if fuse is None else logits.shape
+    classes = logits.size(-1)
     if loss == "dlr" and classes < 3:
         raise ValueError(f"{op}: loss dlr needs at least 3 classes, got {classes}")
     if rule == "random" and classes < 2:

@@ -4,8 +4,8 @@ from torch import Tensor
 
 from . import _checks as check
 from . import _reference as ref
-from .l2_step import project_reference
 from .l2_step import call as l2_call
+from .l2_step import project_reference
 from .l2_step import run as l2_run
 from .sign_step import call as sign_step_call
 from .sign_step import reference as sign_step_reference
