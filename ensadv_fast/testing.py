@@ -9,6 +9,8 @@ from torch import Tensor
 
 from . import ops
 from .ops import keys
+from .ops.act_grad import reference as act_grad_reference
+from .ops.bias_act import reference as bias_act_reference
 from .ops.l2_step import reference as l2_step_reference
 from .ops.logit_grad import FUSES
 from .ops.logit_grad import reference as logit_grad_reference
@@ -196,6 +198,19 @@ def _entry(delta: bool = False, **kw) -> Callable[[Inputs], Arguments]:
     return make
 
 
+def _bias(residual: bool) -> Callable[[Inputs], Arguments]:
+    def make(i: Inputs) -> Arguments:
+        x, other = i.images(2)
+        bias = torch.arange(i.shape[1], device=i.device, dtype=torch.float32) / (4 * i.shape[1]) - 0.5
+        return (x - 0.25, bias), {"residual": other - 0.5} if residual else {}
+    return make
+
+
+def _act_grad(i: Inputs) -> Arguments:
+    (x, bias), _ = _bias(False)(i)
+    return (i.gradient(), bias_act_reference(x, bias)[1]), {}
+
+
 CASES: list[OpCase] = [
     OpCase("null", "copy", ops.null, null_reference, lambda i: ((i.images(1)[0],), {}), 2, dtypes=FLOATS),
     OpCase("sign_step", "free", ops.sign_step, sign_step_reference, _sign, 3),
@@ -223,6 +238,11 @@ CASES: list[OpCase] = [
            image=False, sweep=True),
     OpCase("model_entry", "delta", ops.model_entry, model_entry_reference, _entry(True, channels_last=False), 3,
            image=False, sweep=True),
+    OpCase("bias_act", "relu", ops.bias_act, bias_act_reference, _bias(False), 2, image=False, sweep=True,
+           dtypes=FLOATS),
+    OpCase("bias_act", "residual", ops.bias_act, bias_act_reference, _bias(True), 3, image=False, sweep=True,
+           dtypes=FLOATS),
+    OpCase("act_grad", "bits", ops.act_grad, act_grad_reference, _act_grad, 2, image=False, sweep=True, dtypes=FLOATS),
     *[OpCase("sample_eps", dist, ops.sample_eps, sample_eps_reference, _eps(dist), 0, exact=dist != "truncated_normal",
              image=False) for dist in DISTRIBUTIONS],
     OpCase("split_key", "split", ops.split, keys.split_reference,

@@ -79,6 +79,7 @@ void run(const Range& range, int64_t numel, Launch launch) {
 }
 
 // In files of their own, by op.
+void bind_bias_act(py::module_& m);
 void bind_logit_grad(py::module_& m);
 void bind_model_entry(py::module_& m);
 

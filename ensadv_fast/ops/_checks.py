@@ -47,17 +47,17 @@ def images(op: str, t, dtypes: Sequence[torch.dtype] = IMAGES) -> Tensor:
     return t
 
 
-def like(op: str, name: str, t, x: Tensor, dtypes: Sequence[torch.dtype] = FLOATS) -> Tensor:
+def like(op: str, name: str, t, x: Tensor, dtypes: Sequence[torch.dtype] = FLOATS, of: str = "x's") -> Tensor:
     t = tensor(op, name, t, dtypes)
-    same_device(op, name, t, x)
+    same_device(op, name, t, x, of)
     if t.shape != x.shape:
-        raise ValueError(f"{op}: {name} must have x's shape {tuple(x.shape)}, got {tuple(t.shape)}")
+        raise ValueError(f"{op}: {name} must have {of} shape {tuple(x.shape)}, got {tuple(t.shape)}")
     return t
 
 
-def same_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
+def same_device(op: str, name: str, t: Tensor, x: Tensor, of: str = "x's") -> None:
     if t.device != x.device:
-        raise ValueError(f"{op}: {name} must be on x's device {x.device}, got {t.device}")
+        raise ValueError(f"{op}: {name} must be on {of} device {x.device}, got {t.device}")
 
 
 def out_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
@@ -67,10 +67,10 @@ def out_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
     return (torch.float32, x.dtype) if x.dtype == torch.uint8 else (x.dtype,)
 
 
-def output(op: str, out, x: Tensor, dtypes: Sequence[torch.dtype], name: str = "out") -> None:
+def output(op: str, out, x: Tensor, dtypes: Sequence[torch.dtype], name: str = "out", of: str = "x's") -> None:
     if out is None:
         return
-    like(op, name, out, x, dtypes)
+    like(op, name, out, x, dtypes, of)
     if out.requires_grad:
         raise ValueError(f"{op}: {name} must not require grad: the op writes into it and is not differentiable")
 
@@ -164,9 +164,9 @@ def labels(op: str, name: str, t, n: int, device: torch.device, classes: int | N
     return t
 
 
-def choice(op: str, name: str, value, known: Sequence[str]) -> int:
+def choice(op: str, name: str, value, known: Sequence[str | None]) -> int:
     if value not in known:
-        raise ValueError(f"{op}: {name} must be one of {', '.join(known)}, got {value!r}")
+        raise ValueError(f"{op}: {name} must be one of {', '.join(map(str, known))}, got {value!r}")
     return known.index(value)
 
 

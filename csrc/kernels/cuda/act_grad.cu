@@ -1,0 +1,37 @@
+#include "../act_grad.h"
+#include "loop.cuh"
+
+namespace ensadv {
+namespace {
+
+constexpr int kByte = 8;  // elements of a thread: those of one byte of the mask
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) act_grad_kernel(ActGradArgs args, bool aligned) {
+  for_each_pack<kByte>(args.numel, aligned, [&](int64_t i, int count, bool whole) {
+    T values[kByte];
+    load_raw<T, kByte>(args.grad.data, i, count, whole, values);
+    const uint32_t bits = args.mask[i / kByte];
+#pragma unroll
+    for (int j = 0; j < kByte; ++j) values[j] = bits >> j & 1 ? values[j] : T{};
+    store_pack<T, kByte>(args.out.data, i, count, whole, values);
+  });
+}
+
+template <class T>
+int run(const ActGradArgs& args, void* stream) {
+  const bool aligned = is_aligned(args.grad.data) && is_aligned(args.out.data);
+  return launch<kByte>(act_grad_kernel<T>, args.numel, stream, args, aligned);
+}
+
+}  // namespace
+
+int act_grad_cuda(const ActGradArgs& args, void* stream) {
+  switch (size_of(args.grad.dtype)) {
+    case 2: return run<half_t>(args, stream);
+    case 4: return run<float>(args, stream);
+    default: return run<double>(args, stream);
+  }
+}
+
+}  // namespace ensadv

@@ -1,0 +1,83 @@
+#include "../bias_act.h"
+#include "loop.cuh"
+
+namespace ensadv {
+namespace {
+
+constexpr int kByte = 8;  // elements of a thread: a byte of the mask is its own
+
+// The biases of kByte elements from i on, of which the last may lie beyond the end.
+template <class A>
+__device__ __forceinline__ void load_bias(const BiasActArgs& args, int64_t i, bool aligned, A (&dst)[kByte]) {
+  const A* bias = static_cast<const A*>(args.bias);
+  if (!bias) {
+#pragma unroll
+    for (int j = 0; j < kByte; ++j) dst[j] = kNoBias<A>;
+    return;
+  }
+  const Batch rows{args.numel, args.run}, cycles{args.numel, args.channels};
+  const int64_t row = args.run == 1 ? i : sample_of(i, rows);
+  int64_t c = row - sample_of(row, cycles) * args.channels;
+  int64_t ahead = (row + 1) * args.run - i;  // elements of this channel before the next one's
+  if (ahead >= kByte) {
+    const A one = bias[c];
+#pragma unroll
+    for (int j = 0; j < kByte; ++j) dst[j] = one;
+  } else if (aligned && args.run == 1 && args.channels % kByte == 0) {
+    load_raw<A, kByte>(bias, c, kByte, true, dst);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kByte; ++j) {
+      dst[j] = bias[c];
+      if (--ahead == 0) {
+        ahead = args.run;
+        c = c + 1 == args.channels ? 0 : c + 1;
+      }
+    }
+  }
+}
+
+template <class T, bool kResidual>
+__global__ void __launch_bounds__(kThreads, 2)
+    bias_act_kernel(BiasActArgs args, BiasAct<compute_t<T>> f, bool aligned) {
+  using A = compute_t<T>;
+  for_each_pack<kByte>(args.numel, aligned, [&](int64_t i, int count, bool whole) {
+    A x[kByte], residual[kByte], bias[kByte];
+    load_pack<T, kByte>(args.x.data, i, count, whole, x);
+    if constexpr (kResidual) load_pack<T, kByte>(args.residual.data, i, count, whole, residual);
+    load_bias(args, i, aligned, bias);
+    T out[kByte];
+    uint32_t bits = 0;
+#pragma unroll
+    for (int j = 0; j < kByte; ++j) {
+      A v = x[j] + bias[j];
+      if constexpr (kResidual) v = v + residual[j];
+      out[j] = round_to<T>(f(v));
+      bits |= uint32_t(positive(out[j]) && j < count) << j;
+    }
+    store_pack<T, kByte>(args.out.data, i, count, whole, out);
+    if (args.mask) args.mask[i / kByte] = uint8_t(bits);
+  });
+}
+
+template <class T>
+int run(const BiasActArgs& args, void* stream) {
+  const bool aligned = is_aligned(args.x.data) && is_aligned(args.residual.data) && is_aligned(args.bias) &&
+                       is_aligned(args.out.data);
+  const auto kernel = args.residual.data ? bias_act_kernel<T, true> : bias_act_kernel<T, false>;
+  return launch<kByte>(kernel, args.numel, stream, args, BiasAct<compute_t<T>>(args.mask), aligned);
+}
+
+}  // namespace
+
+int bias_act_cuda(const BiasActArgs& args, void* stream) {
+  switch (args.x.dtype) {
+    case Dtype::f32: return run<float>(args, stream);
+    case Dtype::f16: return run<half_t>(args, stream);
+    case Dtype::bf16: return run<bfloat_t>(args, stream);
+    case Dtype::f64: return run<double>(args, stream);
+    default: return int(cudaErrorInvalidValue);
+  }
+}
+
+}  // namespace ensadv

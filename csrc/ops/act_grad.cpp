@@ -1,0 +1,28 @@
+#include "../kernels/act_grad.h"
+
+#include "mask.h"
+
+namespace ensadv::ops {
+namespace {
+
+void act_grad(const Tensor grad, const Tensor mask, const Tensor out) {
+  constexpr const char* op = "act_grad";
+  check_like(op, "out", out, grad);
+  check_overlap(op, "grad", out, grad);
+  common_format(op, {&grad, &out});
+  const ActGradArgs args{in_ref(op, grad), mask_data(op, mask, grad), out_ref(op, out), grad.numel()};
+  STD_TORCH_CHECK(args.grad.dtype != Dtype::u8 && args.out.dtype == args.grad.dtype, op,
+                  ": grad must be floating point, and out of its dtype");
+  check_apart(op, "out", out, "mask", mask);
+  if (args.numel == 0) return;
+  if (grad.is_cuda()) {
+    on_cuda(op, grad, [&](void* stream) { return act_grad_cuda(args, stream); });
+  } else {
+    on_cpu_blocks(args.numel, [&](int64_t begin, int64_t end) { act_grad_cpu(args, begin, end); });
+  }
+}
+
+ENSADV_OP(act_grad, "(Tensor grad, Tensor mask, Tensor(a!) out) -> ()")
+
+}  // namespace
+}  // namespace ensadv::ops

@@ -1,0 +1,66 @@
+"""act_grad: the backward pass of bias_act's ReLU."""
+import torch
+from torch import Tensor
+
+from . import _checks as check
+from ._library import register_fake
+from .bias_act import check_mask
+
+call = torch.ops.ensadv_fast.act_grad.default
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def act_grad(grad: Tensor, mask: Tensor, *, channels_last: bool | None = None, out: Tensor | None = None) -> Tensor:
+    """grad where the mask of :func:`bias_act` has a bit, 0 elsewhere: also where grad is NaN or infinite.
+
+    It is the gradient by x and by the residual alike. torch.relu's own differs where y is NaN: there it passes.
+
+    Args:
+        grad: gradient by y, of y's shape, float32, float16, bfloat16 or float64. **In y's memory format**, since the
+            mask's bits are in the order of memory: contiguous or channels_last; what is neither counts as contiguous.
+        mask: uint8 [ceil(numel / 8)] on grad's device, contiguous, as bias_act gave it.
+        channels_last: the memory format of y, where grad's may be another: grad is brought to it first, with a copy
+            where it is not in it. None: it is grad's own.
+        out: written and returned where given; grad's shape, dtype and device, in any memory format. It may be grad.
+
+    Returns:
+        A tensor of grad's dtype, in y's memory format, without autograd history.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    if channels_last is None and check.direct(grad, mask, out):
+        result = torch.empty_like(grad) if out is None else out
+        if check.tried(call, grad, mask, result):
+            return result if out is None else check.written(result)
+    op = "act_grad"
+    grad = check.tensor(op, "grad", grad)
+    mask = check_mask(op, mask, grad, of="grad's")
+    check.output(op, out, grad, (grad.dtype,), of="grad's")
+    grad = grad.contiguous(memory_format=_layout(op, grad, channels_last))
+    to = check.Destination(grad, out)
+    call(grad, mask, to.dense)
+    return to.result()
+
+
+def _layout(op: str, grad: Tensor, channels_last) -> torch.memory_format:
+    if channels_last is None:
+        return check.memory_format(grad) or torch.contiguous_format
+    if not isinstance(channels_last, bool):
+        raise TypeError(f"{op}: channels_last must be True, False or None, got {type(channels_last).__name__}")
+    if channels_last and grad.dim() not in _LAST:
+        raise ValueError(f"{op}: channels_last must be False or None unless grad has 4 or 5 dimensions, "
+                         f"got {channels_last} and shape {tuple(grad.shape)}")
+    return _LAST[grad.dim()] if channels_last else torch.contiguous_format
+
+
+def reference(grad: Tensor, mask: Tensor, *, channels_last: bool | None = None) -> Tensor:
+    """The same in plain PyTorch."""
+    grad = grad.contiguous(memory_format=_layout("act_grad", grad, channels_last))
+    bits = (mask[:, None] >> torch.arange(8, device=mask.device) & 1).flatten()[:grad.numel()].bool()
+    last = grad.dim() in _LAST and not grad.is_contiguous()
+    kept = bits.view_as(grad.movedim(1, -1)).movedim(-1, 1) if last else bits.view_as(grad)
+    return torch.where(kept, grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
+
+
+register_fake("act_grad")

@@ -1,0 +1,116 @@
+"""bias_act: what follows a convolution whose normalisation was folded into it, in one pass."""
+import torch
+from torch import Tensor
+
+from . import _checks as check
+from . import _reference as ref
+from ._library import register_fake
+
+call = torch.ops.ensadv_fast.bias_act.default
+
+
+def bias_act(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, act: str | None = "relu",
+             out: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """relu(x + bias[c] + residual), and one bit per element for the backward pass: see :func:`act_grad`.
+
+    The epilogue of a convolution into which its batch normalisation was folded (Jacob et al. 2018, section 3.2), with
+    the residual connection of He et al. 2016. A frozen network's input gradient needs nothing of a ReLU but where it
+    let through: 1 bit per element where autograd keeps 16 or 32.
+
+    Args:
+        x: [N, C, ...], float32, float16, bfloat16 or float64, contiguous or channels_last without
+            a copy; say a convolution's result.
+        bias: [C] on x's device, float32 (float64 for float64 x) without a copy, or x's dtype; None: nothing is added.
+        residual: of x's shape, dtype and device, in any memory format; None: nothing is added.
+        act: "relu"; or None for the sum as it is, without a mask.
+        out: written and returned where given; x's shape, dtype and device. It may be x (in place: the fast way on
+            a convolution's fresh result) or residual.
+        mask: written and returned where given: uint8 [ceil(numel / 8)] on x's device, contiguous. Not with act None.
+
+    Returns:
+        (y, mask). y has x's dtype and memory format (contiguous where x is neither contiguous nor channels_last). It is
+        computed in float32 (float64 for float64 x), x + bias first, then + residual, and rounded once. As in torch.relu
+        NaN passes and -0 stays. mask: uint8 [ceil(numel / 8)]; bit e % 8 of byte e / 8 is 1 where y > 0 for the e-th
+        element in memory, in the memory format just said, and 0 where y is NaN and beyond the last element. None where
+        act is None. No autograd history: the backward pass is the caller's to arrange.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    if act == "relu" and check.direct(x, bias, residual, out, mask) and (
+            bias is None or bias.dtype is ref.compute_dtype(x.dtype)):
+        y = torch.empty_like(x) if out is None else out
+        bits = mask_for(x) if mask is None else mask
+        if check.tried(call, x, bias, residual, y, bits):
+            if mask is not None:
+                check.written(mask)
+            return y if out is None else check.written(y), bits
+    op = "bias_act"
+    x = check.images(op, x, check.FLOATS)
+    if x.dim() < 2:
+        raise ValueError(f"{op}: x must have shape [N, C, ...], got {tuple(x.shape)}")
+    bias = _channels(op, bias, x)
+    residual = None if residual is None else check.like(op, "residual", residual, x, (x.dtype,))
+    relu = check.choice(op, "act", act, ("relu", None)) == 0
+    check.output(op, out, x, (x.dtype,))
+    if mask is not None:
+        if not relu:
+            raise ValueError(f"{op}: mask must be None where act is None, got a tensor")
+        check_mask(op, mask, x)
+    layout = check.memory_format(x) or torch.contiguous_format
+    to = check.Destination(x, torch.empty_like(x, memory_format=layout) if out is None else out)
+    bits = mask_for(x) if relu and mask is None else mask
+    x, residual = to.inputs(x, residual)
+    call(x, bias, residual, to.dense, bits)
+    if mask is not None:
+        check.written(mask)
+    return to.result(), bits
+
+
+def mask_for(x: Tensor) -> Tensor:
+    """Room for one bit per element of x."""
+    return x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8)
+
+
+def check_mask(op: str, mask, like: Tensor, *, of: str = "x's") -> Tensor:
+    mask = check.tensor(op, "mask", mask, (torch.uint8,))
+    check.same_device(op, "mask", mask, like, of)
+    wanted = (like.numel() + 7) // 8
+    if mask.shape != (wanted,) or not mask.is_contiguous():
+        raise ValueError(f"{op}: mask must be contiguous, of shape [{wanted}]: a bit for each of {of} {like.numel()} "
+                         f"elements, got {tuple(mask.shape)}")
+    return mask
+
+
+def _channels(op: str, bias, x: Tensor) -> Tensor | None:
+    if bias is None:
+        return None
+    wide = ref.compute_dtype(x.dtype)
+    bias = check.tensor(op, "bias", bias, tuple(dict.fromkeys((x.dtype, torch.float32))))
+    check.same_device(op, "bias", bias, x)
+    if bias.shape != x.shape[1:2]:
+        raise ValueError(f"{op}: bias must have shape [C] = [{x.shape[1]}], got {tuple(bias.shape)}")
+    return bias.to(wide).contiguous()
+
+
+def in_memory(t: Tensor) -> Tensor:
+    """t's elements in the order in which they lie, where it is contiguous or channels_last, else as if contiguous."""
+    layout = check.memory_format(t)
+    return (t if layout in (None, torch.contiguous_format) else t.movedim(1, -1)).reshape(-1)
+
+
+def reference(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *,
+              act: str | None = "relu") -> tuple[Tensor, Tensor | None]:
+    """The same in plain PyTorch."""
+    v = ref.widen(x)
+    v = v if bias is None else v + bias.to(v.dtype).view(-1, *[1] * (x.dim() - 2))
+    v = v if residual is None else v + residual.to(v.dtype)
+    layout = check.memory_format(x) or torch.contiguous_format
+    y = (v if act is None else v.relu()).to(x.dtype).contiguous(memory_format=layout)
+    if act is None:
+        return y, None
+    bits = torch.nn.functional.pad(in_memory(y) > 0, (0, -y.numel() % 8)).view(-1, 8)
+    return y, (bits << torch.arange(8, device=x.device)).sum(1).to(torch.uint8)
+
+
+register_fake("bias_act")
