@@ -275,10 +275,14 @@ def _peak_bytes(call: Call) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def merged(old: dict, new: dict) -> dict:
-    """`new` with the rows of `old` that it did not measure anew."""
-    made = {(r["network"], r["attack"]) for r in new["rows"]}
-    return {**new, "rows": [r for r in old["rows"] if (r["network"], r["attack"]) not in made] + new["rows"]}
+def write(result: dict, out: Path, add: bool) -> None:
+    """The stamped JSON; `add`: together with the rows of the old file that were not measured anew."""
+    rows = {(r["network"], r.get("attack")): r for r in result["rows"]}
+    if add and out.exists():
+        old = json.loads(out.read_text())
+        rows = {(r["network"], r.get("attack")): r for r in old["rows"]} | rows
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(dumped({**result, "rows": list(rows.values())}))
 
 
 def _line(r: dict) -> str:
@@ -323,9 +327,7 @@ def main(argv: list[str]) -> int:
         print("not installed:", ", ".join(missing))
     result["load_after"] = os.getloadavg()
     if args.out:
-        out = Path(args.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(dumped(merged(json.loads(out.read_text()), result) if args.add and out.exists() else result))
+        write(result, Path(args.out), args.add)
     return 0
 
 

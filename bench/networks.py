@@ -2,12 +2,16 @@
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ensadv_fast.models import mnist_a
+
+
+BUILD = Path(__file__).parent.parent / "build" / "networks"
 
 
 class _Block(nn.Module):
@@ -74,36 +78,55 @@ NETWORKS = {n.name: n for n in (
 )}
 
 
-def images(network: Network, n: int, device: str = "cpu", seed: int = 0) -> tuple[Tensor, Tensor]:
-    """n images in [0, 1], each a coarse pattern of its class under noise, and their labels: something to learn."""
+def images(network: Network, n: int, device: str = "cpu", seed: int = 0, size: int | None = None) -> tuple[
+        Tensor, Tensor]:
+    """n images in [0, 1], each a coarse pattern of its class under noise, and their labels: something to learn.
+
+    size: height and width, where not the network's own.
+    """
     g = torch.Generator().manual_seed(seed)
     channels, height, width = network.shape
-    y = torch.randint(0, network.classes, (n,), generator=g)
-    patterns = torch.rand(network.classes, channels, 7, 7, generator=torch.Generator().manual_seed(1))
-    x = F.interpolate(patterns[y], (height, width)) + 0.3 * torch.randn(n, *network.shape, generator=g)
-    return x.clamp(0, 1).to(device), y.to(device)
+    seen = min(network.classes, 10)  # more would take longer to learn
+    y = torch.randint(0, seen, (n,), generator=g)
+    patterns = torch.rand(seen, channels, 7, 7, generator=torch.Generator().manual_seed(1))
+    x = F.interpolate(patterns[y], (size or height, size or width))
+    return (x + 0.3 * torch.randn(x.shape, generator=g)).clamp(0, 1).to(device), y.to(device)
 
 
-def settled(network: Network, device: str = "cpu", steps: int = 4, batch: int = 16) -> nn.Module:
-    """The network after a few training steps, its running statistics those of its data, in eval mode."""
+def settled(network: Network, device: str = "cpu", steps: int = 40, batch: int = 16) -> nn.Module:
+    """The network after a few training steps, its running statistics those of its data, in eval mode.
+
+    ImageNet networks learn at half their size. What was learnt is kept in build/networks/.
+    """
     torch.manual_seed(0)
-    net = network.make().to(device).train()
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    net = network.make()
+    kept = BUILD / f"{network.name}-{steps}x{batch}-torch{torch.__version__}.pt"
+    if not kept.exists():
+        _train(net, network, steps, batch)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(net.state_dict(), kept)
+    net.load_state_dict(torch.load(kept, weights_only=True))
+    return net.to(device).eval()
+
+
+def _train(net: nn.Module, network: Network, steps: int, batch: int) -> None:
+    net.train()
+    size = network.shape[1] // 2 if network.shape[1] > 128 else None
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
     for step in range(steps):
-        x, y = images(network, batch, device, seed=100 + step)
-        loss = F.cross_entropy(_logits(net(x)), y)
+        x, y = images(network, batch, seed=100 + step, size=size)
+        loss = F.cross_entropy(logits_of(net(x)), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for norm in norms:
+    for norm in [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]:
         norm.reset_running_stats()
         norm.momentum = None  # the plain average
     with torch.no_grad():
         for step in range(2):
-            net(images(network, 2 * batch, device, seed=200 + step)[0])
-    return net.eval()
+            net(images(network, 2 * batch, seed=1000 + step)[0])
 
 
-def _logits(result) -> Tensor:
+def logits_of(result) -> Tensor:
+    """Inception's auxiliary head gives a second result in train mode."""
     return result if isinstance(result, Tensor) else result[0]
