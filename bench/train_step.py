@@ -5,8 +5,10 @@
 Contenders: the clean step; FGSM-AT (half the batch replaced by FGSM on the live model); EAT with 1, 2 and 3 static
 sources of the same size beside the live model, each source taking its turn. A time is that of one whole round of turns
 divided by its steps, so that cheap and dear sources count as often as they are drawn. The step is SGD with momentum in
-float32. Peak memory is the most that was allocated at once from the making of network, sources and optimizer to the end
-of the second round; on the CPU by the profiler's record of the allocator.
+float32, and with 1 static source once more with the live source under bfloat16 autocast. Peak memory is the most that is
+allocated at once: "step" during a round, beside what is there before it; "peak" from the making of network, sources and
+optimizer on, which counts the static networks' weights (and, on the CPU, the copies that `Source.calibrate` needs).
+On the CPU it is read from the profiler's record of the allocator.
 """
 import argparse
 import os
@@ -25,14 +27,17 @@ import ensadv_fast as ea
 from ensadv_fast import timing
 from ensadv_fast.bench import dumped, stamp
 
+BFLOAT16 = ", live crafting in bfloat16"
 # Static sources beside the live model; None: the clean step.
-CONTENDERS = {"clean": None, "FGSM-AT": 0, "EAT, 1 static": 1, "EAT, 2 static": 2, "EAT, 3 static": 3}
+CONTENDERS = {"clean": None, "FGSM-AT": 0, "EAT, 1 static": 1, "EAT, 2 static": 2, "EAT, 3 static": 3,
+              "FGSM-AT" + BFLOAT16: 0, "EAT, 1 static" + BFLOAT16: 1}
 
 
 class Trainer:
     """A network in training: `turns` calls of `step` make one round, in which every source crafts once."""
 
-    def __init__(self, network: Network, static: int | None, batch: int, device: str):
+    def __init__(self, network: Network, name: str, batch: int, device: str):
+        static = CONTENDERS[name]
         torch.manual_seed(0)
         self.model = network.make().to(device).train()
         self.x, self.y = images(network, batch, device)
@@ -40,7 +45,8 @@ class Trainer:
         self.adversary, self.turns = None, 1
         if static is not None:
             frozen = [network.make().to(device).eval() for _ in range(static)]
-            self.adversary = ea.EnsembleAdversary(self.model, frozen, ea.fgsm(network.eps), select="rotate",
+            live = ea.Source(self.model, live=True, dtype=torch.bfloat16 if BFLOAT16 in name else None)
+            self.adversary = ea.EnsembleAdversary(self.model, frozen, ea.fgsm(network.eps), select="rotate", live=live,
                                                   key=ea.fresh_key(seed=0))
             self.turns = len(self.adversary.sources)
 
@@ -97,16 +103,16 @@ def row(network: Network, batch: int, device: str, seconds: float, least: int) -
     """One network: every contender verified, then all timed in turn."""
     load = os.getloadavg()
     cells, trainers = {}, {}
-    for name, static in CONTENDERS.items():
-        def whole(static=static) -> Trainer:
-            trainer = Trainer(network, static, batch, device)
+    for name in CONTENDERS:
+        def whole(name=name) -> Trainer:
+            trainer = Trainer(network, name, batch, device)
             trainer.round()
             trainer.round()  # now with momentum, and the gradients of the round before
             return trainer
 
-        cells[name] = {"peak_bytes": peak_bytes(whole, device)}
         trainers[name] = whole()
         verify(trainers[name], network.eps)
+        cells[name] = {"peak_bytes": peak_bytes(whole, device), "step_bytes": peak_bytes(trainers[name].round, device)}
     timed = timing.time_calls({name: t.round for name, t in trainers.items()}, seconds, device, least)
     for name, t in timed.items():
         cells[name].update(ms=t.median / trainers[name].turns, quartiles=[q / trainers[name].turns for q in t.quartiles],
@@ -119,8 +125,9 @@ def _line(r: dict) -> str:
     clean = r["contenders"]["clean"]
     lines = [f"{r['network']} {'x'.join(map(str, r['shape']))}"]
     for name, c in r["contenders"].items():
-        lines.append(f"  {c['ms']:9.2f} ms, {c['ms'] / clean['ms']:.3f} of the clean step; peak "
-                     f"{c['peak_bytes'] / 2**20:.1f} MiB, {c['peak_bytes'] / clean['peak_bytes']:.3f}: {name}")
+        memory = [f"{what} {c[key] / 2**20:.1f} MiB, {c[key] / clean[key]:.3f}"
+                  for what, key in (("step", "step_bytes"), ("peak", "peak_bytes"))]
+        lines.append(f"  {c['ms']:9.2f} ms, {c['ms'] / clean['ms']:.3f} of the clean step; {'; '.join(memory)}: {name}")
     return "\n".join(lines)
 
 

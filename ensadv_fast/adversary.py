@@ -61,6 +61,8 @@ class EnsembleAdversary:
     """Turns clean batches into partly adversarial ones: `batch = adversary(x, y, index=None)`.
 
     model: the network in training. It is a source too (unless live=False) and is left exactly as it was.
+    live: True, False, or a live `Source` of the model: `Source(model, live=True, dtype=torch.bfloat16)` crafts under
+        autocast where training is in float32.
     static: further sources, trained beforehand: `Source`, `Ensemble` or nn.Module. A plain module becomes
         `Source(module, crafting=crafting)`, a frozen copy; the others keep their own settings.
     attack: an `Attack`; None means step_ll(eps=16/255), the papers' choice on ImageNet.
@@ -81,7 +83,7 @@ class EnsembleAdversary:
 
     def __init__(self, model: nn.Module, static: Sequence[BaseSource | nn.Module] = (),
                  attack: Attack | None = None, *, fraction: float = 0.5, mix: str = "replace",
-                 eps_dist: EpsDist = None, select: Select = "uniform", live: bool = True, start_step: int = 0,
+                 eps_dist: EpsDist = None, select: Select = "uniform", live: bool | Source = True, start_step: int = 0,
                  crafting: str = "eval", key: Tensor | None = None) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"EnsembleAdversary: model: got {type(model).__name__}, want an nn.Module")
@@ -105,10 +107,15 @@ class EnsembleAdversary:
             if not isinstance(s, BaseSource):
                 raise TypeError(f"EnsembleAdversary: static: got {type(s).__name__}, want a Source, an Ensemble or an "
                                 "nn.Module")
+        if not isinstance(live, bool | Source):
+            raise TypeError(f"EnsembleAdversary: live: got {type(live).__name__}, want a bool or a live Source of model")
         self.sources: tuple[BaseSource, ...] = self.static
-        if live:
-            self.sources += (Source(model, live=True, fold=False, channels_last=False, dtype=None,
-                                    crafting=crafting),)
+        if live is not False:
+            own = Source(model, live=True, fold=False, channels_last=False, dtype=None, crafting=crafting)
+            if isinstance(live, Source) and not (live.live and live.module is own.module):
+                raise ValueError("EnsembleAdversary: live: got a Source that is not live or not of model, want "
+                                 "Source(model, live=True, ...)")
+            self.sources += (live if isinstance(live, Source) else own,)
         if not self.sources:
             raise ValueError("EnsembleAdversary: live=False needs at least one static source")
         self.select = self._checked_select(select)

@@ -123,6 +123,14 @@ def test_a_static_source_is_a_frozen_copy_and_the_live_one_is_not(xy):
     assert torch.equal(first[0].x, second[0].x) and not torch.equal(first[1].x, second[1].x)
 
 
+def test_the_live_source_may_have_a_precision_of_its_own(xy):
+    x, y = xy
+    model = net()
+    source = Source(model, live=True, dtype=torch.bfloat16)
+    batch = EnsembleAdversary(model, attack=fgsm(0.1), live=source, key=key())(x, y)
+    assert torch.equal(batch.x[:5], fgsm(0.1)(source, x[:5], y[:5])) and batch.source == 0
+
+
 def test_the_draw_is_reproducible_and_uniform(xy):
     def draws(seed, n=3000, **kw):
         adversary = EnsembleAdversary(net(), [net(1), net(2)], fgsm(0.1), key=key(seed), **kw)
@@ -172,6 +180,11 @@ def test_bad_arguments(live):
             EnsembleAdversary(model, **{"live": live, "static": [] if live else [net(1)]} | kw)
     with pytest.raises(TypeError, match="model: got Source"):
         EnsembleAdversary(Source(model))
+    for wrong in (Source(model), Source(net(2), live=True)):
+        with pytest.raises(ValueError, match="not live or not of model"):
+            EnsembleAdversary(model, live=wrong)
+    with pytest.raises(TypeError, match="live: got str"):
+        EnsembleAdversary(model, live="bfloat16")
     with pytest.raises(ValueError, match="live=False needs"):
         EnsembleAdversary(model, live=False)
 
