@@ -315,10 +315,11 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(args.threads)
     asked = [c for c in CONTENDERS if c.name.startswith(tuple(args.contenders))
              and not (args.no_compile and c.make is careful)]
+    networks = [NETWORKS[name] for name in args.networks]
     missing = sorted({c.needs for c in asked if not c.installed}
-                     | {f"{' or '.join(n.needs)} ({n.name})" for n in map(NETWORKS.get, args.networks) if not n.installed})
+                     | {f"{' or '.join(n.needs)} ({n.name})" for n in networks if not n.installed})
     result = {**stamp(), "device": args.device, "threads": torch.get_num_threads(), "missing": missing, "rows": []}
-    for network in [n for n in map(NETWORKS.get, args.networks) if n.installed]:
+    for network in [n for n in networks if n.installed]:
         net = settled(network, args.device)
         batch = args.batch or (network.gpu_batch if args.device == "cuda" else network.batch)
         for attack in args.attacks:

@@ -73,7 +73,8 @@ _LIBRARIES = ("timm", "torchvision")
 NETWORKS = {n.name: n for n in (
     Network("mnist_a", mnist_a, (1, 28, 28), 10, 0.3, 64, 64, 64),
     Network("cifar_resnet18", cifar_resnet18, (3, 32, 32), 10, 8 / 255, 128, 512, 32),
-    Network("resnet50", _imagenet("resnet50", zero_init_last=False), (3, 224, 224), 1000, 8 / 255, 8, 64, 8, _LIBRARIES),
+    Network("resnet50", _imagenet("resnet50", zero_init_last=False), (3, 224, 224), 1000, 8 / 255, 8, 64, 8,
+            _LIBRARIES),
     Network("inception_v3", _imagenet("inception_v3"), (3, 299, 299), 1000, 8 / 255, 8, 64, 8, _LIBRARIES),
 )}
 

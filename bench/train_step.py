@@ -5,8 +5,8 @@
 Contenders: the clean step; FGSM-AT (half the batch replaced by FGSM on the live model); EAT with 1, 2 and 3 static
 sources of the same size beside the live model, each source taking its turn. A time is that of one whole round of turns
 divided by its steps, so that cheap and dear sources count as often as they are drawn. The step is SGD with momentum in
-float32, and with 1 static source once more with the live source under bfloat16 autocast. Peak memory is the most that is
-allocated at once: "step" during a round, beside what is there before it; "peak" from the making of network, sources and
+float32; the last two have the live source under bfloat16 autocast. Peak memory is the most that is allocated at once:
+"step" during a round, beside what is there before it; "peak" from the making of network, sources and
 optimizer on, which counts the static networks' weights (and, on the CPU, the copies that `Source.calibrate` needs).
 On the CPU it is read from the profiler's record of the allocator.
 """
@@ -115,8 +115,8 @@ def row(network: Network, batch: int, device: str, seconds: float, least: int) -
         cells[name] = {"peak_bytes": peak_bytes(whole, device), "step_bytes": peak_bytes(trainers[name].round, device)}
     timed = timing.time_calls({name: t.round for name, t in trainers.items()}, seconds, device, least)
     for name, t in timed.items():
-        cells[name].update(ms=t.median / trainers[name].turns, quartiles=[q / trainers[name].turns for q in t.quartiles],
-                           best=t.best / trainers[name].turns)
+        turns = trainers[name].turns
+        cells[name].update(ms=t.median / turns, quartiles=[q / turns for q in t.quartiles], best=t.best / turns)
     return {"network": network.name, "shape": [batch, *network.shape], "contenders": cells, "load_before": load,
             "load_after": os.getloadavg()}
 

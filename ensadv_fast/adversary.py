@@ -120,7 +120,8 @@ class EnsembleAdversary:
                 raise TypeError(f"EnsembleAdversary: static: got {type(s).__name__}, want a Source, an Ensemble or an "
                                 "nn.Module")
         if not isinstance(live, bool | Source):
-            raise TypeError(f"EnsembleAdversary: live: got {type(live).__name__}, want a bool or a live Source of model")
+            raise TypeError(f"EnsembleAdversary: live: got {type(live).__name__}, want a bool or a live "
+                            "Source of model")
         self.sources: tuple[BaseSource, ...] = self.static
         if live is not False:
             own = Source(model, live=True, fold=False, channels_last=False, dtype=None, crafting=crafting)

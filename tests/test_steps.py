@@ -1,4 +1,4 @@
-"""The benchmarks of whole attacks and training steps verify every contender before they time it. No time is asserted."""
+"""The benchmarks of whole attacks and training steps verify before they time. No time is asserted."""
 import importlib.util
 import json
 import sys
