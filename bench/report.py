@@ -2,6 +2,7 @@
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -135,6 +136,56 @@ def peers(file: str) -> str:
         ["op", "peer", "ms", "ours", "times ours", "times ours, stub subtracted"], rows)
 
 
+COMPILED = "torchattacks, compiled, bfloat16 autocast, channels_last"
+F32, EXACT = "ours, float32 source", "ours, exact source"
+# (network, attack, ours, whose time is divided by ours, at least)
+ATTACK_TARGETS = (
+    ("resnet50", "fgsm", "ours", "torchattacks", 2.5), ("resnet50", "fgsm", F32, "torchattacks", 1.25),
+    ("resnet50", "fgsm", EXACT, "torchattacks", 1.0), ("resnet50", "fgsm", "ours", COMPILED, 1.1),
+    ("mnist_a", "fgsm", "ours", "torchattacks", 2.0), ("mnist_a", "pgd", "ours", "torchattacks", 2.0),
+)
+
+
+def attack_step(file: str) -> str:
+    """Whole attacks, from the JSON of bench/attack_step.py: how many times faster than each contender ours is."""
+    result = load(file)
+    cells = {(r["network"], r["attack"]): r["contenders"] for r in result["rows"]}
+
+    def times(row: dict, name: str, mine: str = "ours") -> str:
+        return over(row.get(name, {}).get("ms"), row.get(mine, {}).get("ms"), "{:.2f}")
+
+    goals = [[f"{attack} on {network}: {mine} over {name}", f"{least:g}",
+              times(cells.get((network, attack), {}), name, mine)]
+             for network, attack, mine, name, least in ATTACK_TARGETS]
+    rows = []
+    for r in result["rows"]:
+        c = r["contenders"]
+        size = "x".join(map(str, r["shape"]))
+        rows.append([f"{r['network']} {r['attack']}, {size}", *(over(c.get(n, {}).get("ms"), 1, "{:.4g}")
+                                                               for n in ("torchattacks", "ours")),
+                     *(times(c, n) for n in ("torchattacks", "foolbox", "cleverhans", "art", COMPILED)),
+                     times(c, "torchattacks", F32), times(c, "torchattacks", EXACT),
+                     over(c.get("ours", {}).get("loss_increase"), 1, "{:.3f}")])
+    return conditions(result) + "\n\n" + table(["times faster", "wanted", "measured"], goals) + "\n\n" + table(
+        ["network, attack, batch", "torchattacks, ms", "ours, ms", "times faster than torchattacks", "foolbox",
+         "cleverhans", "art", "compiled bfloat16 torchattacks", "ours in float32 over torchattacks",
+         "ours exact over torchattacks", "loss increase over float32's"], rows)
+
+
+def train_step(file: str) -> str:
+    """Training steps, from the JSON of bench/train_step.py, over the clean float32 step."""
+    result = load(file)
+    rows = []
+    for r in result["rows"]:
+        clean = r["contenders"]["clean"]
+        rows += [[f"{r['network']} {name}, {'x'.join(map(str, r['shape']))}", f"{c['ms']:.4g}",
+                  *(over(c[key], clean[key], "{:.3f}") for key in ("ms", "step_bytes", "peak_bytes"))]
+                 for name, c in r["contenders"].items()]
+    return (conditions(result) + " Wanted of EAT: at most 1.20 of the clean step's time and 1.10 of its memory.\n\n"
+            + table(["network, step, batch", "ms", "of clean", "memory of a step, of clean",
+                     "with all weights and optimizer state, of clean"], rows))
+
+
 STUB = "torchattacks stub alone"
 ON_STUB = ("torchattacks FGSM", "torchattacks PGD", "torchattacks MIFGSM", "torchattacks PGDL2")
 
@@ -165,6 +216,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "targets_cpu": ("ops_cpu.json", lambda: targets("ops_cpu.json")),
     "ops_cpu": ("ops_cpu.json", lambda: per_op("ops_cpu.json")),
     "peers_cpu": ("peers_cpu.json", lambda: peers("peers_cpu.json")),
+    **{f"{name}_{on}": (f"{name}_{on}.json", partial(make, f"{name}_{on}.json"))
+       for name, make in (("attack_step", attack_step), ("train_step", train_step)) for on in ("cpu", "gpu")},
     "targets_gpu": ("ops_gpu.json", lambda: targets("ops_gpu.json")),
     "ops_gpu": ("ops_gpu.json", lambda: per_op("ops_gpu.json")),
     "peers_gpu": ("peers_gpu.json", lambda: peers("peers_gpu.json")),

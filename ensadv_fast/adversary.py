@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from . import ops
 from .attacks import Attack, step_ll
 from .data import derive_seed
+from .ensemble import Ensemble
+from .overlap import SideStream
 from .protocol import BaseSource
 from .source import Source
 
@@ -57,10 +59,22 @@ class AdversarialBatch:
     source: int
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """What a stream knows of the batch after the one it yields. when: (seed, step) of it; source: as drawn; batch: on
+    its way on the side stream, or None where it must wait."""
+
+    when: tuple[int, int]
+    source: int
+    batch: AdversarialBatch | None
+
+
 class EnsembleAdversary:
     """Turns clean batches into partly adversarial ones: `batch = adversary(x, y, index=None)`.
 
     model: the network in training. It is a source too (unless live=False) and is left exactly as it was.
+    live: True, False, or a live `Source` of the model: `Source(model, live=True, dtype=torch.bfloat16)` crafts under
+        autocast where training is in float32.
     static: further sources, trained beforehand: `Source`, `Ensemble` or nn.Module. A plain module becomes
         `Source(module, crafting=crafting)`, a frozen copy; the others keep their own settings.
     attack: an `Attack`; None means step_ll(eps=16/255), the papers' choice on ImageNet.
@@ -81,7 +95,7 @@ class EnsembleAdversary:
 
     def __init__(self, model: nn.Module, static: Sequence[BaseSource | nn.Module] = (),
                  attack: Attack | None = None, *, fraction: float = 0.5, mix: str = "replace",
-                 eps_dist: EpsDist = None, select: Select = "uniform", live: bool = True, start_step: int = 0,
+                 eps_dist: EpsDist = None, select: Select = "uniform", live: bool | Source = True, start_step: int = 0,
                  crafting: str = "eval", key: Tensor | None = None) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"EnsembleAdversary: model: got {type(model).__name__}, want an nn.Module")
@@ -105,10 +119,16 @@ class EnsembleAdversary:
             if not isinstance(s, BaseSource):
                 raise TypeError(f"EnsembleAdversary: static: got {type(s).__name__}, want a Source, an Ensemble or an "
                                 "nn.Module")
+        if not isinstance(live, bool | Source):
+            raise TypeError(f"EnsembleAdversary: live: got {type(live).__name__}, want a bool or a live "
+                            "Source of model")
         self.sources: tuple[BaseSource, ...] = self.static
-        if live:
-            self.sources += (Source(model, live=True, fold=False, channels_last=False, dtype=None,
-                                    crafting=crafting),)
+        if live is not False:
+            own = Source(model, live=True, fold=False, channels_last=False, dtype=None, crafting=crafting)
+            if isinstance(live, Source) and not (live.live and live.module is own.module):
+                raise ValueError("EnsembleAdversary: live: got a Source that is not live or not of model, want "
+                                 "Source(model, live=True, ...)")
+            self.sources += (live if isinstance(live, Source) else own,)
         if not self.sources:
             raise ValueError("EnsembleAdversary: live=False needs at least one static source")
         self.select = self._checked_select(select)
@@ -151,10 +171,10 @@ class EnsembleAdversary:
             chosen -= 1
         return chosen
 
-    def _step_keys(self, device: torch.device) -> Tensor:
-        """This step's two keys, int64 [2, 2] on `device`. A block of steps is made at once: no copy per step."""
+    def _step_keys(self, step: int, device: torch.device) -> Tensor:
+        """A step's two keys, int64 [2, 2] on `device`. A block of steps is made at once: no copy per step."""
         size = 1024
-        block, row = divmod(self.step, size)
+        block, row = divmod(step, size)
         if device not in self._keys or self._keys[device][0] != block:
             key = ops.fresh_key(device, derive_seed(self.seed, "keys", block))
             self._keys[device] = block, ops.split(key, 2 * size).view(size, 2, 2)
@@ -167,29 +187,42 @@ class EnsembleAdversary:
         index: int64 [m], dataset positions; the noise of a sample then depends on its position in the data set
         alone and not on the batch or the rank it is in.
         """
+        batch = self._batch(self.step, self._draw(self.step, x), x, y, index)
+        self.step += 1
+        return batch
+
+    def _replaced(self, m: int) -> int:
+        """How many of m samples are perturbed."""
+        if self.mix == "append":
+            return m if self.fraction else 0
+        # The small term keeps 0.29 * 100 = 28.999... from losing a sample to rounding.
+        return math.floor(self.fraction * m + 1e-9)
+
+    def _draw(self, step: int, x: Tensor) -> int:
+        """The source of this step's batch, or -1 where it stays clean."""
+        return self.source_at(step) if step >= self.start_step and self._replaced(x.shape[0]) else -1
+
+    def _batch(self, step: int, source: int, x: Tensor, y: Tensor, index: Tensor | None = None) -> AdversarialBatch:
         m = x.shape[0]
         if y.shape[0] != m:
             raise ValueError(f"EnsembleAdversary: y: got {y.shape[0]} labels for {m} images")
         x = x.detach().float().div_(255) if x.dtype == torch.uint8 else x.detach()
-        append = self.mix == "append"
-        # The small term keeps 0.29 * 100 = 28.999... from losing a sample to rounding.
-        k = math.floor(self.fraction * m + 1e-9) if not append else m if self.fraction else 0
-        if self.step < self.start_step or k == 0:
-            self.step += 1
+        if source < 0:
             return AdversarialBatch(x.clone(), y, torch.zeros(m, dtype=torch.bool, device=x.device), -1)
+        append, k = self.mix == "append", self._replaced(m)
         new_x = torch.cat([x, x]) if append else x.clone()
         adversarial = slice(m, None) if append else slice(k)
-        source = self.source_at(self.step)
-        self._craft(self.sources[source], x[:k], y[:k], None if index is None else index[:k], new_x[adversarial])
+        self._craft(step, self.sources[source], x[:k], y[:k], None if index is None else index[:k],
+                    new_x[adversarial])
         is_adv = torch.zeros(new_x.shape[0], dtype=torch.bool, device=x.device)
         is_adv[adversarial] = True
-        self.step += 1
         return AdversarialBatch(new_x, torch.cat([y, y]) if append else y, is_adv, source)
 
-    def _craft(self, source: BaseSource, x: Tensor, y: Tensor, index: Tensor | None, out: Tensor) -> None:
-        eps_key = self._step_keys(x.device)[0]
+    def _craft(self, step: int, source: BaseSource, x: Tensor, y: Tensor, index: Tensor | None, out: Tensor) -> None:
+        eps_key = self._step_keys(step, x.device)[0]
         # torch's generators, which dropout draws from, are seeded on the host: there the key must not be waited for.
-        attack_key = self._step_keys(torch.device("cpu") if source.crafting == "train" else x.device)[1]
+        at = torch.device("cpu") if source.crafting == "train" else x.device
+        attack_key = self._step_keys(step, at)[1]
         if isinstance(self.eps_dist, EpsDistribution):
             eps = self.eps_dist(x.shape[0], eps_key, index)
         elif callable(self.eps_dist):
@@ -200,10 +233,59 @@ class EnsembleAdversary:
         self.attack(source, x, labels, key=attack_key, eps=eps, index=index, out=out)
 
     def stream(self, loader: Iterable[Sequence[Tensor]]) -> Iterator[AdversarialBatch]:
-        """The adversarial batch of every (x, y) or (x, y, index) that `loader` yields, crafted when it is asked
-        for, so that the live model is as the training step before has left it."""
-        for batch in loader:
-            yield self(*batch)
+        """The adversarial batch of every (x, y) or (x, y, index) that `loader` yields: those that calling this object
+        on one after the other gives.
+
+        On the CPU a batch is crafted when it is asked for. On CUDA the loader is one batch ahead, and where the next
+        batch's source is frozen its pass runs on a stream of its own while the caller's training step does; a live
+        source's is crafted when it is asked for, on the model as the step before has left it. Batches are in the
+        current stream's order; `state_dict` never counts a batch that was not yielded.
+        """
+        items = iter(loader)
+        item = next(items, None)
+        side: SideStream | None = None
+        ahead: _Ahead | None = None
+        try:
+            while item is not None:
+                if ahead is None or ahead.when != (self.seed, self.step):
+                    batch = self(*item)
+                else:
+                    batch = ahead.batch
+                    if batch is None:
+                        batch = self._batch(self.step, ahead.source, *item)
+                    else:
+                        side.hand_over((batch.x, batch.y, batch.is_adv))
+                    self.step += 1
+                ahead, failure = None, None
+                if self._overlaps(item[0]):
+                    side = side or SideStream(item[0].device)
+                    try:
+                        item = next(items, None)
+                        ahead = None if item is None else self._begun(side, item)
+                    except Exception as e:  # noqa: BLE001 - what goes wrong belongs to the next batch, not to this one
+                        failure = e
+                    yield batch
+                    if failure is not None:
+                        raise failure
+                else:
+                    yield batch
+                    item = next(items, None)
+        finally:
+            if side is not None:
+                side.close()
+
+    def _overlaps(self, x: Tensor) -> bool:
+        """Can anything be gained by crafting ahead?"""
+        return x.is_cuda and any(map(_is_frozen, self.sources))
+
+    def _begun(self, side: SideStream, item: Sequence[Tensor]) -> "_Ahead":
+        """The next step's source, and its batch where that can be crafted before the model has moved."""
+        source = self._draw(self.step, item[0])
+        batch = None
+        if source >= 0 and _is_frozen(self.sources[source]):
+            self._step_keys(self.step, item[0].device)  # a block of keys serves both streams: made on this one
+            batch = side.start(lambda: self._batch(self.step, source, *item))
+        return _Ahead((self.seed, self.step), source, batch)
 
     def state_dict(self) -> dict[str, int]:
         """The seed and the step: all that the next batches depend on besides the models."""
@@ -216,6 +298,12 @@ class EnsembleAdversary:
                              f"has {len(self.sources)}")
         self.seed, self.step = state["seed"], state["step"]
         self._keys.clear()
+
+
+def _is_frozen(source: BaseSource) -> bool:
+    """Do its weights stay while the model trains?"""
+    members = source.sources if isinstance(source, Ensemble) else (source,)
+    return all(isinstance(m, Source) and not m.live for m in members)
 
 
 def mixed_cross_entropy(logits: Tensor, y: Tensor, is_adv: Tensor, lam: float = 0.3,

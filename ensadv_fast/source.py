@@ -46,7 +46,8 @@ class Source(BaseSource):
         crafting: "eval", or "train": dropout active, under generators forked from the key; batch normalisation by
             the batch's statistics, without moving the running ones (the released MNIST code of Tramer et al. 2018).
         live: use the model itself instead of a frozen copy: it may be training. Every flag is restored after
-            each use, also after an exception. dtype and channels_last must then leave it as it is.
+            each use, also after an exception. A dtype of 16 bits then means autocast to it while crafting, whatever
+            the training's precision is; another dtype, and channels_last, must leave the model as it is.
         fold: multiply batch normalisations that follow a convolution or linear layer into its weights, in the
             frozen copy, where crafting is "eval" (:func:`ensadv_fast.graph.fold_batch_norms` says which; the others
             stay). Where a part of the model cannot be traced by torch.fx, it stays as it is, and a warning says so,
@@ -79,13 +80,15 @@ class Source(BaseSource):
         for name, value in (("channels_last", channels_last), ("cuda_graph", cuda_graph)):
             if value not in ("auto", True, False):
                 raise ValueError(f"{op}: {name} must be 'auto', True or False, got {value!r}")
-        if live and (dtype not in ("auto", None) or channels_last is True or compile):
-            raise ValueError(f"{op}: a live model is used as it is; dtype, channels_last and compile do not apply")
+        if live and (dtype not in ("auto", None, *check.NARROW) or channels_last is True or compile):
+            raise ValueError(f"{op}: a live model is used as it is; channels_last, compile and a dtype of more than 16 "
+                             "bits do not apply")
         while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         self._refuse_inference(model)
         self.live, self.crafting, self.fold, self.compile = live, crafting, fold, compile
         self._active, self._original, self._format_is_free = False, None, False
+        self._autocast = dtype if live and dtype in check.NARROW else None
         self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())),
                            torch.device("cpu"))
         with torch.inference_mode(False):  # what is made here must serve autograd later
@@ -217,7 +220,9 @@ class Source(BaseSource):
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
     def _precision(self) -> AbstractContextManager:
-        """The caller's autocast is for the caller's model."""
+        """The caller's autocast is for the caller's model, unless the source has one of its own."""
+        if self._autocast is not None:
+            return torch.autocast(self.device.type, self._autocast)
         if self.dtype is not None and torch.is_autocast_enabled(self.device.type):
             return torch.autocast(self.device.type, enabled=False)
         return nullcontext()

@@ -22,11 +22,11 @@ class Timing:
     best: float
 
 
-def rounds(measure: dict[str, Callable[[], float]], seconds: float) -> dict[str, Timing]:
-    """Measures every contender in turn for `seconds` each on average, at least seven times. `measure` gives ms."""
+def rounds(measure: dict[str, Callable[[], float]], seconds: float, least: int = 7) -> dict[str, Timing]:
+    """Measures every contender in turn for `seconds` each on average, and `least` times. `measure` gives ms."""
     samples: dict[str, list[float]] = {name: [] for name in measure}
     deadline = time.perf_counter() + seconds * len(measure)
-    while samples and (time.perf_counter() < deadline or min(map(len, samples.values())) < 7):
+    while samples and (time.perf_counter() < deadline or min(map(len, samples.values())) < max(2, least)):
         for name, f in measure.items():
             samples[name].append(f())
     quartiles = {name: statistics.quantiles(s, n=4) for name, s in samples.items()}
@@ -36,8 +36,12 @@ def rounds(measure: dict[str, Callable[[], float]], seconds: float) -> dict[str,
 
 def _repeated(span: Callable[[Call, int], float], f: Call, ms: float) -> Callable[[], float]:
     """Measures enough calls at once that a measurement takes about `ms`: clocks are coarse."""
-    span(f, 3)
-    n = max(1, round(ms / max(1e-4, span(f, 3))))
+    span(f, 1)  # the first call may load, compile and allocate
+    once = span(f, 1)
+    if once < ms:
+        span(f, 2)
+        once = span(f, 3)
+    n = max(1, round(ms / max(1e-4, once)))
     return lambda: span(f, n)
 
 
@@ -58,11 +62,11 @@ def _cuda_span(f: Call, n: int) -> float:
     return begin.elapsed_time(end) / n
 
 
-def time_calls(calls: dict[str, Call], seconds: float, device: str) -> dict[str, Timing]:
+def time_calls(calls: dict[str, Call], seconds: float, device: str, least: int = 7) -> dict[str, Timing]:
     """Calls as a user makes them; on a GPU back to back between events, so launches that the host cannot issue fast
     enough show."""
     span, ms = (_cuda_span, 2.0) if device == "cuda" else (_cpu_span, 0.2)
-    return rounds({name: _repeated(span, f, ms) for name, f in calls.items()}, seconds)
+    return rounds({name: _repeated(span, f, ms) for name, f in calls.items()}, seconds, least)
 
 
 def sets_to_rotate(bytes_of_one: int, cache_bytes: int) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 import ensadv_fast
 from ensadv_fast import Source, ops
 from ensadv_fast.adversary import EnsembleAdversary, EpsDistribution, mixed_cross_entropy
+from ensadv_fast.adversary import _is_frozen as is_frozen
 from ensadv_fast.attacks import fgsm, rand_fgsm, step_ll
 
 M = 10
@@ -123,6 +124,14 @@ def test_a_static_source_is_a_frozen_copy_and_the_live_one_is_not(xy):
     assert torch.equal(first[0].x, second[0].x) and not torch.equal(first[1].x, second[1].x)
 
 
+def test_the_live_source_may_have_a_precision_of_its_own(xy):
+    x, y = xy
+    model = net()
+    source = Source(model, live=True, dtype=torch.bfloat16)
+    batch = EnsembleAdversary(model, attack=fgsm(0.1), live=source, key=key())(x, y)
+    assert torch.equal(batch.x[:5], fgsm(0.1)(source, x[:5], y[:5])) and batch.source == 0
+
+
 def test_the_draw_is_reproducible_and_uniform(xy):
     def draws(seed, n=3000, **kw):
         adversary = EnsembleAdversary(net(), [net(1), net(2)], fgsm(0.1), key=key(seed), **kw)
@@ -172,6 +181,11 @@ def test_bad_arguments(live):
             EnsembleAdversary(model, **{"live": live, "static": [] if live else [net(1)]} | kw)
     with pytest.raises(TypeError, match="model: got Source"):
         EnsembleAdversary(Source(model))
+    for wrong in (Source(model), Source(net(2), live=True)):
+        with pytest.raises(ValueError, match="not live or not of model"):
+            EnsembleAdversary(model, live=wrong)
+    with pytest.raises(TypeError, match="live: got str"):
+        EnsembleAdversary(model, live="bfloat16")
     with pytest.raises(ValueError, match="live=False needs"):
         EnsembleAdversary(model, live=False)
 
@@ -283,6 +297,171 @@ def test_stream_crafts_on_the_model_as_it_is_when_asked(xy):
         with torch.no_grad():
             model[1].weight.neg_()  # a training step
     assert next(stream, None) is None
+
+
+class Beside:
+    """Stands in for the side stream: notes what is begun beside the caller's step, and when it is waited for."""
+
+    def __init__(self, device):
+        self.log = Beside.log
+
+    def start(self, work):
+        self.log.append("start")
+        return work()
+
+    def hand_over(self, results):
+        self.log.append(f"hand over {len(results)}")
+
+    def close(self):
+        self.log.append("close")
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """Streams as on CUDA, as far as the order of things goes."""
+    Beside.log = []
+    monkeypatch.setattr(ensadv_fast.adversary, "SideStream", Beside)
+    monkeypatch.setattr(EnsembleAdversary, "_overlaps", lambda self, x: any(map(is_frozen, self.sources)))
+    return Beside.log
+
+
+def items_of(xy, n=7):
+    x, y = xy
+    return [(x.roll(i, 0), y.roll(i), torch.arange(M) + 100 * i)[:2 + i % 2] for i in range(n)]
+
+
+def new_adversary(model, static, **kw):
+    kw = {"attack": rand_fgsm(0.3), "eps_dist": EpsDistribution(0.3), "key": key(), **kw}
+    return EnsembleAdversary(model, static, **kw)
+
+
+def train(model):
+    with torch.no_grad():
+        model[1].weight.mul_(-0.9)
+
+
+@pytest.mark.parametrize("kw", [{}, {"select": "rotate"}, {"start_step": 3}, {"mix": "append"}, {"fraction": 0.0},
+                                {"live": False}, {"crafting": "train"}], ids=str)
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_a_stream_gives_what_calls_give(xy, kw, overlapped, request):
+    log = request.getfixturevalue("beside") if overlapped else []
+    found = []
+    for streamed in (False, True):
+        model, static = net(0, 0.5), [net(1, 0.5), Source(net(2))]
+        adversary = new_adversary(model, static, **kw)
+        items = items_of(xy)
+        batches = adversary.stream(iter(items)) if streamed else (adversary(*item) for item in items)
+        found.append([])
+        for batch in batches:
+            found[-1].append((batch, adversary.state_dict()))
+            train(model)
+    plain, streamed = found
+    assert len(plain) == len(streamed) == 7
+    for (a, state_a), (b, state_b) in zip(plain, streamed, strict=True):
+        assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y) and torch.equal(a.is_adv, b.is_adv)
+        assert (a.source, state_a) == (b.source, state_b)
+    # The first batch cannot be ahead of anything; of the others all that a frozen source crafts.
+    ahead = sum(batch.source in (0, 1) for batch, _ in plain[1:])
+    assert log == ["start", "hand over 3"] * (ahead if overlapped else 0) + ["close"] * overlapped
+
+
+def test_a_select_of_ones_own_is_asked_once_a_step(xy, beside):
+    asked = []
+    adversary = new_adversary(net(), [net(1)], select=lambda step, n: asked.append(step) or step % 2)
+    assert [batch.source for batch in adversary.stream(items_of(xy, 5))] == [0, 1, 0, 1, 0]
+    assert asked == [0, 1, 2, 3, 4]
+
+
+def test_an_ensemble_with_a_live_member_is_not_crafted_ahead(xy, beside):
+    mixed, frozen = ensadv_fast.Ensemble([net(1), Source(net(2))]), ensadv_fast.Ensemble([Source(net(1))])
+    list(new_adversary(net(), [mixed], live=False).stream(items_of(xy, 3)))
+    assert "start" not in beside
+    list(new_adversary(net(), [frozen], live=False).stream(items_of(xy, 3)))
+    assert beside.count("start") == 2
+
+
+@pytest.mark.parametrize("broken", ["loader", "batch"])
+def test_what_fails_ahead_is_raised_in_its_turn(xy, beside, broken):
+    def loader():
+        yield from items_of(xy, 2)
+        if broken == "loader":
+            raise RuntimeError("no more")
+        yield xy[0], xy[1][:3]
+
+    adversary = new_adversary(net(), [net(1)], live=False)
+    stream = adversary.stream(loader())
+    assert [next(stream).source for _ in range(2)] == [0, 0]
+    with pytest.raises((RuntimeError, ValueError), match="no more|3 labels for 10 images"):
+        next(stream)
+    assert adversary.step == 2 and beside[-1] == "close"
+
+
+def test_a_stream_that_is_closed_early_waits_and_counts_nothing(xy, beside):
+    adversary = new_adversary(net(), [net(1)], live=False)
+    stream = adversary.stream(items_of(xy))
+    next(stream)
+    stream.close()
+    assert beside == ["start", "close"] and adversary.step == 1
+    by_hand = new_adversary(net(), [net(1)], live=False)
+    by_hand.step = 1
+    assert torch.equal(adversary(*xy).x, by_hand(*xy).x)
+
+
+def test_a_state_loaded_meanwhile_counts(xy, beside):
+    adversary, other = (new_adversary(net(), [net(1)], live=False) for _ in range(2))
+    stream, items = adversary.stream(items_of(xy)), items_of(xy)
+    next(stream)
+    adversary.load_state_dict({"seed": 5, "step": 9, "sources": 1})
+    other.load_state_dict({"seed": 5, "step": 9, "sources": 1})
+    assert torch.equal(next(stream).x, other(*items[1]).x)
+    assert torch.equal(next(stream).x, other(*items[2]).x)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("crafting", ["eval", "train"])
+def test_an_overlapped_stream_gives_what_calls_give_on_cuda(crafting):
+    """200 steps with real training steps between, on another stream than the default one too."""
+    g = torch.Generator().manual_seed(1)
+    items = [(torch.rand(64, 1, 4, 4, generator=g).cuda(), torch.randint(0, 5, (64,), generator=g).cuda(),
+              torch.arange(64).cuda()) for _ in range(200)]
+
+    def run(streamed):
+        model = net(0).cuda()
+        adversary = new_adversary(model, [net(1, 0.5).cuda(), net(2).cuda()], crafting=crafting)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        batches = adversary.stream(items) if streamed else (adversary(*item) for item in items)
+        found = []
+        for batch in batches:
+            loss = mixed_cross_entropy(model(batch.x), batch.y, batch.is_adv)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(batch.x.clone())
+        return found
+
+    plain = run(False)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        elsewhere = run(True)
+    torch.cuda.current_stream().wait_stream(side)
+    for streamed in (run(True), elsewhere):
+        assert all(torch.equal(a, b) for a, b in zip(plain, streamed, strict=True))
+
+
+@pytest.mark.gpu
+def test_an_overlapped_stream_does_not_wait_on_the_host():
+    x, y = torch.rand(64, 1, 4, 4).cuda(), torch.randint(0, 5, (64,)).cuda()
+    adversary = new_adversary(net().cuda(), [net(1).cuda()], live=False)
+    stream = adversary.stream([(x, y)] * 10)
+    next(stream), next(stream)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            next(stream)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    stream.close()
 
 
 # ------------------------------------------------------------------------------------- the caller's model

@@ -280,8 +280,9 @@ def test_the_gpu_script_runs_what_the_build_makes():
     presets = {p["name"]: p for p in json.loads((ROOT / "CMakePresets.json").read_text())["configurePresets"]}
     folder = presets["release"]["binaryDir"].removeprefix("${sourceDir}/").replace("${presetName}", "cuda")
     assert set(re.findall(r"\S*selftest\S*", re.sub(r"#.*", "", text))) == {f"{folder}/selftest"}
-    assert re.findall(r'\$results/([\w.]+)', text) == ["ops_gpu.json", "peers_gpu.json"]
-    assert {"ops_gpu.json", "peers_gpu.json"} <= {file for file, _ in module("report").TABLES.values()}
+    assert re.findall(r'\$results/([\w.]+)', text) == [
+        "ops_gpu.json", "peers_gpu.json", "attack_step_gpu.json", "train_step_gpu.json"]
+    assert set(re.findall(r'\$results/([\w.]+)', text)) <= {file for file, _ in module("report").TABLES.values()}
     subprocess.run(["bash", "-n", "bench/gpu.sh"], cwd=ROOT, check=True)
 
 

@@ -240,6 +240,9 @@ def test_the_callers_autocast_is_for_the_callers_model():
         live = ea.Source(net, live=True, dtype=None).input_grad(x, y)
         frozen = ea.Source(net, **EXACT).input_grad(x, y, rescale=False)
     assert live.logits.dtype == torch.bfloat16
+    own = ea.Source(net, live=True, dtype=torch.bfloat16).input_grad(x, y)  # the same without the caller's
+    assert own.logits.dtype == torch.bfloat16 and torch.equal(own.grad, live.grad)
+    assert net[0].weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     assert torch.equal(frozen.grad, gradient(net, x, y)[0])
 
 
@@ -295,7 +298,7 @@ BAD = [
     (lambda: ea.Source(small_net(), dtype="half"), ValueError, "dtype must be 'auto', None, float32.*got 'half'"),
     (lambda: ea.Source(small_net(), crafting="test"), ValueError, "crafting must be one of eval, train, got 'test'"),
     (lambda: ea.Source(small_net(), channels_last="yes"), ValueError, "channels_last must be 'auto', True or False"),
-    (lambda: ea.Source(small_net(), live=True, dtype=torch.float16), ValueError, "a live model is used as it is"),
+    (lambda: ea.Source(small_net(), live=True, dtype=torch.float32), ValueError, "a live model is used as it is"),
     (lambda: ea.Source(small_net(), std=(0.1, 0.0, 0.1)), ValueError, "std must be > 0"),
     (lambda: ea.Source(small_net()).input_grad(torch.rand(2, 3, 8, 8), torch.tensor([0, 12])), ValueError, r"y must lie in \[0, 10\)"),
     (lambda: ea.Source(small_net()).input_grad(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)), TypeError, "x must be float32"),
