@@ -1,5 +1,6 @@
 """The ops: fused kernels behind plain functions, on the CPU and CUDA, safe under torch.compile and CUDA graphs."""
 from . import _library
+from .ensemble_linear import ensemble_linear, ensemble_linear_grad
 from .keys import fresh_key, manual_seed, split
 from .l2_step import l2_step
 from .logit_grad import LogitGrad, logit_grad
@@ -14,6 +15,6 @@ from .sign_step import sign_step
 build_info = _library.build_info
 
 __all__ = [
-    "LogitGrad", "build_info", "fresh_key", "l2_step", "logit_grad", "manual_seed", "model_entry", "momentum_step",
-    "null", "project", "random_step", "sample_eps", "sign_step", "split",
+    "LogitGrad", "build_info", "ensemble_linear", "ensemble_linear_grad", "fresh_key", "l2_step", "logit_grad",
+    "manual_seed", "model_entry", "momentum_step", "null", "project", "random_step", "sample_eps", "sign_step", "split",
 ]
