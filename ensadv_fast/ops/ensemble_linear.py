@@ -14,7 +14,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ACTS = (None, "relu")
 # Up to how many products of two numbers our own kernel beats torch's, which has its own pass for bias and ReLU;
 # measured by bench/ensemble_linear.py. What is not here was not measured and is always ours.
-OURS_UP_TO = {("cpu", torch.float32): 65536, ("cpu", torch.float16): 2**19, ("cpu", torch.bfloat16): 2**18}
+OURS_UP_TO = {("cpu", dtype): 2**21 for dtype in DTYPES}
 
 
 def ensemble_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *,
@@ -38,29 +38,42 @@ def ensemble_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *,
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if check.direct(x, weight, bias) and act in ACTS and x.dim() in (2, 3) and weight.dim() == 3:
-        y, mask = _outputs(x, weight, act)
-        if _ours(x, y.numel() * weight.size(2)) and check.tried(call, x, weight, bias, y, mask):
-            return y, mask
+    if act in ACTS and check.direct(x, weight, bias) and _fit(x, weight) and (
+            bias is None or bias.dtype == x.dtype and bias.shape == weight.shape[:2] and bias.device == x.device):
+        return _linear(x, weight, bias, act)
     op = "ensemble_linear"
     x, weight = _operands(op, "x", x, weight, "[K, B, I] or [B, I]", (2, 3))
-    members, outputs, inner = weight.shape
-    if x.shape[-1] != inner or (x.dim() == 3 and x.shape[0] != members):
+    if not _fit(x, weight):
         raise ValueError(f"{op}: weight must have shape [K, O, I] for x [K, B, I] or [B, I], got {tuple(weight.shape)} "
                          f"for {tuple(x.shape)}")
     if bias is not None:
         bias = check.tensor(op, "bias", bias, (x.dtype,))
         check.same_device(op, "bias", bias, x)
-        if bias.shape != (members, outputs):
-            raise ValueError(f"{op}: bias must have shape [K, O] = [{members}, {outputs}], got {tuple(bias.shape)}")
+        if bias.shape != weight.shape[:2]:
+            raise ValueError(f"{op}: bias must have shape [K, O] = {list(weight.shape[:2])}, got {tuple(bias.shape)}")
         bias = bias.contiguous()
     if act not in ACTS:
         raise ValueError(f"{op}: act must be 'relu' or None, got {act!r}")
-    y, mask = _outputs(x, weight, act)
-    if _ours(x, y.numel() * inner):
+    return _linear(x, weight, bias, act)
+
+
+def _fit(x: Tensor, weight: Tensor) -> bool:
+    """Are these [K, B, I] or [B, I], and [K, O, I], of one dtype and device?"""
+    if weight.dim() != 3 or x.dtype != weight.dtype or x.dtype not in DTYPES or x.device != weight.device:
+        return False
+    return x.dim() in (2, 3) and x.shape[-1] == weight.shape[2] and (x.dim() == 2 or x.shape[0] == weight.shape[0])
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, act: str | None) -> tuple[Tensor, Tensor | None]:
+    members, outputs, inner = weight.shape
+    batch = x.shape[-2]
+    y = x.new_empty(members, batch, outputs)
+    mask = None if act is None else x.new_empty(_mask_shape(y), dtype=torch.uint8)
+    if _ours(x, members * batch * outputs * inner):
         call(x, weight, bias, y, mask)
         return y, mask
-    x = x.expand(members, -1, -1)
+    x = x.expand(members, -1, -1) if x.dim() == 2 else x
+    # `out=` also keeps autocast away, which would narrow float32.
     if bias is not None and x.dtype != torch.float32:  # 16-bit sums are rounded once only with the bias in them
         torch.baddbmm(bias[:, None], x, weight.mT, out=y)
         bias = None
@@ -87,25 +100,36 @@ def ensemble_linear_grad(grad: Tensor, weight: Tensor, mask: Tensor | None, *, r
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if check.direct(grad, weight, mask) and grad.dim() == weight.dim() == 3:
-        out = _input_like(grad, weight, reduce)
-        if _ours(grad, grad.numel() * weight.size(2)) and check.tried(call_grad, grad, weight, mask, out):
-            return out
+    if check.direct(grad, weight, mask) and _fit_back(grad, weight) and (
+            mask is None or mask.dtype == torch.uint8 and mask.shape == _mask_shape(grad)
+            and mask.device == grad.device):
+        return _gradient(grad, weight, mask, reduce)
     op = "ensemble_linear_grad"
     grad, weight = _operands(op, "grad", grad, weight, "[K, B, O]", (3,))
-    (members, batch, outputs), inner = grad.shape, weight.shape[2]
-    if weight.shape[:2] != (members, outputs):
-        raise ValueError(f"{op}: weight must have shape [K, O, I] = [{members}, {outputs}, I], got "
+    if not _fit_back(grad, weight):
+        raise ValueError(f"{op}: weight must have shape [K, O, I] = [{grad.shape[0]}, {grad.shape[2]}, I], got "
                          f"{tuple(weight.shape)}")
     if mask is not None:
         mask = check.tensor(op, "mask", mask, (torch.uint8,))
         check.same_device(op, "mask", mask, grad)
-        if mask.shape != (members, batch, _bytes(outputs)):
-            raise ValueError(f"{op}: mask must have shape [K, B, ceil(O / 8)] = "
-                             f"{[members, batch, _bytes(outputs)]}, got {tuple(mask.shape)}")
+        if mask.shape != _mask_shape(grad):
+            raise ValueError(f"{op}: mask must have shape [K, B, ceil(O / 8)] = {list(_mask_shape(grad))}, got "
+                             f"{tuple(mask.shape)}")
         mask = mask.contiguous()
-    out = _input_like(grad, weight, reduce)
-    if _ours(grad, grad.numel() * inner):
+    return _gradient(grad, weight, mask, reduce)
+
+
+def _fit_back(grad: Tensor, weight: Tensor) -> bool:
+    """Are these [K, B, O] and [K, O, I], of one dtype and device?"""
+    if grad.dim() != 3 or weight.dim() != 3 or grad.dtype != weight.dtype or grad.dtype not in DTYPES:
+        return False
+    return grad.device == weight.device and grad.shape[0] == weight.shape[0] and grad.shape[2] == weight.shape[1]
+
+
+def _gradient(grad: Tensor, weight: Tensor, mask: Tensor | None, reduce: bool) -> Tensor:
+    (members, batch, outputs), inner = grad.shape, weight.shape[2]
+    out = grad.new_empty(batch, inner) if reduce else grad.new_empty(members, batch, inner)
+    if _ours(grad, members * batch * outputs * inner):
         call_grad(grad, weight, mask, out)
         return out
     if mask is not None:
@@ -117,15 +141,8 @@ def ensemble_linear_grad(grad: Tensor, weight: Tensor, mask: Tensor | None, *, r
     return torch.bmm(grad, weight, out=out)
 
 
-def _outputs(x: Tensor, weight: Tensor, act: str | None) -> tuple[Tensor, Tensor | None]:
-    shape = (weight.size(0), x.size(-2))
-    y = x.new_empty(*shape, weight.size(1))
-    return y, None if act is None else x.new_empty(*shape, _bytes(weight.size(1)), dtype=torch.uint8)
-
-
-def _input_like(grad: Tensor, weight: Tensor, reduce: bool) -> Tensor:
-    members, batch, _ = grad.shape
-    return grad.new_empty(*(() if reduce else (members,)), batch, weight.size(2))
+def _mask_shape(y: Tensor) -> tuple[int, int, int]:
+    return (*y.shape[:2], _bytes(y.shape[2]))
 
 
 def _bytes(outputs: int) -> int:
