@@ -122,15 +122,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="FILE")
     args = parser.parse_args()
     result = {**stamp(), "device": args.device, "threads": torch.get_num_threads()}
-    rows = []
+    rows = json.loads(args.out.read_text())["rows"] if args.out and args.out.exists() else []
     for values in itertools.product(args.directions, args.dtypes, args.members, args.batches, args.widths, args.widths):
-        rows.append(measure(dict(zip(KEY, values, strict=True)), args.device, args.seconds))
-        print(json.dumps(rows[-1]), flush=True)
-    if args.out:
-        fresh = {tuple(row[k] for k in KEY) for row in rows}
-        old = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
-        rows = [row for row in old if tuple(row[k] for k in KEY) not in fresh] + rows
-        args.out.write_text(dumped({**result, "load_after": stamp()["load_before"], "rows": rows}))
+        row = measure(dict(zip(KEY, values, strict=True)), args.device, args.seconds)
+        rows = [old for old in rows if tuple(old[k] for k in KEY) != values] + [row]
+        print(json.dumps(row), flush=True)
+        if args.out:  # after every row: what an interrupted run measured counts
+            args.out.write_text(dumped({**result, "load_after": stamp()["load_before"], "rows": rows}))
     print(summary(rows))
     return 0
 

@@ -3,7 +3,7 @@
 # self-test clean under compute-sanitizer, how fast are the kernels, beside the peers' where those are installed
 # (pip install torchattacks foolbox cleverhans adversarial-robustness-toolbox). JSON goes to bench/results/ (or to $1),
 # Nsight Compute's report, where ncu is there, to build/. Then give README.md the marks of the tables targets_gpu,
-# ops_gpu and peers_gpu, and run bench/report.py.
+# ops_gpu, peers_gpu and ensemble_linear_cuda, and run bench/report.py.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-bench/results}
@@ -24,6 +24,7 @@ done
 step "$python" -m ensadv_fast bench --device cuda --seconds 0.1 --out "$results/ops_gpu.json"
 step "$python" -m pytest -q bench/test_ops.py -k "imagenet and float32-contiguous" --benchmark-max-time 0.2 \
     --benchmark-json "$results/peers_gpu.json"
+step "$python" bench/ensemble_linear.py --device cuda --out "$results/ensemble_linear_cuda.json"
 if command -v ncu > /dev/null; then
     step ncu --set full --force-overwrite --export build/ncu --kernel-name regex:ensadv --kernel-name-base demangled \
         --launch-count 20 "$python" -m ensadv_fast bench --device cuda --sizes imagenet --dtypes float32 --no-compile \

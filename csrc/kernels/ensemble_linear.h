@@ -24,9 +24,10 @@ struct LinearArgs {
   bool reduce = false;  // the members' products are summed
 };
 
-// out = act(out + bias), or out = a where `keep` says so: what stands beside a product that was made elsewhere.
+// out = act(out + bias), or, with `keep` and nothing else, out = a where that says so: what stands beside a product that
+// was made elsewhere.
 struct LinearActArgs {
-  In a;           // with keep: [rows, cols]
+  In a;           // [rows, cols]
   In bias;        // [rows / batch, cols]; absent: none
   Out out;        // [rows, cols]
   const uint8_t* keep = nullptr;

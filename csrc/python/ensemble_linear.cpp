@@ -40,7 +40,7 @@ void ensemble_linear(const Array& a, const Array& b, Array& out, int64_t members
 void ensemble_linear_act(Array& out, int64_t members, int64_t cols, const Array* a, const Array* bias, Mask mask,
                          Mask keep, const Range& range) {
   require(members > 0 && cols > 0 && out.size() % (members * cols) == 0 && (!a || a->size() == out.size()) &&
-              (!bias || bias->size() == members * cols) && !a == !keep,
+              (!bias || bias->size() == members * cols) && !a == !keep && !(keep && (bias || mask)),
           "sizes do not fit together");
   LinearActArgs args;
   args.rows = out.size() / cols;

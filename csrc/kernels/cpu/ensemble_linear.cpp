@@ -49,15 +49,39 @@ ENSADV_CLONES void transpose(const float* src, int64_t pitch, int rows, int colu
     ENSADV_INDEPENDENT for (int64_t n = 0; n < rows; ++n) dst[i * kN + n] = src[n * pitch + i];
 }
 
-// Zero where `keep`, whose first bit is that of v[0], has no 1.
-ENSADV_CLONES void drop(const uint8_t* keep, int n, float* v) {
-  int i = 0;
-  for (; i + kMaskBits <= n; i += kMaskBits) {
-    const uint32_t bits = keep[i / kMaskBits];
-    for (uint32_t j = 0; j < kMaskBits; ++j) v[i + j] = bits_float(float_bits(v[i + j]) & -(bits >> j & 1u));
-  }
-  for (int j = 0; i + j < n; ++j) v[i + j] = keep[i / kMaskBits] >> j & 1 ? v[i + j] : 0.0f;
+ENSADV_HD float kept(float v, uint32_t bit) { return bits_float(float_bits(v) & -bit); }
+template <class T>
+ENSADV_HD T kept(T v, uint32_t bit) {
+  v.bits &= uint16_t(-bit);
+  return v;
 }
+
+// src, or zero where `keep`, whose first bit is that of src[0], has no 1; then 16-bit numbers rectified where they are,
+// and whether they are positive: their bits say it, without a conversion.
+#define ENSADV_DROP(T)                                                                                  \
+  ENSADV_CLONES void drop(const uint8_t* keep, int n, const T* src, T* dst) {                           \
+    int i = 0;                                                                                          \
+    for (; i + kMaskBits <= n; i += kMaskBits) {                                                        \
+      const uint32_t bits = keep[i / kMaskBits];                                                        \
+      ENSADV_INDEPENDENT for (uint32_t j = 0; j < kMaskBits; ++j) dst[i + j] = kept(src[i + j], bits >> j & 1u); \
+    }                                                                                                   \
+    for (int j = 0; i + j < n; ++j) dst[i + j] = kept(src[i + j], keep[i / kMaskBits] >> j & 1u);       \
+  }
+#define ENSADV_RECTIFY(T, infinity)                                                                     \
+  ENSADV_CLONES void rectify_bits(T* v, int n, uint8_t* flags) {                                        \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) {                                                    \
+      const uint16_t b = v[i].bits;                                                                     \
+      flags[i] = uint16_t(b - 1u) < infinity;                                                           \
+      v[i].bits = uint16_t(b - 0x8001u) < infinity ? uint16_t(0) : b;                                   \
+    }                                                                                                   \
+  }
+ENSADV_DROP(float)
+ENSADV_DROP(half_t)
+ENSADV_DROP(bfloat_t)
+ENSADV_RECTIFY(half_t, 0x7c00u)
+ENSADV_RECTIFY(bfloat_t, 0x7f80u)
+#undef ENSADV_DROP
+#undef ENSADV_RECTIFY
 
 ENSADV_CLONES void add(const float* bias, int n, float* v) {
   ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) v[i] += bias[i];
@@ -71,16 +95,19 @@ ENSADV_CLONES void round_all(float* v, int n, bfloat_t* out) {
 }
 void round_all(float* v, int n, half_t* out) { round_in_place(v, out, n); }
 
-// The mask of n values, at most kChunk.
-ENSADV_CLONES void positive(const float* v, int n, uint8_t* mask) {
-  alignas(64) uint8_t flags[kChunk + kMaskBits];
-  ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = v[i] > 0.0f;
+constexpr int kFlags = kChunk + kMaskBits;  // room for the last byte's padding
+
+// n flags to bits.
+ENSADV_CLONES void pack(uint8_t* flags, int n, uint8_t* mask) {
   memset(flags + n, 0, kMaskBits);
   for (int i = 0; i < n; i += kMaskBits) {
-    uint64_t bytes = 0;
-    for (int j = 0; j < kMaskBits; ++j) bytes |= uint64_t(flags[i + j]) << 8 * j;
-    mask[i / kMaskBits] = uint8_t(bytes * 0x0102040810204080u >> 56);  // byte j of the product's factor moves to bit j
+    uint64_t bytes;
+    memcpy(&bytes, flags + i, sizeof(bytes));
+    mask[i / kMaskBits] = uint8_t(bytes * 0x0102040810204080u >> 56);  // byte j, counted from the lowest, moves to bit j
   }
+}
+ENSADV_CLONES void positive(const float* v, int n, uint8_t* flags) {
+  ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = v[i] > 0.0f;
 }
 
 // The outputs v of one row, used up, to memory; n whole bytes of the mask, or its last ones.
@@ -89,7 +116,10 @@ void finish_row(float* v, const float* bias, int n, uint8_t* mask, T* out) {
   if (bias) add(bias, n, v);
   if (mask) rectify(v, n);
   round_all(v, n, out);
-  if (mask) positive(v, n, mask);
+  if (!mask) return;
+  uint8_t flags[kFlags];
+  positive(v, n, flags);
+  pack(flags, n, mask);
 }
 
 template <class Body>
@@ -160,7 +190,7 @@ class Blocks {
     const int64_t at = (args_.shared ? 0 : k) * args_.batch + row;
     if (!args_.keep) return load(args_.a, at * args_.inner + i, depth, own);
     copy(args_.a, at * args_.inner + i, depth, own);
-    drop(args_.keep + (k * args_.batch + row) * bytes_of(args_.inner) + i / kMaskBits, depth, own);
+    drop(args_.keep + (k * args_.batch + row) * bytes_of(args_.inner) + i / kMaskBits, depth, own, own);
     return own;
   }
 
@@ -184,17 +214,27 @@ void ensemble_linear_act_cpu(const LinearActArgs& args, int64_t begin, int64_t e
   with_linear_dtype(args.out.dtype, [&](auto t) {
     using T = decltype(t);
     float v[kChunk], scratch[kChunk];
-    T* out = static_cast<T*>(args.out.data);
+    uint8_t flags[kFlags];
     for (int64_t row = begin; row < end; ++row)
       for (int c = 0; c < args.cols; c += kChunk) {
         const int n = std::min(kChunk, args.cols - c);
         const int64_t at = row * args.cols + c, byte = row * bytes_of(args.cols) + c / kMaskBits;
-        const float* src = load(args.keep ? args.a : In{args.out.data, args.out.dtype}, at, n, v);
+        T* out = static_cast<T*>(args.out.data) + at;
+        if (args.keep) {
+          drop(args.keep + byte, n, static_cast<const T*>(args.a.data) + at, out);
+          continue;
+        }
+        if constexpr (sizeof(T) == 2)
+          if (args.mask && !args.bias.data) {
+            rectify_bits(out, n, flags);
+            pack(flags, n, args.mask + byte);
+            continue;
+          }
+        const float* src = load({args.out.data, args.out.dtype}, at, n, v);
         if (src != v) std::copy(src, src + n, v);
-        if (args.keep) drop(args.keep + byte, n, v);
         const float* bias =
             args.bias.data ? load(args.bias, row / args.batch * args.cols + c, n, scratch) : nullptr;
-        finish_row(v, bias, n, args.mask ? args.mask + byte : nullptr, out + at);
+        finish_row(v, bias, n, args.mask ? args.mask + byte : nullptr, out);
       }
   });
 }
