@@ -24,8 +24,8 @@ struct LinearArgs {
   bool reduce = false;  // the members' products are summed
 };
 
-// out = act(out + bias), or, with `keep` and nothing else, out = a where that says so: what stands beside a product that
-// was made elsewhere.
+// out = act(out + bias), or, with `keep` and nothing else, out = a where that says so: what stands beside a product
+// that was made elsewhere.
 struct LinearActArgs {
   In a;           // [rows, cols]
   In bias;        // [rows / batch, cols]; absent: none

@@ -62,7 +62,8 @@ void mma(std::array<std::array<float, 4>, kWarpLanes>& c, const Words& a, const 
   float left[16][16], right[16][8];
   for (int l = 0; l < kWarpLanes; ++l)
     for (int e = 0; e < 2; ++e) {
-      for (int q = 0; q < 4; ++q) left[l / 4 + q % 2 * 8][l % 4 * 2 + q / 2 * 8 + e] = a[size_t(l)][size_t(q)][size_t(e)];
+      for (int q = 0; q < 4; ++q)
+        left[l / 4 + q % 2 * 8][l % 4 * 2 + q / 2 * 8 + e] = a[size_t(l)][size_t(q)][size_t(e)];
       for (int q = 0; q < 2; ++q) right[l % 4 * 2 + q * 8 + e][l / 4] = b[size_t(l)][size_t(first + q)][size_t(e)];
     }
   for (int l = 0; l < kWarpLanes; ++l)
