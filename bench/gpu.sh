@@ -3,7 +3,7 @@
 # self-test clean under compute-sanitizer, how fast are the kernels, beside the peers' where those are installed
 # (pip install torchattacks foolbox cleverhans adversarial-robustness-toolbox). JSON goes to bench/results/ (or to $1),
 # Nsight Compute's report, where ncu is there, to build/. Then give README.md the marks of the tables targets_gpu,
-# ops_gpu, peers_gpu, attack_step_gpu and train_step_gpu, and run bench/report.py.
+# ops_gpu, peers_gpu, attack_step_gpu, train_step_gpu and ensemble_linear_cuda, and run bench/report.py.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-bench/results}
@@ -26,6 +26,7 @@ step "$python" -m pytest -q bench/test_ops.py -k "imagenet and float32-contiguou
     --benchmark-json "$results/peers_gpu.json"
 step "$python" bench/attack_step.py --device cuda --out "$results/attack_step_gpu.json"
 step "$python" bench/train_step.py --device cuda --out "$results/train_step_gpu.json"
+step "$python" bench/ensemble_linear.py --device cuda --out "$results/ensemble_linear_cuda.json"
 if command -v ncu > /dev/null; then
     step ncu --set full --force-overwrite --export build/ncu --kernel-name regex:ensadv --kernel-name-base demangled \
         --launch-count 20 "$python" -m ensadv_fast bench --device cuda --sizes imagenet --dtypes float32 --compile \

@@ -1,5 +1,6 @@
 """Writes README.md's tables from bench/results/: `python bench/report.py`; `--check` only compares."""
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -186,6 +187,23 @@ def train_step(file: str) -> str:
                      "with all weights and optimizer state, of clean"], rows))
 
 
+def ensemble_linear(file: str) -> str:
+    """How the op, its kernel and torch's product with our pass compare with what users write, over all shapes."""
+    result, rows = load(file), []
+    shapes = dict.fromkeys((r["direction"], r["dtype"]) for r in result["rows"])
+    for direction, dtype in shapes:
+        some = [r for r in result["rows"] if (r["direction"], r["dtype"]) == (direction, dtype)]
+        members = ", ".join(str(k) for k in sorted({r["members"] for r in some}))
+        cells = [f"{direction}, {dtype}, K {members}", str(len(some)), f"{max(r['errors']['op'] for r in some):.2f}"]
+        for name in ("op", "ours", "torch's"):
+            times = sorted(r["ms"]["users"] / r["ms"][name] for r in some)
+            cells.append(f"{statistics.median(times):.2f} ({times[0]:.2f}-{times[-1]:.2f})")
+        rows.append(cells)
+    return conditions(result) + "\n\n" + table(
+        ["", "shapes", "largest error, times users'", "op: times as fast as users' code", "our kernel alone",
+         "torch's product, our epilogue"], rows)
+
+
 STUB = "torchattacks stub alone"
 ON_STUB = ("torchattacks FGSM", "torchattacks PGD", "torchattacks MIFGSM", "torchattacks PGDL2")
 
@@ -222,6 +240,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "ops_gpu": ("ops_gpu.json", lambda: per_op("ops_gpu.json")),
     "peers_gpu": ("peers_gpu.json", lambda: peers("peers_gpu.json")),
     "build": ("build.json", build),
+    "ensemble_linear_cpu": ("ensemble_linear_cpu.json", lambda: ensemble_linear("ensemble_linear_cpu.json")),
+    "ensemble_linear_cuda": ("ensemble_linear_cuda.json", lambda: ensemble_linear("ensemble_linear_cuda.json")),
     "tested": ("tested_versions.json", tested),
 }
 

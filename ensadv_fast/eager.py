@@ -125,6 +125,18 @@ def _bias_act(x, bias, *, residual=None):
     return torch.relu_(v if residual is None else v.add_(residual))
 
 
+def _ensemble_linear(x, weight, bias, *, act=None):
+    y = torch.baddbmm(bias[:, None], x.expand(len(weight), -1, -1), weight.mT)
+    return y if act is None else y.relu()
+
+
+def _ensemble_linear_grad(grad, weight, mask, *, reduce=False):
+    """What autograd does, but for unpacking the bits of the mask: it keeps a whole number for each."""
+    kept = (mask[..., None] >> torch.arange(8, dtype=torch.uint8, device=mask.device) & 1).flatten(-2)
+    out = torch.bmm(grad * kept[..., :grad.shape[-1]], weight)
+    return out.sum(0) if reduce else out
+
+
 def _eps(n, key, *, dist, eps_max):
     out = torch.empty(n, device=key.device)
     if dist == "fixed":
@@ -149,6 +161,8 @@ EAGER: dict[str, Callable] = {
     "l2_step-ball": _l2_step,
     "project-linf": _project_linf,
     "project-l2": lambda x, center, eps, norm, lo: _l2_projection(x, center, eps, lo, 1),
+    **{f"ensemble_linear-{mode}": _ensemble_linear for mode in ("relu", "shared", "linear")},
+    **{f"ensemble_linear-{mode}": _ensemble_linear_grad for mode in ("grad", "grad_reduced")},
     "model_entry-normalise": _model_entry,
     "model_entry-bfloat16": _model_entry,
     "model_entry-delta": _model_entry,

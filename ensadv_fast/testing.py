@@ -11,6 +11,9 @@ from . import ops
 from .ops import keys
 from .ops.act_grad import reference as act_grad_reference
 from .ops.bias_act import reference as bias_act_reference
+from .ops.ensemble_linear import DTYPES as LINEAR_DTYPES
+from .ops.ensemble_linear import grad_reference as ensemble_linear_grad_reference
+from .ops.ensemble_linear import reference as ensemble_linear_reference
 from .ops.l2_step import reference as l2_step_reference
 from .ops.logit_grad import FUSES
 from .ops.logit_grad import reference as logit_grad_reference
@@ -73,8 +76,7 @@ class OpCase:
     """One op in one mode of use.
 
     op, reference: the public function and its definition in plain PyTorch, of the same arguments; both may return a
-    tuple of tensors. make: arguments
-    from :class:`Inputs`. streams: image batches read plus written by an ideal kernel. exact: bit for bit the
+    tuple of tensors, some None. make: arguments from :class:`Inputs`. streams: image batches read plus written by an ideal kernel. exact: bit for bit the
     reference (else within one unit in the last place of float32). reduces: it sums over samples in double, in another
     order than the reference; what is not float64 does not feel that. image: the first argument is a batch and the op
     takes `out`. sweep: dtypes and memory formats mean something to it; default: to image ops. ulps: what not exact
@@ -191,6 +193,23 @@ def _logit(fused: bool = False, **kw) -> Callable[[Inputs], Arguments]:
     return make
 
 
+def _linear(i: Inputs, shared: bool = False, **kw) -> Arguments:
+    """x [K, B, I] (or one for all members), weight [K, O, I] and bias; as many outputs as `classes`, at most I."""
+    g, plain = i.generator(), replace(i, memory_format=torch.contiguous_format)
+    batch, inner = i.shape[0], math.prod(i.shape[1:])
+    outputs = min(i.classes, inner)
+    x = torch.randn(*(() if shared else (i.members,)), batch, inner, generator=g)
+    weight = torch.randn(i.members, outputs, inner, generator=g) / inner**0.5
+    bias = torch.randn(i.members, outputs, generator=g)
+    return tuple(plain.place(t) for t in (x, weight, bias)), kw
+
+
+def _linear_grad(i: Inputs, **kw) -> Arguments:
+    x, weight, bias = _linear(i)[0]
+    mask = torch.randint(256, (*x.shape[:2], -(-weight.shape[1] // 8)), generator=i.generator(), dtype=torch.uint8)
+    return (bias[:, None] * x[..., :1], weight, mask.to(i.device)), kw
+
+
 def _entry(delta: bool = False, **kw) -> Callable[[Inputs], Arguments]:
     def make(i: Inputs) -> Arguments:
         mean, std = ((torch.arange(1.0, i.shape[1] + 1, device=i.device) / 7 + c).sqrt() for c in (0.0, 0.5))
@@ -233,6 +252,13 @@ CASES: list[OpCase] = [
     *[OpCase("logit_grad", f"fused_{fuse}_{loss}", ops.logit_grad, logit_grad_reference,
              _logit(True, fuse=fuse, loss=loss, rule="least_likely"), 0, exact=False, image=False, sweep=True, ulps=32,
              dtypes=FLOATS) for fuse in FUSES for loss in ("ce", "cw")],
+    *[OpCase("ensemble_linear", mode, ops.ensemble_linear, ensemble_linear_reference, make, 0, exact=False, image=False,
+             sweep=True, ulps=32, dtypes=LINEAR_DTYPES)
+      for mode, make in (("relu", lambda i: _linear(i, act="relu")), ("shared", lambda i: _linear(i, True, act="relu")),
+                         ("linear", _linear))],
+    *[OpCase("ensemble_linear", mode, ops.ensemble_linear_grad, ensemble_linear_grad_reference, make, 0, exact=False,
+             image=False, sweep=True, ulps=32, dtypes=LINEAR_DTYPES)
+      for mode, make in (("grad", _linear_grad), ("grad_reduced", lambda i: _linear_grad(i, reduce=True)))],
     OpCase("model_entry", "normalise", ops.model_entry, model_entry_reference, _entry(), 2, image=False, sweep=True),
     OpCase("model_entry", "bfloat16", ops.model_entry, model_entry_reference, _entry(dtype=torch.bfloat16), 2,
            image=False, sweep=True),

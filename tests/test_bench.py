@@ -139,6 +139,18 @@ def test_peers_compute_the_case(setting):
                 assert torch.equal(call(), args[1])  # the stub's gradient is the given one
 
 
+def test_the_benchmark_of_ensemble_linear_verifies_and_keeps_rows(tmp_path):
+    out = tmp_path / "out.json"
+    for direction in ("forward", "gradient"):
+        subprocess.run([sys.executable, "bench/ensemble_linear.py", "--device", "cpu", "--directions", direction,
+                        "--dtypes", "bfloat16", "--members", "2", "--batches", "8", "--widths", "33", "64",
+                        "--seconds", "0.001", "--out", str(out)], cwd=ROOT, check=True, capture_output=True)
+    result = json.loads(out.read_text())
+    assert [row["direction"] for row in result["rows"]] == ["forward"] * 4 + ["gradient"] * 4
+    assert all(set(row["ms"]) == {"users", "op", "ours", "torch's"} for row in result["rows"])
+    assert {"commit", "build", "runtime", "load_before", "load_after"} <= result.keys()
+
+
 # ---- how it is timed ---------------------------------------------------------------------------------------------
 
 def test_rounds_interleave_the_contenders():
@@ -280,9 +292,10 @@ def test_the_gpu_script_runs_what_the_build_makes():
     presets = {p["name"]: p for p in json.loads((ROOT / "CMakePresets.json").read_text())["configurePresets"]}
     folder = presets["release"]["binaryDir"].removeprefix("${sourceDir}/").replace("${presetName}", "cuda")
     assert set(re.findall(r"\S*selftest\S*", re.sub(r"#.*", "", text))) == {f"{folder}/selftest"}
-    assert re.findall(r'\$results/([\w.]+)', text) == [
-        "ops_gpu.json", "peers_gpu.json", "attack_step_gpu.json", "train_step_gpu.json"]
-    assert set(re.findall(r'\$results/([\w.]+)', text)) <= {file for file, _ in module("report").TABLES.values()}
+    files = re.findall(r'\$results/([\w.]+)', text)
+    assert files == ["ops_gpu.json", "peers_gpu.json", "attack_step_gpu.json", "train_step_gpu.json",
+                     "ensemble_linear_cuda.json"]
+    assert set(files) <= {file for file, _ in module("report").TABLES.values()}
     subprocess.run(["bash", "-n", "bench/gpu.sh"], cwd=ROOT, check=True)
 
 

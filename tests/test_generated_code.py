@@ -12,6 +12,7 @@ import pytest
 SOURCES = {path.stem: path for path in (Path(__file__).parent.parent / "csrc/kernels/cuda").glob("*.cu")}
 # Files that hold no loop over a batch of images; every other kernel must move memory in 16-byte words.
 NOT_OVER_IMAGES = {"launch", "sample_eps", "split_key"}
+MATRIX = {"ensemble_linear"}  # matrix products: their operands are copied to shared memory without passing a register
 ARCHS = ("80", "90")
 
 HOME = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
@@ -46,7 +47,8 @@ def compile_kernels(source: Path, folder: Path) -> Compiled:
 
 def wide_moves(body: str, what: str) -> int:
     """16-byte global loads ("ld") or stores ("st") in a kernel's PTX."""
-    return len(re.findall(rf"\b{what}\.global(?:\.\w+)*?\.(?:v4\.[fbsu]32|v2\.[fbsu]64)\b", body))
+    copies = re.findall(r"\bcp\.async\.cg\.shared\.global \[\S+\], \[\S+\], 16\b", body) if what == "ld" else []
+    return len(copies + re.findall(rf"\b{what}\.global(?:\.\w+)*?\.(?:v4\.[fbsu]32|v2\.[fbsu]64)\b", body))
 
 
 def spills(resources: str) -> bool:
@@ -84,6 +86,18 @@ def test_memory_moves_in_16_byte_words(compiled, op):
         found, wanted = (wide_moves(body, "ld"), wide_moves(body, "st")), moves_wanted(kernel)
         assert found[0] >= wanted[0] and found[1] >= wanted[1], \
             f"sm_{arch} {kernel}: {found} 16-byte loads and stores, wanted {wanted}"
+
+
+@pytest.mark.parametrize("op", sorted(MATRIX))
+def test_products_of_16_bit_numbers_use_the_tensor_cores(compiled, op):
+    """And those of float32 do not: they would be TF32's."""
+    products = {key: body for key, body in compiled[op].ptx.items() if "BlockTile" in key[1]}
+    assert len(products) == 10 * len(ARCHS)
+    for (arch, kernel), body in products.items():
+        narrow = "half_t" in kernel or "bfloat_t" in kernel
+        found = [bool(re.search(rf"\b{re.escape(name)}\b", body)) for name in (
+            "mma.sync.aligned.m16n8k16.row.col.f32", "ldmatrix.sync.aligned.m8n8.x4", "fma.rn.f32", "cp.async.wait_group")]
+        assert found == [narrow, narrow, not narrow, True], f"sm_{arch} {kernel}"
 
 
 @pytest.mark.parametrize("op", sorted(SOURCES.keys()))

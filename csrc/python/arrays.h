@@ -80,7 +80,9 @@ void run(const Range& range, int64_t numel, Launch launch) {
 
 // In files of their own, by op.
 void bind_bias_act(py::module_& m);
+void bind_ensemble_linear(py::module_& m);
 void bind_logit_grad(py::module_& m);
+void bind_matrix_tile(py::module_& m);
 void bind_model_entry(py::module_& m);
 
 }  // namespace ensadv

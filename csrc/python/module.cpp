@@ -195,7 +195,9 @@ PYBIND11_MODULE(ensadv_kernels, m) {
         py::arg("sigma"), named, index);
   m.def("split_key", &split_key, py::arg("key"), py::arg("out").noconvert());
   bind_bias_act(m);
+  bind_ensemble_linear(m);
   bind_logit_grad(m);
+  bind_matrix_tile(m);
   bind_model_entry(m);
   m.def("philox", &philox_of, py::arg("counter"), py::arg("key"));
   m.def("to_float32", &load_all<float>, py::arg("x"));

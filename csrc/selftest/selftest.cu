@@ -19,6 +19,7 @@
 #include "../kernels/act_grad.h"
 #include "../kernels/bias_act.h"
 #include "../kernels/cuda/launch.h"
+#include "../kernels/ensemble_linear.h"
 #include "../kernels/l2_step.h"
 #include "../kernels/logit_grad.h"
 #include "../kernels/model_entry.h"
@@ -219,6 +220,7 @@ class Selftest {
     model_entries();
     for (Dtype d : {Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f64}) bias_acts(d);
     logit_grads();
+    ensemble_linears();
     far_offsets();
     printf("%d passed, %d failed\n", tally_.passed, tally_.failed);
     return tally_.failed ? 1 : 0;
@@ -581,6 +583,13 @@ class Selftest {
   void model_entries();
   void logit_grads();
   std::string logit_grad(Dtype dtype, int64_t members, int32_t classes, Fuse fuse, Loss loss, Rule rule);
+  void ensemble_linears();
+  struct Product {
+    int64_t members;
+    int32_t batch, cols, inner;
+  };
+  std::string ensemble_linear(Dtype dtype, const Product& s, int bits, bool misaligned);
+  std::string ensemble_linear_act(Dtype dtype, int bits, int32_t cols);
 
   Tally tally_;
   cudaStream_t stream_ = nullptr;
@@ -832,6 +841,122 @@ void Selftest::logit_grads() {
                           " members, fuse " + std::to_string(int(fuse)) + ", loss " + std::to_string(int(loss)),
                       problem);
         }
+}
+
+// Small integers: their sums are exact in float32, and so the same in any order.
+TwinPtr integers(Dtype dtype, int64_t n, bool misaligned, uint32_t seed) {
+  auto twin = std::make_unique<Twin>(n * size_of(dtype), misaligned ? size_of(dtype) : 0);
+  std::minstd_rand random(seed);
+  for (int64_t i = 0; i < n; ++i) {
+    const double v = double(random() / 16 % 7) - 3.0;
+    switch (dtype) {
+      case Dtype::f32: reinterpret_cast<float*>(twin->host())[i] = float(v); break;
+      case Dtype::f16: reinterpret_cast<half_t*>(twin->host())[i] = narrow<half_t>(v); break;
+      default: reinterpret_cast<bfloat_t*>(twin->host())[i] = narrow<bfloat_t>(v); break;
+    }
+  }
+  twin->upload();
+  return twin;
+}
+TwinPtr random_bytes(int64_t n, uint32_t seed) {
+  auto twin = std::make_unique<Twin>(n, 0);
+  std::minstd_rand random(seed);
+  for (int64_t i = 0; i < n; ++i) twin->host()[i] = char(random() / 16);
+  twin->upload();
+  return twin;
+}
+uint8_t* bytes(Twin& t, bool host) { return reinterpret_cast<uint8_t*>(host ? t.host() : t.device()); }
+
+// Bits: turned; then of the forward product shared, bias, act, of the backward one keep, reduce.
+std::string Selftest::ensemble_linear(Dtype dtype, const Product& s, int bits, bool misaligned) {
+  const auto bit = [&](int i) { return bool(bits >> i & 1); };
+  const bool turned = bit(0), shared = !turned && bit(1), bias = !turned && bit(2), act = !turned && bit(3);
+  const bool keep = turned && bit(1), reduce = turned && bit(2);
+  const int64_t rows = s.members * s.batch, out_rows = reduce ? s.batch : rows;
+  const TwinPtr a = integers(dtype, (shared ? s.batch : rows) * s.inner, misaligned, 1);
+  const TwinPtr b = integers(dtype, s.members * s.cols * s.inner, misaligned, 2);
+  const TwinPtr c = integers(dtype, s.members * s.cols, misaligned, 3);
+  const TwinPtr kept = random_bytes(rows * bytes_of(s.inner), 4);
+  Twin out(out_rows * s.cols * size_of(dtype), misaligned ? size_of(dtype) : 0), mask(out_rows * bytes_of(s.cols), 0);
+  LinearArgs host, device;
+  for (LinearArgs* args : {&host, &device}) {
+    const bool here = args == &host;
+    const auto in = here ? host_in : device_in;
+    args->a = in(a, dtype);
+    args->b = in(b, dtype);
+    if (bias) args->bias = in(c, dtype);
+    args->out = {here ? out.host() : out.device(), dtype};
+    if (act) args->mask = bytes(mask, here);
+    if (keep) args->keep = bytes(*kept, here);
+    args->members = s.members;
+    args->batch = s.batch;
+    args->cols = s.cols;
+    args->inner = s.inner;
+    args->shared = shared;
+    args->turned = turned;
+    args->reduce = reduce;
+  }
+  ensemble_linear_cpu(host, 0, linear_blocks(host));
+  launched(ensemble_linear_cuda(device, stream_), "ensemble_linear");
+  const std::string problem = out.difference(dtype);
+  return problem.empty() && act ? mask.difference(Dtype::u8) : problem;
+}
+
+std::string Selftest::ensemble_linear_act(Dtype dtype, int bits, int32_t cols) {
+  const auto bit = [&](int i) { return bool(bits >> i & 1); };
+  constexpr int64_t members = 2, rows = 6;
+  const TwinPtr a = random_values(dtype, rows * cols, -1, 1, bit(0), 1);
+  const TwinPtr bias = random_values(dtype, members * cols, -1, 1, bit(0), 2);
+  const TwinPtr out = random_values(dtype, rows * cols, -1, 1, bit(0), 3);
+  const TwinPtr kept = random_bytes(rows * bytes_of(cols), 4);
+  Twin mask(rows * bytes_of(cols), 0);
+  LinearActArgs host, device;
+  for (LinearActArgs* args : {&host, &device}) {
+    const bool here = args == &host;
+    const auto in = here ? host_in : device_in;
+    args->out = {here ? out->host() : out->device(), dtype};
+    args->rows = rows;
+    args->batch = rows / members;
+    args->cols = cols;
+    if (bit(1)) args->bias = in(bias, dtype);
+    if (bit(2)) args->mask = bytes(mask, here);
+    if (bit(3)) {
+      args->a = in(a, dtype);
+      args->keep = bytes(*kept, here);
+    }
+  }
+  ensemble_linear_act_cpu(host, 0, rows);
+  launched(ensemble_linear_act_cuda(device, stream_), "ensemble_linear_act");
+  const std::string problem = out->difference(dtype);
+  return problem.empty() && bit(2) ? mask.difference(Dtype::u8) : problem;
+}
+
+void Selftest::ensemble_linears() {
+  // Less than a tile, and rows that allow copies of 16, 8, 4 and 2 bytes; several tiles, whole and cut; as many as
+  // large tiles are used for.
+  const Product products[] = {{1, 1, 1, 1},       {2, 3, 10, 7},       {3, 65, 66, 130},    {2, 64, 64, 64},
+                              {2, 70, 300, 300},  {3, 130, 129, 1001}, {2, 256, 1000, 784}, {8, 256, 2048, 300},
+                              {4, 600, 2047, 33}, {2, 5, 20, 0}};
+  for (Dtype dtype : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
+    for (int bits = 0; bits < 16; ++bits) {
+      if (bits & 1 && bits & 8) continue;
+      std::string problem;
+      for (const Product& s : products)
+        for (bool misaligned : {false, true}) {
+          if (!problem.empty()) break;
+          problem = ensemble_linear(dtype, s, bits, misaligned);
+          if (!problem.empty())
+            problem = std::to_string(s.members) + " x " + std::to_string(s.batch) + " x " + std::to_string(s.cols) +
+                      " x " + std::to_string(s.inner) + (misaligned ? " misaligned: " : ": ") + problem;
+        }
+      tally_.note(std::string("ensemble_linear ") + name_of(dtype) + ", mode " + std::to_string(bits), problem);
+    }
+    std::string problem;
+    for (int bits = 0; bits < 16; ++bits)  // from 8 on with `keep`, which goes with nothing else
+      for (int32_t cols : {1, 8, 20, 300, 1000, 1001})
+        if (problem.empty() && bits < 10) problem = ensemble_linear_act(dtype, bits, cols);
+    tally_.note(std::string("ensemble_linear_act ") + name_of(dtype), problem);
+  }
 }
 
 }  // namespace

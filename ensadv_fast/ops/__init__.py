@@ -2,6 +2,7 @@
 from . import _library
 from .act_grad import act_grad
 from .bias_act import bias_act
+from .ensemble_linear import ensemble_linear, ensemble_linear_grad
 from .keys import fresh_key, manual_seed, split
 from .l2_step import l2_step
 from .logit_grad import LogitGrad, logit_grad
@@ -16,6 +17,7 @@ from .sign_step import sign_step
 build_info = _library.build_info
 
 __all__ = [
-    "LogitGrad", "act_grad", "bias_act", "build_info", "fresh_key", "l2_step", "logit_grad", "manual_seed",
-    "model_entry", "momentum_step", "null", "project", "random_step", "sample_eps", "sign_step", "split",
+    "LogitGrad", "act_grad", "bias_act", "build_info", "ensemble_linear", "ensemble_linear_grad", "fresh_key", "l2_step",
+    "logit_grad", "manual_seed", "model_entry", "momentum_step", "null", "project", "random_step", "sample_eps",
+    "sign_step", "split",
 ]

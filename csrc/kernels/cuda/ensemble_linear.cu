@@ -1,0 +1,408 @@
+// One block per tile of the outputs. Copies of the operands run kStages - 1 tiles ahead of the arithmetic; results go
+// through shared memory, so that bias, ReLU, rounding and mask are done on eight neighbours by one thread.
+#include "../ensemble_linear.h"
+#include "../matrix_tile.h"
+#include "loop.cuh"
+
+namespace ensadv {
+namespace {
+
+constexpr int kStages = 4;
+
+// LinearArgs, and what the launcher found out about them.
+struct Problem : LinearArgs {
+  int a_width, b_width;  // bytes that may be copied at once from a row; 0: less than 4
+  bool aligned;          // of out: eight outputs may be written as 16-byte words
+};
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+
+// `bytes` of `kWidth` from global memory, the rest zeros; what is not read may lie outside of all memory.
+template <int kWidth>
+__device__ __forceinline__ void copy_async(uint32_t dst, const char* src, int bytes) {
+  if constexpr (kWidth == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(dst), "l"(src), "n"(kWidth), "r"(bytes)
+                 : "memory");
+}
+template <int kWidth>
+__device__ __forceinline__ void copy_pieces(uint32_t dst, const char* src, int bytes) {
+#pragma unroll
+  for (int at = 0; at < 16; at += kWidth) {
+    const int left = bytes - at < kWidth ? bytes - at : kWidth;
+    copy_async<kWidth>(dst + at, left > 0 ? src + at : src, left > 0 ? left : 0);
+  }
+}
+__device__ __forceinline__ void end_of_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kLeft>
+__device__ __forceinline__ void await_stages() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+// The chunk that begins at column `col` of a row of `cols`; zeros beyond its end, and where there is no such row.
+template <class T>
+__device__ __forceinline__ void copy_chunk(uint4* dst, const void* base, int64_t row_start, bool exists, int col,
+                                           int cols, int width) {
+  constexpr int kElements = 16 / sizeof(T);
+  const int left = !exists || col >= cols ? 0 : cols - col < kElements ? cols - col : kElements;
+  const T* src = static_cast<const T*>(base) + (left ? row_start + col : 0);
+  const uint32_t to = shared_address(dst);
+  const char* from = reinterpret_cast<const char*>(src);
+  const int bytes = left * int(sizeof(T));
+  if (width == 16) {
+    copy_pieces<16>(to, from, bytes);
+  } else if (width == 8) {
+    copy_pieces<8>(to, from, bytes);
+  } else if (width == 4) {
+    copy_pieces<4>(to, from, bytes);
+  } else {
+    T values[kElements];
+#pragma unroll
+    for (int j = 0; j < kElements; ++j) values[j] = j < left ? src[j] : T{};
+    memcpy(dst, values, 16);
+  }
+}
+
+template <bool kTurned>
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const uint4* chunk) {
+  const uint32_t from = shared_address(chunk);
+  if constexpr (kTurned)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+}
+
+#define ENSADV_MMA(T, type)                                                                                        \
+  __device__ __forceinline__ void mma(T, float(&c)[4], const uint32_t(&a)[4], uint32_t b0, uint32_t b1) {          \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, "                  \
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                                   \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                  \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                  \
+  }
+ENSADV_MMA(half_t, "f16")
+ENSADV_MMA(bfloat_t, "bf16")
+#undef ENSADV_MMA
+
+// What a thread sums: its share of the tile's outputs.
+template <class Tile, class T = typename Tile::T>
+struct Sums {
+  float c[Tile::kAtomsM][Tile::kAtomsN][4] = {};
+
+  __device__ __forceinline__ void add(const uint4* a, const uint4* b, int warp, int lane) {
+#pragma unroll
+    for (int step = 0; step < Tile::kSteps; ++step) {
+      uint32_t left[Tile::kAtomsM][4], right[Tile::kAtomsN / 2][4];
+#pragma unroll
+      for (int i = 0; i < Tile::kAtomsM; ++i) load_matrices<false>(left[i], a + Tile::a_chunk(warp, lane, i, step));
+#pragma unroll
+      for (int j = 0; j < Tile::kAtomsN / 2; ++j)
+        load_matrices<Tile::kTurned>(right[j], b + Tile::b_chunk(warp, lane, j, step));
+#pragma unroll
+      for (int i = 0; i < Tile::kAtomsM; ++i)
+#pragma unroll
+        for (int j = 0; j < Tile::kAtomsN; ++j)
+          mma(T{}, c[i][j], left[i], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
+    }
+  }
+
+  __device__ __forceinline__ void store(float* out, int warp, int lane) const {
+#pragma unroll
+    for (int i = 0; i < Tile::kAtomsM; ++i)
+#pragma unroll
+      for (int j = 0; j < Tile::kAtomsN; ++j)
+#pragma unroll
+        for (int v = 0; v < 4; v += 2)
+          *reinterpret_cast<float2*>(out + Tile::out_row(warp, lane, i, v) * Tile::kPitch +
+                                     Tile::out_col(warp, lane, j, v)) = make_float2(c[i][j][v], c[i][j][v + 1]);
+  }
+};
+
+// float32, without tensor cores: they would round it to TF32.
+template <class Tile>
+struct Sums<Tile, float> {
+  using Share = PlainShare<Tile>;
+  float c[Share::kRows][Share::kCols] = {};
+
+  __device__ __forceinline__ void add(const uint4* a, const uint4* b, int warp, int lane) {
+    const int thread = warp * kWarpLanes + lane;
+#pragma unroll 1
+    for (int chunk = 0; chunk < Tile::A::kChunks; ++chunk) {
+      float left[Share::kRows][4], right[Share::kCols][4];
+#pragma unroll
+      for (int i = 0; i < Share::kRows; ++i) memcpy(left[i], a + Tile::A::at(Share::row(thread, i), chunk), 16);
+#pragma unroll
+      for (int j = 0; j < Share::kCols; ++j) {
+        const int col = Share::col(thread, j);
+        if constexpr (Tile::kTurned) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k)
+            right[j][k] = reinterpret_cast<const float*>(b + Tile::B::at(chunk * 4 + k, col / 4))[col % 4];
+        } else {
+          memcpy(right[j], b + Tile::B::at(col, chunk), 16);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+#pragma unroll
+        for (int i = 0; i < Share::kRows; ++i)
+#pragma unroll
+          for (int j = 0; j < Share::kCols; ++j) c[i][j] = fmaf(left[i][k], right[j][k], c[i][j]);
+    }
+  }
+
+  __device__ __forceinline__ void store(float* out, int warp, int lane) const {
+    const int thread = warp * kWarpLanes + lane;
+#pragma unroll
+    for (int i = 0; i < Share::kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < Share::kCols; ++j)
+        out[Share::row(thread, i) * Tile::kPitch + Share::col(thread, j)] = c[i][j];
+  }
+};
+
+// Where a tile of the operands begins: the tiles of a member, then those of the next one where they are summed.
+struct Cursor {
+  int64_t member;
+  int inner = 0;
+
+  template <class Tile>
+  __device__ __forceinline__ void advance(const Problem& p) {
+    inner += Tile::kK;
+    if (inner >= p.inner) {
+      inner = 0;
+      ++member;
+    }
+  }
+};
+
+template <class T>
+__device__ __forceinline__ void add_bias(const In& bias, int64_t at, int count, float (&v)[kMaskBits]) {
+  if (!bias.data) return;
+  float more[kMaskBits];
+  load_pack<T, kMaskBits>(bias.data, at, count, false, more);
+#pragma unroll
+  for (int j = 0; j < kMaskBits; ++j) v[j] += more[j];
+}
+
+template <class Tile>
+struct Block {
+  using T = typename Tile::T;
+  using A = typename Tile::A;
+  using B = typename Tile::B;
+  static constexpr int kStageChunks = A::kCount + B::kCount, kElements = A::kElements;
+  static constexpr int kMine = A::kCount / Tile::kThreads;  // chunks of a that a thread copies, and masks
+  static constexpr int kResultBytes = Tile::kM * Tile::kPitch * 4;
+  static constexpr int kStageBytes = kStages * kStageChunks * 16;
+  static constexpr int kSharedBytes = kStageBytes > kResultBytes ? kStageBytes : kResultBytes;
+
+  const Problem& p;
+  uint4* shared;
+  int first_row, first_col;
+
+  __device__ __forceinline__ uint4* a(int stage) const { return shared + stage * kStageChunks; }
+  __device__ __forceinline__ uint4* b(int stage) const { return a(stage) + A::kCount; }
+
+  __device__ __forceinline__ void copy(int stage, const Cursor& at) const {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int c = int(threadIdx.x) + i * Tile::kThreads, row = c / A::kChunks, chunk = c % A::kChunks;
+      const int64_t from = ((p.shared ? 0 : at.member) * p.batch + first_row + row) * p.inner;
+      copy_chunk<T>(a(stage) + A::at(row, chunk), p.a.data, from, first_row + row < p.batch,
+                    at.inner + chunk * kElements, p.inner, p.a_width);
+    }
+#pragma unroll
+    for (int i = 0; i < B::kCount / Tile::kThreads; ++i) {
+      const int c = int(threadIdx.x) + i * Tile::kThreads, row = c / B::kChunks, chunk = c % B::kChunks;
+      const int rows = Tile::kTurned ? p.inner : p.cols, cols = Tile::kTurned ? p.cols : p.inner;
+      const int r = (Tile::kTurned ? at.inner : first_col) + row;
+      copy_chunk<T>(b(stage) + B::at(row, chunk), p.b.data, (at.member * rows + r) * cols, r < rows,
+                    (Tile::kTurned ? first_col : at.inner) + chunk * kElements, cols, p.b_width);
+    }
+  }
+
+  // The bits of the mask that belong to this thread's chunks of a.
+  __device__ __forceinline__ void fetch_bits(uint32_t (&bits)[kMine], const Cursor& at) const {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int c = int(threadIdx.x) + i * Tile::kThreads, row = first_row + c / A::kChunks;
+      const int col = at.inner + c % A::kChunks * kElements;
+      const int64_t byte = (at.member * p.batch + row) * bytes_of(p.inner) + col / kMaskBits;
+      bits[i] = row < p.batch && col < p.inner ? uint32_t(p.keep[byte]) >> col % kMaskBits : 0u;
+    }
+  }
+  // Done by the thread that copied a chunk: it sees its own copies before the block's other threads do.
+  __device__ __forceinline__ void drop(const uint32_t (&bits)[kMine], int stage) const {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int c = int(threadIdx.x) + i * Tile::kThreads;
+      uint4* chunk = a(stage) + A::at(c / A::kChunks, c % A::kChunks);
+      uint32_t words[4];
+      memcpy(words, chunk, 16);
+#pragma unroll
+      for (int w = 0; w < 4; ++w) words[w] &= kept_bits<T>(bits[i], w);
+      memcpy(chunk, words, 16);
+    }
+  }
+
+  __device__ __forceinline__ void finish(int64_t member) const {
+    constexpr int kPerRow = Tile::kN / kMaskBits;
+    const float* results = reinterpret_cast<const float*>(shared);
+    for (int u = int(threadIdx.x); u < Tile::kM * kPerRow; u += Tile::kThreads) {
+      const int row = u / kPerRow, col = u % kPerRow * kMaskBits, c = first_col + col;
+      if (first_row + row >= p.batch || c >= p.cols) continue;
+      float v[kMaskBits];
+      memcpy(v, reinterpret_cast<const float4*>(results + row * Tile::kPitch + col), sizeof(v));
+      const int count = p.cols - c < kMaskBits ? p.cols - c : kMaskBits;
+      add_bias<T>(p.bias, member * p.cols + c, count, v);
+      const int64_t out_row = member * p.batch + first_row + row;
+      T outputs[kMaskBits];
+      uint32_t bits = 0;
+#pragma unroll
+      for (int j = 0; j < kMaskBits; ++j)
+        bits |= (finish_output(v[j], p.mask != nullptr, outputs + j) & uint32_t(j < count)) << j;
+      store_pack<T, kMaskBits>(p.out.data, out_row * p.cols + c, count, p.aligned && count == kMaskBits, outputs);
+      if (p.mask) p.mask[out_row * bytes_of(p.cols) + c / kMaskBits] = uint8_t(bits);
+    }
+  }
+};
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads) linear_kernel(const Problem p) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  extern __shared__ uint4 shared[];
+  const Block<Tile> block{p, shared, int(blockIdx.x) * Tile::kM, int(blockIdx.y) * Tile::kN};
+  const int warp = int(threadIdx.x) / kWarpLanes, lane = int(threadIdx.x) % kWarpLanes;
+  const int64_t member = blockIdx.z;
+  const int64_t tiles = int64_t((p.inner + Tile::kK - 1) / Tile::kK) * (p.reduce ? p.members : 1);
+  Cursor ahead{member}, next{member};
+  int64_t copied = 0;
+  const auto copy = [&] {
+    if (copied < tiles) {
+      block.copy(int(copied % kStages), ahead);
+      ahead.template advance<Tile>(p);
+    }
+    ++copied;
+    end_of_stage();  // also where there was nothing to copy: stages are awaited by their number
+  };
+#pragma unroll 1
+  for (int s = 0; s < kStages - 1; ++s) copy();
+  uint32_t bits[Block<Tile>::kMine];
+  if (p.keep) block.fetch_bits(bits, next);
+  Sums<Tile> sums;
+#pragma unroll 1
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int stage = int(tile % kStages);
+    await_stages<kStages - 2>();
+    if (p.keep) block.drop(bits, stage);
+    __syncthreads();  // everyone's copies are there, and the stage that is overwritten next has been used
+    copy();
+    if (p.keep && tile + 1 < tiles) {
+      next.template advance<Tile>(p);
+      block.fetch_bits(bits, next);
+    }
+    sums.add(block.a(stage), block.b(stage), warp, lane);
+  }
+  await_stages<0>();
+  __syncthreads();
+  sums.store(reinterpret_cast<float*>(shared), warp, lane);
+  __syncthreads();
+  block.finish(member);
+#else
+  __trap();
+#endif
+}
+
+// Bytes of a row that may be copied at once, wherever the row begins.
+int width_of(const In& in, int64_t cols) {
+  const uint64_t bits = reinterpret_cast<uintptr_t>(in.data) | uint64_t(cols * size_of(in.dtype));
+  return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 0;
+}
+
+template <class Tile>
+int launch_linear(const Problem& p, void* stream) {
+  constexpr int bytes = Block<Tile>::kSharedBytes;
+  const cudaError_t error =
+      cudaFuncSetAttribute(linear_kernel<Tile>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return int(error);
+  const dim3 grid((p.batch + Tile::kM - 1) / Tile::kM, (p.cols + Tile::kN - 1) / Tile::kN,
+                  p.reduce ? 1 : unsigned(p.members));
+  linear_kernel<Tile><<<grid, Tile::kThreads, bytes, static_cast<cudaStream_t>(stream)>>>(p);
+  return int(cudaGetLastError());
+}
+
+template <class T, bool kTurned>
+int launch_tile(const Problem& p, void* stream) {
+  using Small = SmallTile<T, kTurned>;
+  if constexpr (sizeof(T) == 4) {
+    return launch_linear<Small>(p, stream);
+  } else {
+    using Large = LargeTile<T, kTurned>;
+    int device = 0, sms = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+    if (error != cudaSuccess) return int(error);
+    // Large tiles read less for each product, but only where there are enough of them to occupy the device.
+    const int64_t large = int64_t((p.batch + Large::kM - 1) / Large::kM) * ((p.cols + Large::kN - 1) / Large::kN) *
+                          (p.reduce ? 1 : p.members);
+    return large >= sms ? launch_linear<Large>(p, stream) : launch_linear<Small>(p, stream);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) act_kernel(const LinearActArgs args, int64_t units, bool aligned) {
+  const int64_t per_row = bytes_of(args.cols), stride = int64_t(gridDim.x) * kThreads;
+  for (int64_t u = int64_t(blockIdx.x) * kThreads + threadIdx.x; u < units; u += stride) {
+    const int64_t row = u / per_row;
+    const int col = int(u % per_row) * kMaskBits;
+    const int count = args.cols - col < kMaskBits ? args.cols - col : kMaskBits;
+    const bool whole = aligned && count == kMaskBits;
+    const int64_t at = row * args.cols + col;
+    float v[kMaskBits];
+    load_pack<T, kMaskBits>(args.keep ? args.a.data : args.out.data, at, count, whole, v);
+    const uint32_t kept = args.keep ? args.keep[u] : 0xffu;
+#pragma unroll
+    for (int j = 0; j < kMaskBits; ++j) v[j] = kept >> j & 1u ? v[j] : 0.0f;
+    add_bias<T>(args.bias, row / args.batch * args.cols + col, count, v);
+    T outputs[kMaskBits];
+    uint32_t bits = 0;
+#pragma unroll
+    for (int j = 0; j < kMaskBits; ++j)
+      bits |= (finish_output(v[j], args.mask != nullptr, outputs + j) & uint32_t(j < count)) << j;
+    store_pack<T, kMaskBits>(args.out.data, at, count, whole, outputs);
+    if (args.mask) args.mask[u] = uint8_t(bits);
+  }
+}
+
+template <class Run>
+int with_linear_dtype(Dtype dtype, Run run) {
+  if (dtype == Dtype::f32) return run(float());
+  if (dtype == Dtype::f16) return run(half_t());
+  if (dtype == Dtype::bf16) return run(bfloat_t());
+  return int(cudaErrorInvalidValue);
+}
+
+}  // namespace
+
+int ensemble_linear_cuda(const LinearArgs& args, void* stream) {
+  const int64_t out_row = args.cols * size_of(args.out.dtype);
+  const Problem p{args, width_of(args.a, args.inner), width_of(args.b, args.turned ? args.cols : args.inner),
+                  is_aligned(args.out.data) && out_row % 16 == 0};
+  return with_linear_dtype(args.out.dtype, [&](auto t) {
+    using T = decltype(t);
+    return args.turned ? launch_tile<T, true>(p, stream) : launch_tile<T, false>(p, stream);
+  });
+}
+
+int ensemble_linear_act_cuda(const LinearActArgs& args, void* stream) {
+  const int64_t units = args.rows * bytes_of(args.cols);
+  const bool aligned = is_aligned(args.out.data) && is_aligned(args.keep ? args.a.data : nullptr) &&
+                       args.cols * size_of(args.out.dtype) % 16 == 0;
+  return with_linear_dtype(args.out.dtype, [&](auto t) {
+    return launch<1>(act_kernel<decltype(t)>, units, stream, args, units, aligned);
+  });
+}
+
+}  // namespace ensadv

@@ -1,0 +1,197 @@
+"""ensemble_linear: one linear layer of all members of an ensemble in one launch, and its gradient by the input."""
+import torch
+from torch import Tensor
+
+from . import _checks as check
+from ._library import register_fake
+
+call = torch.ops.ensadv_fast.ensemble_linear.default
+call_grad = torch.ops.ensadv_fast.ensemble_linear_grad.default
+call_act = torch.ops.ensadv_fast.ensemble_linear_act.default
+call_act_grad = torch.ops.ensadv_fast.ensemble_linear_act_grad.default
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ACTS = (None, "relu")
+# Up to how many products of two numbers our own kernel beats torch's, which has its own pass for bias and ReLU;
+# measured by bench/ensemble_linear.py. What is not here was not measured and is always ours.
+OURS_UP_TO = {("cpu", dtype): 2**21 for dtype in DTYPES}
+
+
+def ensemble_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *,
+                    act: str | None = None) -> tuple[Tensor, Tensor | None]:
+    """act(x @ weight[k].T + bias[k]) for every member k, and where the ReLU let through.
+
+    Args:
+        x: [K, B, I], or [B, I], which all members are given; float32, float16 or bfloat16.
+        weight: [K, O, I], of x's dtype and device: K `nn.Linear.weight`, stacked.
+        bias: [K, O], of x's dtype and device, or None.
+        act: ``"relu"``, or None for the products and bias alone.
+
+    Returns:
+        y, [K, B, O] of x's dtype, and mask, uint8 [K, B, ceil(O / 8)]: bit o % 8 of byte o // 8 of a row is 1 where
+        y > 0, bits beyond the last output are 0; None where `act` is None. No autograd history:
+        :func:`ensemble_linear_grad` takes the mask. Sums are float32's, also those of 16-bit numbers, which are
+        rounded once, at the end; float32 is never narrowed to TF32, whatever torch is set to, where our kernel runs.
+        NaN passes the ReLU, with its bit 0. Large products on the CPU are `torch.bmm`'s, with bias, ReLU and mask in
+        one pass of ours; which is faster was measured (bench/ensemble_linear.py).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    if act in ACTS and check.direct(x, weight, bias) and _fit(x, weight) and (
+            bias is None or bias.dtype == x.dtype and bias.shape == weight.shape[:2] and bias.device == x.device):
+        return _linear(x, weight, bias, act)
+    op = "ensemble_linear"
+    x, weight = _operands(op, "x", x, weight, "[K, B, I] or [B, I]", (2, 3))
+    if not _fit(x, weight):
+        raise ValueError(f"{op}: weight must have shape [K, O, I] for x [K, B, I] or [B, I], got {tuple(weight.shape)} "
+                         f"for {tuple(x.shape)}")
+    if bias is not None:
+        bias = check.tensor(op, "bias", bias, (x.dtype,))
+        check.same_device(op, "bias", bias, x)
+        if bias.shape != weight.shape[:2]:
+            raise ValueError(f"{op}: bias must have shape [K, O] = {list(weight.shape[:2])}, got {tuple(bias.shape)}")
+        bias = bias.contiguous()
+    if act not in ACTS:
+        raise ValueError(f"{op}: act must be 'relu' or None, got {act!r}")
+    return _linear(x, weight, bias, act)
+
+
+def _fit(x: Tensor, weight: Tensor) -> bool:
+    """Are these [K, B, I] or [B, I], and [K, O, I], of one dtype and device?"""
+    if weight.dim() != 3 or x.dtype != weight.dtype or x.dtype not in DTYPES or x.device != weight.device:
+        return False
+    return x.dim() in (2, 3) and x.shape[-1] == weight.shape[2] and (x.dim() == 2 or x.shape[0] == weight.shape[0])
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, act: str | None) -> tuple[Tensor, Tensor | None]:
+    members, outputs, inner = weight.shape
+    batch = x.shape[-2]
+    y = x.new_empty(members, batch, outputs)
+    mask = None if act is None else x.new_empty(_mask_shape(y), dtype=torch.uint8)
+    if _ours(x, members * batch * outputs * inner):
+        call(x, weight, bias, y, mask)
+        return y, mask
+    x = x.expand(members, -1, -1) if x.dim() == 2 else x
+    # `out=` also keeps autocast away, which would narrow float32.
+    if bias is not None and x.dtype != torch.float32:  # 16-bit sums are rounded once only with the bias in them
+        torch.baddbmm(bias[:, None], x, weight.mT, out=y)
+        bias = None
+    else:
+        torch.bmm(x, weight.mT, out=y)
+    if bias is not None or mask is not None:
+        call_act(bias, y, mask)
+    return y, mask
+
+
+def ensemble_linear_grad(grad: Tensor, weight: Tensor, mask: Tensor | None, *, reduce: bool = False) -> Tensor:
+    """(grad[k] where mask[k], else 0) @ weight[k] for every member k: the gradient by the input.
+
+    Args:
+        grad: gradient by y, [K, B, O]; float32, float16 or bfloat16.
+        weight: [K, O, I], of grad's dtype and device, as :func:`ensemble_linear` was given it.
+        mask: what :func:`ensemble_linear` returned beside y; None where it had no activation.
+        reduce: sum over the members too, which is the gradient by an x that all of them were given.
+
+    Returns:
+        [K, B, I], or [B, I] with `reduce`, of grad's dtype; summed in float32, the members too, and rounded once.
+        Where the mask has 0, NaN in grad counts for nothing.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    if check.direct(grad, weight, mask) and _fit_back(grad, weight) and (
+            mask is None or mask.dtype == torch.uint8 and mask.shape == _mask_shape(grad)
+            and mask.device == grad.device):
+        return _gradient(grad, weight, mask, reduce)
+    op = "ensemble_linear_grad"
+    grad, weight = _operands(op, "grad", grad, weight, "[K, B, O]", (3,))
+    if not _fit_back(grad, weight):
+        raise ValueError(f"{op}: weight must have shape [K, O, I] = [{grad.shape[0]}, {grad.shape[2]}, I], got "
+                         f"{tuple(weight.shape)}")
+    if mask is not None:
+        mask = check.tensor(op, "mask", mask, (torch.uint8,))
+        check.same_device(op, "mask", mask, grad)
+        if mask.shape != _mask_shape(grad):
+            raise ValueError(f"{op}: mask must have shape [K, B, ceil(O / 8)] = {list(_mask_shape(grad))}, got "
+                             f"{tuple(mask.shape)}")
+        mask = mask.contiguous()
+    return _gradient(grad, weight, mask, reduce)
+
+
+def _fit_back(grad: Tensor, weight: Tensor) -> bool:
+    """Are these [K, B, O] and [K, O, I], of one dtype and device?"""
+    if grad.dim() != 3 or weight.dim() != 3 or grad.dtype != weight.dtype or grad.dtype not in DTYPES:
+        return False
+    return grad.device == weight.device and grad.shape[0] == weight.shape[0] and grad.shape[2] == weight.shape[1]
+
+
+def _gradient(grad: Tensor, weight: Tensor, mask: Tensor | None, reduce: bool) -> Tensor:
+    (members, batch, outputs), inner = grad.shape, weight.shape[2]
+    out = grad.new_empty(batch, inner) if reduce else grad.new_empty(members, batch, inner)
+    if _ours(grad, members * batch * outputs * inner):
+        call_grad(grad, weight, mask, out)
+        return out
+    if mask is not None:
+        kept = torch.empty_like(grad)
+        call_act_grad(grad, mask, kept)
+        grad = kept
+    if reduce:  # one product over outputs and members, so that 16-bit numbers are rounded once
+        return torch.mm(grad.transpose(0, 1).reshape(batch, -1), weight.view(-1, inner), out=out)
+    return torch.bmm(grad, weight, out=out)
+
+
+def _mask_shape(y: Tensor) -> tuple[int, int, int]:
+    return (*y.shape[:2], _bytes(y.shape[2]))
+
+
+def _bytes(outputs: int) -> int:
+    return -(-outputs // 8)
+
+
+def _operands(op: str, name: str, x, weight, shape: str, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Contiguous, of one dtype and device, and of so many dimensions."""
+    x = check.tensor(op, name, x, DTYPES)
+    if x.dim() not in dims:
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(x.shape)}")
+    if not (x.is_cpu or x.is_cuda or x.is_meta):
+        raise ValueError(f"{op}: {name} must be on the CPU or a CUDA device, got {x.device}")
+    weight = check.tensor(op, "weight", weight, (x.dtype,))
+    if weight.device != x.device:
+        raise ValueError(f"{op}: weight must be on {name}'s device {x.device}, got {weight.device}")
+    if weight.dim() != 3:
+        raise ValueError(f"{op}: weight must have shape [K, O, I], got {tuple(weight.shape)}")
+    return x.contiguous(), weight.contiguous()
+
+
+def _ours(x: Tensor, products: int) -> bool:
+    most = OURS_UP_TO.get((x.device.type, x.dtype))
+    return most is None or products <= most
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None, *,
+              act: str | None = None) -> tuple[Tensor, Tensor | None]:
+    """The same in plain PyTorch, in float64, rounded once."""
+    y = x.double() @ weight.double().mT
+    y = y if bias is None else y + bias.double()[:, None]
+    if act is None:
+        return y.to(x.dtype), None
+    y = y.relu().to(x.dtype)
+    bits = torch.nn.functional.pad(y > 0, (0, -y.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return y, (bits << torch.arange(8, device=y.device)).sum(-1).to(torch.uint8)
+
+
+def grad_reference(grad: Tensor, weight: Tensor, mask: Tensor | None, *, reduce: bool = False) -> Tensor:
+    """The same in plain PyTorch, in float64, rounded once."""
+    wide = grad.double()
+    if mask is not None:
+        bits = mask[..., None] >> torch.arange(8, dtype=torch.uint8, device=mask.device) & 1
+        wide = wide.where(bits.flatten(-2)[..., :grad.shape[-1]] == 1, 0.0)
+    out = wide @ weight.double()
+    return (out.sum(0) if reduce else out).to(grad.dtype)
+
+
+register_fake("ensemble_linear")
+register_fake("ensemble_linear_grad")
+register_fake("ensemble_linear_act")
+register_fake("ensemble_linear_act_grad")
