@@ -15,6 +15,7 @@ from .losses import choose_labels, power_of_two_scale, sample_losses
 from .ops import _checks as check
 from .ops import keys
 from .ops.logit_grad import unchecked as start_backward
+from .frozen import FrozenPass
 from .protocol import BaseSource, InputGrad, for_autograd
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -50,7 +51,8 @@ class Source(BaseSource):
         fold: multiply batch normalisations that follow a convolution or linear layer into its weights, in the
             frozen copy, where crafting is "eval" (:func:`ensadv_fast.graph.fold_batch_norms` says which; the others
             stay). Where a part of the model cannot be traced by torch.fx, it stays as it is, and a warning says so,
-            once per source.
+            once per source. What its forward pass then keeps for the backward pass is weights and bits, not
+            activations (:class:`ensadv_fast.frozen.FrozenPass`, without compile): gradients by the images, once.
         compile: pass the frozen copy through torch.compile.
         cuda_graph: permission for speed, without effect in this version.
 
@@ -85,6 +87,7 @@ class Source(BaseSource):
             model = model.module
         self._refuse_inference(model)
         self.live, self.crafting, self.fold, self.compile = live, crafting, fold, compile
+        self._keeps_bits = fold and crafting == "eval" and not (live or compile)
         self._active, self._original, self._format_is_free = False, None, False
         self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())),
                            torch.device("cpu"))
@@ -222,17 +225,22 @@ class Source(BaseSource):
             return torch.autocast(self.device.type, enabled=False)
         return nullcontext()
 
+    def _forward(self, x: Tensor) -> Tensor:
+        x = self._entrance(x)
+        with FrozenPass() if self._keeps_bits else nullcontext():
+            return self.module(x)
+
     def logits_unchecked(self, x: Tensor) -> Tensor:
         """:meth:`logits` for callers that hold a session."""
         with self._precision():
             try:
-                logits = self.module(self._entrance(x))
+                logits = self._forward(x)
             except RuntimeError as e:
                 if not self._format_is_free or "view size is not compatible" not in str(e):
                     raise
                 self.channels_last = self._format_is_free = False
                 self.module.to(memory_format=torch.contiguous_format)
-                logits = self.module(self._entrance(x))
+                logits = self._forward(x)
         if isinstance(logits, (tuple, list)):
             logits = logits[0]
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
