@@ -57,6 +57,18 @@ def _relu(x, inplace=False):
     return functions.Relu.apply(x, None, inplace)
 
 
+def _add(x, other, inplace=False):
+    """The sum and its ReLU at once."""
+    if (not _frozen(x) or type(other) is not Tensor or (x.shape, x.dtype) != (other.shape, other.dtype)
+            or not 2 <= x.dim() <= 5 or check.memory_format(x) is None or inplace and (x._is_view() or x.is_leaf)):
+        return NotImplemented
+    return functions.Relu.apply(x, other, inplace)
+
+
+def _add_in_place(x, other):
+    return _add(x, other, inplace=True)
+
+
 def _max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     if not _frozen(x) or x.dim() != 4 or return_indices:
         return NotImplemented
@@ -100,18 +112,41 @@ _TABLE = {
 }
 
 
+_ADDS = {
+    torch.add: _add, Tensor.add: _add, Tensor.__add__: _add, Tensor.add_: _add_in_place,
+    Tensor.__iadd__: _add_in_place,
+}
+_RELUS = {f for f, run in _TABLE.items() if run in (_relu, _in_place)}
+
+
 class FrozenPass(TorchFunctionMode):
     """Within it, what frozen layers compute is differentiable once, by the input alone, and keeps bits.
 
     It knows convolutions, ReLU, 2-d pooling and normalisation by constant statistics, on plain tensors with constant
     weights. All else, and all without gradients, is what it would be outside.
+
+    Args:
+        joined: every sum of two tensors goes to a ReLU alone (:func:`ensadv_fast.rectify.join`): it is rectified as
+            it is added, in one pass over memory, and the ReLU then has nothing to do.
     """
+
+    def __init__(self, joined: bool = False):
+        super().__init__()
+        self.joined, self.rectified = joined, None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        run = _TABLE.get(func)
-        if run is not None and torch.is_grad_enabled():
-            result = run(*args, **{"x" if k == "input" else k: v for k, v in kwargs.items()} if kwargs else {})
-            if result is not NotImplemented:
-                return result
+        if torch.is_grad_enabled():
+            if self.rectified is not None and func in _RELUS:
+                done, self.rectified = self.rectified, None
+                if done is (args[0] if args else kwargs.get("input")):
+                    return done
+            run = _TABLE.get(func)
+            adds = run is None and self.joined and (run := _ADDS.get(func)) is not None
+            if run is not None and not (adds and kwargs):
+                result = run(*args, **{"x" if k == "input" else k: v for k, v in kwargs.items()})
+                if result is not NotImplemented:
+                    if adds:
+                        self.rectified = result
+                    return result
         return func(*args, **kwargs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from . import graph, ops
+from . import graph, ops, rectify
 from .agreement import Agreement, agreement
 from .losses import choose_labels, power_of_two_scale, sample_losses
 from .ops import _checks as check
@@ -88,6 +88,7 @@ class Source(BaseSource):
         self._refuse_inference(model)
         self.live, self.crafting, self.fold, self.compile = live, crafting, fold, compile
         self._keeps_bits = fold and crafting == "eval" and not (live or compile)
+        self._joined = False
         self._active, self._original, self._format_is_free = False, None, False
         self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())),
                            torch.device("cpu"))
@@ -132,6 +133,8 @@ class Source(BaseSource):
                 parts = "; ".join(f"{name or 'the model itself'} ({why})" for name, why in left.items())
                 warnings.warn(f"Source: fold leaves batch normalisations as they are in {parts}. Gradients are right, "
                               "but slower than they could be; fold=False silences this.", stacklevel=3)
+        if self._keeps_bits:
+            self._joined = rectify.join(frozen)
         if self.dtype is not None:
             narrow = self.dtype in check.NARROW  # 16-bit statistics would move every activation
             norms = [m for m in frozen.modules() if isinstance(m, _NormBase)] if narrow else []
@@ -227,7 +230,7 @@ class Source(BaseSource):
 
     def _forward(self, x: Tensor) -> Tensor:
         x = self._entrance(x)
-        with FrozenPass() if self._keeps_bits else nullcontext():
+        with FrozenPass(self._joined) if self._keeps_bits else nullcontext():
             return self.module(x)
 
     def logits_unchecked(self, x: Tensor) -> Tensor:

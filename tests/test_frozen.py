@@ -1,4 +1,6 @@
 """The frozen pass: PyTorch's own values and gradients, and next to nothing kept for the backward pass."""
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -214,6 +216,112 @@ def test_a_second_differentiation_is_refused(layer):
         y = layer(x * 1)
     with pytest.raises(RuntimeError, match="fold=False"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+# ---- ReLUs in place and with the sum before ----------------------------------------------------------------------
+
+class Two(nn.Module):
+    """Two convolutions and a ReLU, put together by a function."""
+
+    def __init__(self, run, **parts):
+        super().__init__()
+        self.a, self.b, self.relu, self.norm = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1), nn.ReLU(), nn.BatchNorm2d(6)
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.run = run
+
+    def forward(self, x):
+        return self.run(self, x).flatten(1)[:, :10]
+
+
+class OwnConv(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) + super().forward(-x) * 2
+
+
+def in_place_sum(m, x):
+    z = m.norm(m.a(x))
+    z += m.b(x)
+    return m.relu(z)
+
+
+def shared_sum(m, x):
+    z = m.a(x)
+    z += m.b(x)
+    return m.relu(z) + z
+
+
+def kept_result(m, x):
+    z = m.a(x)
+    y = m.relu(z + m.b(x))
+    return torch.cat([y, z])
+
+
+def written_result(m, x):
+    z = m.a(x)
+    w = z.sigmoid()
+    z += m.b(x)
+    return torch.cat([m.relu(z), w])
+
+
+# name: (net, are the sums joined, does the ReLU work in place)
+JOINS = {
+    "in-place": (Two(in_place_sum), True, False),
+    "out-of-place": (Two(lambda m, x: F.relu(m.a(x) + m.b(x))), True, False),
+    "method": (Two(lambda m, x: m.a(x).add(m.b(x)).relu()), True, False),
+    "method-in-place": (Two(lambda m, x: m.a(x).add_(m.b(x)).relu_()), True, False),
+    "two-at-once": (Two(lambda m, x: (lambda s, t: F.relu(s) * F.relu(t))(m.a(x) + m.b(x), m.a(x) + m.a(x))), True, False),
+    "sizes": (Two(lambda m, x: F.relu(m.a(x) + m.b(x).mean((2, 3), keepdim=True))), True, False),
+    "operand-kept": (Two(kept_result), True, False),
+    "layer": (Two(lambda m, x: m.relu(m.norm(m.a(x)))), True, True),
+    "layer-twice": (Two(lambda m, x: m.relu(m.a(x)) * m.relu(m.b(x))), True, True),
+    "layer-shared": (Two(lambda m, x: m.relu(z := m.a(x)) * z), True, False),
+    "layer-or-not": (Two(lambda m, x: m.relu(m.a(x)) * m.relu(m.b(x) * 2)), True, False),
+    "sum-shared": (Two(shared_sum), False, False),
+    "sum-over-kept": (Two(written_result), False, False),
+    "scaled": (Two(lambda m, x: F.relu(torch.add(m.a(x), m.b(x), alpha=2))), False, False),
+    "no-relu": (Two(lambda m, x: F.relu(m.a(x) + m.b(x)) + m.a(x)), False, False),
+    "own-layer": (Two(lambda m, x: F.relu(m.a(x) + m.b(x)), a=OwnConv(3, 6, 1)), False, False),
+    "own-relu": (Two(lambda m, x: m.relu(m.a(x) + m.b(x)), relu=type("Own", (nn.ReLU,), {})()), False, False),
+    "encoder": (Two(lambda m, x: F.relu(m.a(x) + m.b(x)).flatten(2).mT.add(m.c(x.flatten(2).mT.repeat(1, 1, 2))).relu(),
+                    c=nn.TransformerEncoderLayer(6, 2, 6)), False, False),
+}
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_joins(name):
+    torch.manual_seed(0)
+    net, joined, inplace = JOINS[name]
+    net = copy.deepcopy(net).eval()
+    (x, y), source = batch(), ea.Source(net, dtype=torch.float64, channels_last=False)
+    assert (source._joined, source.module.relu.inplace) == (joined, inplace)
+    assert not net.relu.inplace
+    grad, logits = gradient(net.double(), x.double(), y)
+    got = source.input_grad(x.double(), y, rescale=False)
+    assert (got.logits - logits).abs().max() <= 1e-9 and (got.grad - grad).abs().max() <= 1e-9 * grad.abs().max()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_joined_sums_are_one_function(inplace):
+    source = ea.Source(residual_net(inplace), dtype=torch.float32)
+    logits = source.logits(batch(2, size=32)[0].requires_grad_())
+    names, todo = [], {logits.grad_fn}
+    seen = set()
+    while todo:
+        node = todo.pop()
+        seen.add(node)
+        names.append(node.name())
+        todo |= {n for n, _ in node.next_functions if n is not None} - seen
+    assert names.count("ReluBackward") == 7 and "AddBackward0" not in names
+
+
+def test_a_hook_on_a_relu_sees_the_sum():
+    net = Two(in_place_sum).eval()
+    seen = []
+    net.relu.register_forward_pre_hook(lambda m, args: seen.append(args[0].min().item()))
+    source = ea.Source(net, dtype=torch.float32)
+    source.input_grad(*batch())
+    assert not source._joined and seen[-1] < 0
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------
