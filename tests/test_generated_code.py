@@ -56,7 +56,7 @@ def spills(resources: str) -> bool:
 def moves_wanted(kernel: str) -> tuple[int, int]:
     """Image-sized tensors that a kernel reads and writes: as many 16-byte loads and stores at least. A gradient is
     read by a branch for each dtype that it may have."""
-    ball = int("Lb1E" in kernel)  # the last template argument: is there a center?
+    ball = int("Lb1E" in kernel)  # the last template argument: is there a center, or a residual?
     grads = 1 if "kernelId" in kernel else 3  # float64 goes with float64 alone
     if "_sums_kernel" in kernel:  # one number per block is written
         return grads, 0
@@ -64,6 +64,8 @@ def moves_wanted(kernel: str) -> tuple[int, int]:
         return 2 + grads + ball, 2
     if "sign_step_kernel" in kernel or "l2_step_kernel" in kernel:  # x, grad; out
         return 1 + grads + ball, 1
+    if "bias_act_kernel" in kernel:  # x, and the residual where there is one; out
+        return 1 + ball, 1
     return 1, 1
 
 

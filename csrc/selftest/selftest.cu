@@ -16,6 +16,8 @@
 #include <tuple>
 #include <vector>
 
+#include "../kernels/act_grad.h"
+#include "../kernels/bias_act.h"
 #include "../kernels/cuda/launch.h"
 #include "../kernels/l2_step.h"
 #include "../kernels/logit_grad.h"
@@ -215,6 +217,7 @@ class Selftest {
     sample_epses();
     split_keys();
     model_entries();
+    for (Dtype d : {Dtype::f32, Dtype::f16, Dtype::bf16, Dtype::f64}) bias_acts(d);
     logit_grads();
     far_offsets();
     printf("%d passed, %d failed\n", tally_.passed, tally_.failed);
@@ -414,6 +417,50 @@ class Selftest {
           for (Dtype d : kAll) random_step(d, d, noise, channels, v);
           if (!v.in_place) random_step(Dtype::u8, Dtype::f32, noise, channels, v);
         }
+  }
+
+  // bias_act, and act_grad by its mask.
+  void bias_act(Dtype dtype, const std::string& name, int64_t channels, bool last, bool residual, bool misaligned,
+                bool in_place) {
+    over_shapes(name, [&](const Shape& s) {
+      const int64_t spatial = std::max<int64_t>(1, s.inner / channels), n = s.samples * channels * spatial;
+      const Dtype wide = dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+      const TwinPtr x = random_values(dtype, n, -1, 1, misaligned, 1);
+      const TwinPtr r = residual ? random_values(dtype, n, -1, 1, misaligned, 2) : nullptr;
+      const TwinPtr bias = random_values(wide, channels, -1, 1, misaligned, 3);
+      const TwinPtr grad = random_values(dtype, n, -1, 1, misaligned, 4);
+      const TwinPtr fresh =
+          in_place ? nullptr : std::make_unique<Twin>(n * size_of(dtype), misaligned ? size_of(dtype) : 0);
+      Twin &out = fresh ? *fresh : *x, mask(mask_bytes(n), 0);
+      const auto bits = [](char* p) { return reinterpret_cast<uint8_t*>(p); };
+      BiasActArgs args{host_in(x, dtype), host_in(r, dtype),  bias->host(), {out.host(), dtype},
+                       bits(mask.host()), n,  channels, last ? 1 : spatial};
+      bias_act_cpu(args, 0, mask_blocks(n));
+      act_grad_cpu({host_in(grad, dtype), bits(mask.host()), {grad->host(), dtype}, n}, 0, mask_blocks(n));
+      args.x = device_in(x, dtype);
+      args.residual = device_in(r, dtype);
+      args.bias = bias->device();
+      args.out.data = out.device();
+      args.mask = bits(mask.device());
+      launched(bias_act_cuda(args, stream_), "bias_act");
+      launched(act_grad_cuda({device_in(grad, dtype), bits(mask.device()), {grad->device(), dtype}, n}, stream_),
+               "act_grad");
+      const std::string wrong_mask = mask.difference(Dtype::u8);
+      if (!wrong_mask.empty()) return "mask: " + wrong_mask;
+      const std::string wrong_grad = grad->difference(dtype);
+      return wrong_grad.empty() ? out.difference(dtype) : "act_grad: " + wrong_grad;
+    });
+  }
+
+  void bias_acts(Dtype dtype) {
+    for (int64_t channels : {1, 3, 5, 8, 64})
+      for (bool last : {false, true})
+        for (bool residual : {false, true})
+          for (const char* how : {"apart", "misaligned", "in place"}) {
+            const std::string name = std::string("bias_act ") + name_of(dtype) + ", " + std::to_string(channels) +
+                                     (last ? " channels last" : " channels") + (residual ? ", residual, " : ", ") + how;
+            bias_act(dtype, name, channels, last, residual, how[0] == 'm', how[0] == 'i');
+          }
   }
 
   void sample_epses() {

@@ -164,9 +164,9 @@ def labels(op: str, name: str, t, n: int, device: torch.device, classes: int | N
     return t
 
 
-def choice(op: str, name: str, value, known: Sequence[str]) -> int:
+def choice(op: str, name: str, value, known: Sequence[str | None]) -> int:
     if value not in known:
-        raise ValueError(f"{op}: {name} must be one of {', '.join(known)}, got {value!r}")
+        raise ValueError(f"{op}: {name} must be one of {', '.join(map(str, known))}, got {value!r}")
     return known.index(value)
 
 

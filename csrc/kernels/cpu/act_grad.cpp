@@ -1,24 +1,31 @@
+// By AVX-512's masked loads where there are such; else by way of a byte per element.
 #include "../act_grad.h"
 
+#include <array>
 #include <cstring>
 
-#include "../platform.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "bits.h"
 #include "loop.h"
 
 namespace ensadv {
 namespace {
 
-// U: an unsigned integer of the elements' width. As many bits of the mask as it has go to as many elements: each lane
-// keeps its own bit of them, which every instruction set can do. n: a multiple of that.
-#define ENSADV_SELECT(U)                                                                    \
-  ENSADV_CLONES void select(const U* grad, const uint8_t* mask, U* out, int64_t n) {        \
-    constexpr int kBits = 8 * sizeof(U);                                                    \
-    for (int64_t i = 0; i < n; i += kBits) {                                                \
-      U bits;                                                                               \
-      memcpy(&bits, mask + i / 8, sizeof(U));                                               \
-      ENSADV_INDEPENDENT for (int j = 0; j < kBits; ++j)                                    \
-        out[i + j] = bits & U(1) << j ? grad[i + j] : U(0);                                 \
-    }                                                                                       \
+// A mask's byte as eight, all ones or 0.
+constexpr auto kFlags = [] {
+  std::array<std::array<uint8_t, 8>, 256> flags{};
+  for (int byte = 0; byte < 256; ++byte)
+    for (int j = 0; j < 8; ++j) flags[size_t(byte)][size_t(j)] = byte >> j & 1 ? 0xff : 0;
+  return flags;
+}();
+
+// U: an unsigned integer of the elements' width.
+#define ENSADV_SELECT(U)                                                                                    \
+  ENSADV_CLONES void select(const U* grad, const uint8_t* flags, U* out, int n) {                           \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = U(grad[i] & U(int64_t(int8_t(flags[i]))));      \
   }
 ENSADV_SELECT(uint16_t)
 ENSADV_SELECT(uint32_t)
@@ -26,22 +33,62 @@ ENSADV_SELECT(uint64_t)
 #undef ENSADV_SELECT
 
 template <class U>
+void by_flags(const U* grad, const uint8_t* mask, U* out, int64_t numel) {
+  uint8_t flags[kChunk];
+  for (int64_t i = 0; i < numel; i += kChunk) {
+    const int n = int(std::min<int64_t>(kChunk, numel - i));
+    for (int j = 0; j < n; j += 8) memcpy(flags + j, kFlags[mask[(i + j) / 8]].data(), 8);
+    select(grad + i, flags, out + i, n);
+  }
+}
+
+#if defined(__x86_64__)
+#define ENSADV_WIDE __attribute__((target("avx512f,avx512bw")))
+ENSADV_WIDE inline void select_lanes(const uint16_t* grad, __mmask32 bits, uint16_t* out) {
+  _mm512_storeu_si512(out, _mm512_maskz_loadu_epi16(bits, grad));
+}
+ENSADV_WIDE inline void select_lanes(const uint32_t* grad, __mmask16 bits, uint32_t* out) {
+  _mm512_storeu_si512(out, _mm512_maskz_loadu_epi32(bits, grad));
+}
+ENSADV_WIDE inline void select_lanes(const uint64_t* grad, __mmask8 bits, uint64_t* out) {
+  _mm512_storeu_si512(out, _mm512_maskz_loadu_epi64(bits, grad));
+}
+
+// Lanes: an integer with a bit for each element of a vector.
+template <class Lanes, class U>
+ENSADV_WIDE void by_lanes(const U* grad, const uint8_t* mask, U* out, int64_t numel) {
+  constexpr int kLanes = 8 * sizeof(Lanes);
+  static_assert(kLanes * sizeof(U) == 64);
+  int64_t i = 0;
+  for (; i + kLanes <= numel; i += kLanes) {
+    Lanes lanes;
+    memcpy(&lanes, mask + i / 8, sizeof(lanes));
+    select_lanes(grad + i, lanes, out + i);
+  }
+  by_flags(grad + i, mask + i / 8, out + i, numel - i);
+}
+const bool by_vectors = has_mask_registers();
+#endif
+
+template <class Lanes, class U>
 void run(const ActGradArgs& args, int64_t begin, int64_t end) {
-  const U* grad = static_cast<const U*>(args.grad.data);
-  U* out = static_cast<U*>(args.out.data);
-  const int64_t first = begin * kMaskBlock, last = std::min(end * kMaskBlock, args.numel);
-  const int64_t whole = first + (last - first) / kMaskBlock * kMaskBlock;
-  select(grad + first, args.mask + first / 8, out + first, whole - first);
-  for (int64_t i = whole; i < last; ++i) out[i] = args.mask[i / 8] >> i % 8 & 1 ? grad[i] : U(0);
+  const int64_t first = begin * kMaskBlock, numel = std::min(end * kMaskBlock, args.numel) - first;
+  const U* grad = static_cast<const U*>(args.grad.data) + first;
+  const uint8_t* mask = args.mask + first / 8;
+  U* out = static_cast<U*>(args.out.data) + first;
+#if defined(__x86_64__)
+  if (by_vectors) return by_lanes<Lanes>(grad, mask, out, numel);
+#endif
+  by_flags(grad, mask, out, numel);
 }
 
 }  // namespace
 
 void act_grad_cpu(const ActGradArgs& args, int64_t begin, int64_t end) {
   switch (size_of(args.grad.dtype)) {
-    case 2: return run<uint16_t>(args, begin, end);
-    case 4: return run<uint32_t>(args, begin, end);
-    default: return run<uint64_t>(args, begin, end);
+    case 2: return run<uint32_t, uint16_t>(args, begin, end);
+    case 4: return run<uint16_t, uint32_t>(args, begin, end);
+    default: return run<uint8_t, uint64_t>(args, begin, end);
   }
 }
 

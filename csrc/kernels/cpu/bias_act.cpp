@@ -1,57 +1,33 @@
 #include "../bias_act.h"
 
-#include <cstring>
-
-#if defined(__SSE2__)
-#include <immintrin.h>  // of the baseline, so no dispatch
-#endif
-
+#include "bits.h"
 #include "half.h"
 #include "loop.h"
 
 namespace ensadv {
 namespace {
 
-#define ENSADV_SUM(A)                                                                                     \
-  ENSADV_CLONES void sum_act(const A* x, const A* bias, const A* residual, A* v, int n, BiasAct<A> f) {   \
-    if (residual)                                                                                         \
-      ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) v[i] = f(x[i] + bias[i] + residual[i]);              \
-    else                                                                                                  \
-      ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) v[i] = f(x[i] + bias[i]);                            \
+#define ENSADV_SUM(T)                                                                                          \
+  ENSADV_CLONES void sum_act(const T* x, const compute_t<T>* bias, const T* residual, T* out, int n,           \
+                             BiasAct<compute_t<T>> f) {                                                        \
+    if (residual)                                                                                              \
+      ENSADV_INDEPENDENT for (int i = 0; i < n; ++i)                                                           \
+        out[i] = round_to<T>(f(to_compute(x[i]) + bias[i] + to_compute(residual[i])));                         \
+    else                                                                                                       \
+      ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = round_to<T>(f(to_compute(x[i]) + bias[i]));      \
   }
 ENSADV_SUM(float)
 ENSADV_SUM(double)
+ENSADV_SUM(bfloat_t)
 #undef ENSADV_SUM
 
-void round_all(float* v, half_t* out, int n) { round_in_place(v, out, n); }
-ENSADV_CLONES void round_all(const float* v, bfloat_t* out, int n) {
-  ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = round_to<bfloat_t>(v[i]);
-}
-
-// A byte per element, all ones or 0: so far compilers vectorise, and from there one instruction makes 16 bits.
-#define ENSADV_FLAGS(T)                                                                        \
-  ENSADV_CLONES void flag_positive(const T* y, uint8_t* flags, int n) {                        \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = positive(y[i]) ? 0xff : 0;       \
-  }
-ENSADV_FLAGS(float)
-ENSADV_FLAGS(double)
-ENSADV_FLAGS(half_t)
-ENSADV_FLAGS(bfloat_t)
-#undef ENSADV_FLAGS
-
-void pack(const uint8_t* flags, uint8_t* mask, int n) {
-  int i = 0;
-#if defined(__SSE2__)
-  for (; i + 16 <= n; i += 16) {
-    const uint16_t bits = uint16_t(_mm_movemask_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(flags + i))));
-    memcpy(mask + i / 8, &bits, 2);
-  }
-#endif
-  for (; i < n; i += 8) {
-    uint8_t bits = 0;
-    for (int j = 0; j < std::min(8, n - i); ++j) bits |= uint8_t(flags[i + j] & 1u << j);
-    mask[i / 8] = bits;
-  }
+// Half precision has conversions of its own, in bulk.
+void sum_act(const half_t* x, const float* bias, const half_t* residual, half_t* out, int n, BiasAct<float> f) {
+  alignas(64) float v[kChunk], r[kChunk];
+  convert(x, v, n);
+  if (residual) convert(residual, r, n);
+  sum_act(v, bias, residual ? r : nullptr, v, n, f);
+  round_in_place(v, out, n);
 }
 
 // The bias of each element of a tile.
@@ -99,7 +75,7 @@ class Biases {
   const A* const bias_;
   const int64_t channels_, run_;
   int64_t first_ = -1, filled_ = 0;  // the tile's first channel, where that tells the tile, and its length
-  A tile_[kChunk];
+  alignas(64) A tile_[kChunk];
 };
 
 }  // namespace
@@ -110,21 +86,19 @@ void bias_act_cpu(const BiasActArgs& args, int64_t begin, int64_t end) {
     using A = compute_t<T>;
     if constexpr (!std::is_same_v<T, level_t>) {
       static_assert(kChunk % kMaskBlock == 0);
-      A xs[kChunk], rs[kChunk], vs[kChunk];
-      uint8_t flags[kChunk];
+      const T* x = static_cast<const T*>(args.x.data);
+      const T* residual = static_cast<const T*>(args.residual.data);
+      T* out = static_cast<T*>(args.out.data);
       Biases<A> biases(args);
       const BiasAct<A> f(args.mask);
       const int64_t last = std::min(end * kMaskBlock, args.numel);
       for_each_chunk({}, false, kChunk, begin * kMaskBlock, last, [&](int64_t i, int n, int64_t) {
-        const A* x = load(args.x, i, n, xs);
-        const A* residual = args.residual.data ? load(args.residual, i, n, rs) : nullptr;
-        T* out = static_cast<T*>(args.out.data) + i;
-        A* v = computed_in(out, vs);
-        sum_act(x, biases.at(i, n), residual, v, n, f);
-        if constexpr (kStored<T>) round_all(v, out, n);
+        sum_act(x + i, biases.at(i, n), residual ? residual + i : nullptr, out + i, n, f);
         if (!args.mask) return;
-        flag_positive(out, flags, n);
-        pack(flags, args.mask + i / 8, n);
+        // The next tile comes while this one, in the cache by now, becomes bits; likely to be written: out is mostly x.
+        const char* next = reinterpret_cast<const char*>(x + i + n);
+        for (size_t line = 0; line < size_t(n) * sizeof(T); line += 64) __builtin_prefetch(next + line, 1, 3);
+        positive_bits(out + i, n, args.mask + i / 8);
       });
     }
   });

@@ -1,0 +1,97 @@
+// By AVX-512's comparisons into mask registers where there are such; else by way of a byte per element.
+#include "bits.h"
+
+#include <algorithm>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../bias_act.h"
+#include "loop.h"
+
+namespace ensadv {
+namespace {
+
+// A byte per element, all ones or 0: so far compilers vectorise.
+#define ENSADV_FLAGS(T)                                                                  \
+  ENSADV_CLONES void flag_positive(const T* y, uint8_t* flags, int n) {                  \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = positive(y[i]) ? 0xff : 0; \
+  }
+ENSADV_FLAGS(float)
+ENSADV_FLAGS(double)
+ENSADV_FLAGS(half_t)
+ENSADV_FLAGS(bfloat_t)
+#undef ENSADV_FLAGS
+
+template <class T>
+void by_flags(const T* y, int n, uint8_t* bits) {
+  uint8_t flags[kChunk];
+  flag_positive(y, flags, n);
+  int i = 0;
+#if defined(__SSE2__)
+  for (; i + 16 <= n; i += 16) {
+    const uint16_t two = uint16_t(_mm_movemask_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(flags + i))));
+    memcpy(bits + i / 8, &two, sizeof(two));
+  }
+#endif
+  for (; i < n; i += 8) {
+    uint8_t one = 0;
+    for (int j = 0; j < std::min(8, n - i); ++j) one |= uint8_t(flags[i + j] & 1u << j);
+    bits[i / 8] = one;
+  }
+}
+
+#if defined(__x86_64__)
+#define ENSADV_WIDE __attribute__((target("avx512f,avx512bw")))
+ENSADV_WIDE inline __mmask16 positive_lanes(const float* y) {
+  return _mm512_cmp_ps_mask(_mm512_loadu_ps(y), _mm512_setzero_ps(), _CMP_GT_OQ);
+}
+ENSADV_WIDE inline __mmask8 positive_lanes(const double* y) {
+  return _mm512_cmp_pd_mask(_mm512_loadu_pd(y), _mm512_setzero_pd(), _CMP_GT_OQ);
+}
+ENSADV_WIDE inline __mmask32 positive_patterns(const void* y, uint16_t infinity) {  // as `positive` of 16-bit numbers
+  const __m512i below = _mm512_sub_epi16(_mm512_loadu_si512(y), _mm512_set1_epi16(1));
+  return _mm512_cmplt_epu16_mask(below, _mm512_set1_epi16(short(infinity)));
+}
+ENSADV_WIDE inline __mmask32 positive_lanes(const half_t* y) { return positive_patterns(y, 0x7c00); }
+ENSADV_WIDE inline __mmask32 positive_lanes(const bfloat_t* y) { return positive_patterns(y, 0x7f80); }
+
+template <class T>
+ENSADV_WIDE void by_lanes(const T* y, int n, uint8_t* bits) {
+  constexpr int kLanes = 64 / sizeof(T);
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const auto lanes = positive_lanes(y + i);
+    memcpy(bits + i / 8, &lanes, sizeof(lanes));
+  }
+  if (i < n) by_flags(y + i, n - i, bits + i / 8);
+}
+
+const bool by_vectors = has_mask_registers();
+#endif
+
+template <class T>
+void any(const T* y, int n, uint8_t* bits) {
+#if defined(__x86_64__)
+  if (by_vectors) return by_lanes(y, n, bits);
+#endif
+  by_flags(y, n, bits);
+}
+
+}  // namespace
+
+#if defined(__x86_64__)
+bool has_mask_registers() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
+}
+#endif
+
+void positive_bits(const float* y, int n, uint8_t* bits) { any(y, n, bits); }
+void positive_bits(const double* y, int n, uint8_t* bits) { any(y, n, bits); }
+void positive_bits(const half_t* y, int n, uint8_t* bits) { any(y, n, bits); }
+void positive_bits(const bfloat_t* y, int n, uint8_t* bits) { any(y, n, bits); }
+
+}  // namespace ensadv

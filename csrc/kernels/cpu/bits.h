@@ -1,0 +1,17 @@
+// Bits of a mask, and elements.
+#pragma once
+
+#include "../numeric.h"
+
+namespace ensadv {
+
+// Bit j % 8 of byte j / 8: is y[j] greater than 0? n is at most kChunk; the last byte's other bits are 0.
+void positive_bits(const float* y, int n, uint8_t* bits);
+void positive_bits(const double* y, int n, uint8_t* bits);
+void positive_bits(const half_t* y, int n, uint8_t* bits);
+void positive_bits(const bfloat_t* y, int n, uint8_t* bits);
+
+// Has the processor AVX-512's mask registers, by bytes and words too?
+bool has_mask_registers();
+
+}  // namespace ensadv
