@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import frozen_functions as functions
 from .ops import _checks as check
+from .rectify import NONE, Joins
 
 
 def _tuple(value, n: int) -> tuple[int, ...]:
@@ -112,10 +113,8 @@ _TABLE = {
 }
 
 
-_ADDS = {
-    torch.add: _add, Tensor.add: _add, Tensor.__add__: _add, Tensor.add_: _add_in_place,
-    Tensor.__iadd__: _add_in_place,
-}
+_ADDS = dict.fromkeys((torch.add, Tensor.add, Tensor.__add__), _add)
+_ADDS_IN_PLACE = dict.fromkeys((Tensor.add_, Tensor.__iadd__), _add_in_place)
 _RELUS = {f for f, run in _TABLE.items() if run in (_relu, _in_place)}
 
 
@@ -126,13 +125,14 @@ class FrozenPass(TorchFunctionMode):
     weights. All else, and all without gradients, is what it would be outside.
 
     Args:
-        joined: every sum of two tensors goes to a ReLU alone (:func:`ensadv_fast.rectify.join`): it is rectified as
-            it is added, in one pass over memory, and the ReLU then has nothing to do.
+        joins: which sums go to a ReLU alone (:func:`ensadv_fast.rectify.join`): they are rectified as they are
+            added, in one pass over memory, and the ReLU then has nothing to do.
     """
 
-    def __init__(self, joined: bool = False):
+    def __init__(self, joins: Joins = NONE):
         super().__init__()
-        self.joined, self.rectified = joined, None
+        self.adds = (_ADDS if joins.fresh else {}) | (_ADDS_IN_PLACE if joins.over else {})
+        self.rectified: Tensor | None = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -142,7 +142,7 @@ class FrozenPass(TorchFunctionMode):
                 if done is (args[0] if args else kwargs.get("input")):
                     return done
             run = _TABLE.get(func)
-            adds = run is None and self.joined and (run := _ADDS.get(func)) is not None
+            adds = run is None and (run := self.adds.get(func)) is not None
             if run is not None and not (adds and kwargs):
                 result = run(*args, **{"x" if k == "input" else k: v for k, v in kwargs.items()})
                 if result is not NotImplemented:

@@ -2,6 +2,7 @@
 import operator
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,28 +12,39 @@ from torch.nn.modules.conv import _ConvNd
 
 from . import graph
 
-_ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_IN_PLACE = (operator.iadd, "add_")
+_ADDS = (operator.add, torch.add, "add", "add_")  # `a += b` is traced as operator.add
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 
 
-def join(model: nn.Module) -> bool:
-    """Let the ReLUs that have a layer's fresh result to themselves work in place, and answer: is every sum of two
-    tensors in the forward pass a ReLU's alone, so that it may be rectified as it is added?
+class Joins(NamedTuple):
+    """fresh: every sum of two tensors is a ReLU's alone, so that it may be rectified as it is added. over: and what
+    it is, or may be, written over is a layer's fresh result that nobody else sees."""
 
-    Nothing is changed, and the answer is no, where a part of the model cannot be traced.
+    fresh: bool
+    over: bool
+
+
+NONE = Joins(False, False)
+
+
+def join(model: nn.Module) -> Joins:
+    """Let the ReLUs that have a layer's fresh result to themselves work in place, and say which sums end in one.
+
+    Nothing is changed, and nothing said, where a part of the model cannot be traced.
     """
     try:
         traced = graph.trace(model)
     except graph.Untraceable:
-        return False
+        return NONE
     if traced.opaque or not all(_known(model.get_submodule(n.target)) for n in traced.graph.nodes
                                 if n.op == "call_module"):
-        return False  # unseen, they may call any of these modules and add what they like
+        return NONE  # unseen, they may call any of these modules and add what they like
     for relu, inputs in _calls(model, traced.graph).items():
         if all(_own(model, node) for node in inputs):
             relu.inplace = True
-    return all(_ends(model, node) for node in traced.graph.nodes if _adds(node))
+    sums = [node for node in traced.graph.nodes if _adds(node)]
+    fresh = all(_ends(model, node) for node in sums)
+    return Joins(fresh, fresh and all(_own(model, node.args[0]) for node in sums))
 
 
 def _known(module: nn.Module) -> bool:
@@ -83,7 +95,5 @@ def _adds(node: fx.Node) -> bool:
 
 
 def _ends(model: nn.Module, node: fx.Node) -> bool:
-    """Is this sum, and what it is written over, the affair of the ReLU alone that follows?"""
-    if len(node.args) != 2 or node.kwargs or len(node.users) != 1 or not _is_relu(model, next(iter(node.users))):
-        return False
-    return node.target not in _IN_PLACE or _own(model, node.args[0])
+    """Is this sum the affair of the ReLU alone that follows?"""
+    return len(node.args) == 2 and not node.kwargs and len(node.users) == 1 and _is_relu(model, next(iter(node.users)))

@@ -88,7 +88,7 @@ class Source(BaseSource):
         self._refuse_inference(model)
         self.live, self.crafting, self.fold, self.compile = live, crafting, fold, compile
         self._keeps_bits = fold and crafting == "eval" and not (live or compile)
-        self._joined = False
+        self._joins = rectify.NONE
         self._active, self._original, self._format_is_free = False, None, False
         self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())),
                            torch.device("cpu"))
@@ -134,7 +134,7 @@ class Source(BaseSource):
                 warnings.warn(f"Source: fold leaves batch normalisations as they are in {parts}. Gradients are right, "
                               "but slower than they could be; fold=False silences this.", stacklevel=3)
         if self._keeps_bits:
-            self._joined = rectify.join(frozen)
+            self._joins = rectify.join(frozen)
         if self.dtype is not None:
             narrow = self.dtype in check.NARROW  # 16-bit statistics would move every activation
             norms = [m for m in frozen.modules() if isinstance(m, _NormBase)] if narrow else []
@@ -230,7 +230,7 @@ class Source(BaseSource):
 
     def _forward(self, x: Tensor) -> Tensor:
         x = self._entrance(x)
-        with FrozenPass(self._joined) if self._keeps_bits else nullcontext():
+        with FrozenPass(self._joins) if self._keeps_bits else nullcontext():
             return self.module(x)
 
     def logits_unchecked(self, x: Tensor) -> Tensor:

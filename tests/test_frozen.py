@@ -10,6 +10,7 @@ from torch import nn
 
 import ensadv_fast as ea
 from ensadv_fast.frozen import FrozenPass
+from ensadv_fast.rectify import Joins
 
 SHAPE = (2, 4, 9, 10)
 
@@ -160,8 +161,8 @@ class Gate(nn.Module):
         return self.fc((x * x.mean((2, 3), keepdim=True).sigmoid() if x.sum() > -1e9 else x).amax((2, 3)))
 
 
-NETS = {"small": lambda: small_net(size=32), "residual": residual_net, "residual-out-of-place": lambda: residual_net(False),
-        "concat": Concat, "untraceable": Gate}
+NETS = {"small": lambda: small_net(size=32), "residual": residual_net,
+        "residual-out-of-place": lambda: residual_net(False), "concat": Concat, "untraceable": Gate}
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -254,47 +255,49 @@ def shared_sum(m, x):
 def kept_result(m, x):
     z = m.a(x)
     y = m.relu(z + m.b(x))
-    return torch.cat([y, z])
+    return torch.cat([y, z], 1)
 
 
 def written_result(m, x):
     z = m.a(x)
     w = z.sigmoid()
     z += m.b(x)
-    return torch.cat([m.relu(z), w])
+    return torch.cat([m.relu(z), w], 1)
 
 
-# name: (net, are the sums joined, does the ReLU work in place)
+# name: (net, are the sums joined (and those written over an operand), does the ReLU work in place)
+BOTH, FRESH, NONE = Joins(True, True), Joins(True, False), Joins(False, False)
 JOINS = {
-    "in-place": (Two(in_place_sum), True, False),
-    "out-of-place": (Two(lambda m, x: F.relu(m.a(x) + m.b(x))), True, False),
-    "method": (Two(lambda m, x: m.a(x).add(m.b(x)).relu()), True, False),
-    "method-in-place": (Two(lambda m, x: m.a(x).add_(m.b(x)).relu_()), True, False),
-    "two-at-once": (Two(lambda m, x: (lambda s, t: F.relu(s) * F.relu(t))(m.a(x) + m.b(x), m.a(x) + m.a(x))), True, False),
-    "sizes": (Two(lambda m, x: F.relu(m.a(x) + m.b(x).mean((2, 3), keepdim=True))), True, False),
-    "operand-kept": (Two(kept_result), True, False),
-    "layer": (Two(lambda m, x: m.relu(m.norm(m.a(x)))), True, True),
-    "layer-twice": (Two(lambda m, x: m.relu(m.a(x)) * m.relu(m.b(x))), True, True),
-    "layer-shared": (Two(lambda m, x: m.relu(z := m.a(x)) * z), True, False),
-    "layer-or-not": (Two(lambda m, x: m.relu(m.a(x)) * m.relu(m.b(x) * 2)), True, False),
-    "sum-shared": (Two(shared_sum), False, False),
-    "sum-over-kept": (Two(written_result), False, False),
-    "scaled": (Two(lambda m, x: F.relu(torch.add(m.a(x), m.b(x), alpha=2))), False, False),
-    "no-relu": (Two(lambda m, x: F.relu(m.a(x) + m.b(x)) + m.a(x)), False, False),
-    "own-layer": (Two(lambda m, x: F.relu(m.a(x) + m.b(x)), a=OwnConv(3, 6, 1)), False, False),
-    "own-relu": (Two(lambda m, x: m.relu(m.a(x) + m.b(x)), relu=type("Own", (nn.ReLU,), {})()), False, False),
+    "in-place": (Two(in_place_sum), BOTH, False),
+    "out-of-place": (Two(lambda m, x: F.relu(m.a(x) + m.b(x))), BOTH, False),
+    "method": (Two(lambda m, x: m.a(x).add(m.b(x)).relu()), BOTH, False),
+    "method-in-place": (Two(lambda m, x: m.a(x).add_(m.b(x)).relu_()), BOTH, False),
+    "two-at-once": (Two(lambda m, x: (lambda s, t: F.relu(s) * F.relu(t))(m.a(x) + m.b(x), m.a(x) + m.a(x))), BOTH,
+                    False),
+    "sizes": (Two(lambda m, x: F.relu(m.a(x) + m.b(x).mean((2, 3), keepdim=True))), BOTH, False),
+    "operand-kept": (Two(kept_result), FRESH, False),
+    "layer": (Two(lambda m, x: m.relu(m.norm(m.a(x)))), BOTH, True),
+    "layer-twice": (Two(lambda m, x: m.relu(m.a(x)) * m.relu(m.b(x))), BOTH, True),
+    "layer-shared": (Two(lambda m, x: m.relu(z := m.a(x)) * z), BOTH, False),
+    "layer-or-not": (Two(lambda m, x: m.relu(m.a(x)) * m.relu(m.b(x) * 2)), BOTH, False),
+    "sum-shared": (Two(shared_sum), NONE, False),
+    "sum-over-kept": (Two(written_result), FRESH, False),
+    "scaled": (Two(lambda m, x: F.relu(torch.add(m.a(x), m.b(x), alpha=2))), NONE, False),
+    "no-relu": (Two(lambda m, x: F.relu(m.a(x) + m.b(x)) + m.a(x)), NONE, False),
+    "own-layer": (Two(lambda m, x: F.relu(m.a(x) + m.b(x)), a=OwnConv(3, 6, 1)), NONE, False),
+    "own-relu": (Two(lambda m, x: m.relu(m.a(x) + m.b(x)), relu=type("Own", (nn.ReLU,), {})()), BOTH, False),
     "encoder": (Two(lambda m, x: F.relu(m.a(x) + m.b(x)).flatten(2).mT.add(m.c(x.flatten(2).mT.repeat(1, 1, 2))).relu(),
-                    c=nn.TransformerEncoderLayer(6, 2, 6)), False, False),
+                    c=nn.TransformerEncoderLayer(6, 2, 6)), NONE, False),
 }
 
 
 @pytest.mark.parametrize("name", JOINS)
 def test_joins(name):
     torch.manual_seed(0)
-    net, joined, inplace = JOINS[name]
+    net, joins, inplace = JOINS[name]
     net = copy.deepcopy(net).eval()
     (x, y), source = batch(), ea.Source(net, dtype=torch.float64, channels_last=False)
-    assert (source._joined, source.module.relu.inplace) == (joined, inplace)
+    assert (source._joins, source.module.relu.inplace) == (joins, inplace)
     assert not net.relu.inplace
     grad, logits = gradient(net.double(), x.double(), y)
     got = source.input_grad(x.double(), y, rescale=False)
@@ -321,7 +324,7 @@ def test_a_hook_on_a_relu_sees_the_sum():
     net.relu.register_forward_pre_hook(lambda m, args: seen.append(args[0].min().item()))
     source = ea.Source(net, dtype=torch.float32)
     source.input_grad(*batch())
-    assert not source._joined and seen[-1] < 0
+    assert source._joins == NONE and seen[-1] < 0
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------
