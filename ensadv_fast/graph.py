@@ -243,7 +243,7 @@ def _pairs(part: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
         norm_kind, source = _norm_kind(part.get_submodule(node.target)), node.args[0]
         if norm_kind is None or not isinstance(source, fx.Node):
             continue
-        while _passes_on(part, source) and len(source.users) == 1:
+        while passes_on(part, source) and len(source.users) == 1:
             source = source.args[0]
         if source.op != "call_module" or len(source.users) != 1:
             continue
@@ -256,7 +256,7 @@ def _pairs(part: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
     return found
 
 
-def _passes_on(part: nn.Module, node: fx.Node) -> bool:
+def passes_on(part: nn.Module, node: fx.Node) -> bool:
     """Does this node return its input as it is, in eval mode?"""
     if node.op != "call_module" or len(node.args) != 1:
         return False

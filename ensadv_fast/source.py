@@ -8,26 +8,44 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
-from . import graph, ops
+from . import graph, ops, rectify
 from .agreement import Agreement, agreement
 from .losses import choose_labels, power_of_two_scale, sample_losses
 from .ops import _checks as check
 from .ops import keys
 from .ops.logit_grad import unchecked as start_backward
+from .frozen import FrozenPass
 from .protocol import BaseSource, InputGrad, for_autograd
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Measured with timm: MobileNets and EfficientNet-B0 (477 to 1069) are slower in bfloat16, ConvNeXts (from 1949) faster.
+ENOUGH_DENSE = 1500
 ENOUGH = 0.97  # of the exact FGSM step's loss increase: what calibrate lets a dtype lose
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it faster than float32, else float32."""
+def fast_dtype(device: torch.device, model: nn.Module | None = None) -> torch.dtype:
+    """bfloat16 where the hardware is faster at this model in it, else float32.
+
+    On the CPU, depthwise convolutions are slower in bfloat16, dense layers faster: a model with depthwise channels is
+    run in bfloat16 where it has enough dense work for each of them.
+    """
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        fast = fast and (model is None or _dense_work(model) >= ENOUGH_DENSE)
     return torch.bfloat16 if fast else torch.float32
+
+
+def _dense_work(model: nn.Module) -> float:
+    """Weights of dense layers per channel of depthwise convolutions: what both do at each pixel, about."""
+    convs = [m for m in model.modules() if isinstance(m, _ConvNd)]
+    depthwise = [m for m in convs if m.groups == m.in_channels > 1]
+    dense = [m for m in model.modules() if isinstance(m, nn.Linear)] + [m for m in convs if m.groups == 1]
+    channels = sum(m.out_channels for m in depthwise)
+    return sum(m.weight.numel() for m in dense) / channels if channels else float("inf")
 
 
 class Source(BaseSource):
@@ -39,8 +57,9 @@ class Source(BaseSource):
             communicates.
         mean, std: per-channel normalisation that the model expects, applied here, so that x is always an image in
             [0, 1]. Default: none.
-        dtype: "auto" (bfloat16 where the device is fast at it, else float32), a float dtype, or None: the model's
-            own, and the caller's autocast with it. Normalisation layers keep float32 statistics.
+        dtype: "auto" (:func:`fast_dtype`: bfloat16 where the device is faster at this model in it, else float32), a
+            float dtype, or None: the model's own, and the caller's autocast with it. Normalisation layers keep float32
+            statistics.
         channels_last: "auto" (as True, until the model calls .view on what only contiguous tensors allow), True or
             False.
         crafting: "eval", or "train": dropout active, under generators forked from the key; batch normalisation by
@@ -51,7 +70,8 @@ class Source(BaseSource):
         fold: multiply batch normalisations that follow a convolution or linear layer into its weights, in the
             frozen copy, where crafting is "eval" (:func:`ensadv_fast.graph.fold_batch_norms` says which; the others
             stay). Where a part of the model cannot be traced by torch.fx, it stays as it is, and a warning says so,
-            once per source.
+            once per source. What its forward pass then keeps for the backward pass is weights and bits, not
+            activations (:class:`ensadv_fast.frozen.FrozenPass`, without compile): gradients by the images, once.
         compile: pass the frozen copy through torch.compile.
         cuda_graph: permission for speed, without effect in this version.
 
@@ -87,6 +107,8 @@ class Source(BaseSource):
             model = model.module
         self._refuse_inference(model)
         self.live, self.crafting, self.fold, self.compile = live, crafting, fold, compile
+        self._keeps_bits = fold and crafting == "eval" and not (live or compile)
+        self._joins = rectify.NONE
         self._active, self._original, self._format_is_free = False, None, False
         self._autocast = dtype if live and dtype in check.NARROW else None
         self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())),
@@ -96,7 +118,7 @@ class Source(BaseSource):
             if live:
                 self.dtype, self.channels_last, self.module = None, False, model
                 return
-            self.dtype = fast_dtype(self.device) if dtype == "auto" else dtype
+            self.dtype = fast_dtype(self.device, model) if dtype == "auto" else dtype
             self.channels_last = channels_last in ("auto", True)
             self._format_is_free = channels_last == "auto"
             self.module = self._prepared(model)
@@ -132,6 +154,8 @@ class Source(BaseSource):
                 parts = "; ".join(f"{name or 'the model itself'} ({why})" for name, why in left.items())
                 warnings.warn(f"Source: fold leaves batch normalisations as they are in {parts}. Gradients are right, "
                               "but slower than they could be; fold=False silences this.", stacklevel=3)
+        if self._keeps_bits:
+            self._joins = rectify.join(frozen)
         if self.dtype is not None:
             narrow = self.dtype in check.NARROW  # 16-bit statistics would move every activation
             norms = [m for m in frozen.modules() if isinstance(m, _NormBase)] if narrow else []
@@ -227,17 +251,22 @@ class Source(BaseSource):
             return torch.autocast(self.device.type, enabled=False)
         return nullcontext()
 
+    def _forward(self, x: Tensor) -> Tensor:
+        x = self._entrance(x)
+        with FrozenPass(self._joins) if self._keeps_bits else nullcontext():
+            return self.module(x)
+
     def logits_unchecked(self, x: Tensor) -> Tensor:
         """:meth:`logits` for callers that hold a session."""
         with self._precision():
             try:
-                logits = self.module(self._entrance(x))
+                logits = self._forward(x)
             except RuntimeError as e:
                 if not self._format_is_free or "view size is not compatible" not in str(e):
                     raise
                 self.channels_last = self._format_is_free = False
                 self.module.to(memory_format=torch.contiguous_format)
-                logits = self.module(self._entrance(x))
+                logits = self._forward(x)
         if isinstance(logits, (tuple, list)):
             logits = logits[0]
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):

@@ -135,6 +135,18 @@ def test_auto_dtype_follows_the_hardware():
     assert source.dtype in (torch.bfloat16, torch.float32)
 
 
+def test_auto_dtype_follows_the_model(monkeypatch):
+    """Depthwise convolutions are slow in bfloat16 on the CPU, unless dense ones outweigh them."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+
+    def net(width):
+        return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, width, 1), nn.AvgPool2d(6),
+                             nn.Flatten(), nn.Linear(width, 10))
+
+    assert ea.Source(net(16)).dtype == torch.float32
+    assert ea.Source(net(2000)).dtype == ea.Source(small_net()).dtype == torch.bfloat16
+
+
 def test_fast_default_is_as_strong_an_attack():
     """A network trained on a real task: the FGSM step found in the default dtype raises the loss as float32's does."""
     torch.manual_seed(0)
