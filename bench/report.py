@@ -223,6 +223,17 @@ def build() -> str:
                         rows)
 
 
+def kept(file: str) -> str:
+    """What sources keep for the backward pass, from the JSON of bench/kept.py."""
+    rows = []
+    for r in load(file)["rows"]:
+        sizes = r["bytes_per_image"]
+        rows.append([f"{r['network']}, {r['shape'][-1]} px", *(f"{sizes[k] / 1e6:.1f}" for k in sizes),
+                     *(f"{sizes['plain'] / sizes[k]:.0f}" for k in ("float32", "bfloat16"))])
+    return table(["MB an image", "plain module, float32", "`Source`, float32", "`Source`, bfloat16",
+                  "times less, float32", "times less, bfloat16"], rows)
+
+
 def tested() -> str:
     rows = [[t["torch"], t["python"], t["device"], t["how"], t["result"]] for t in load("tested_versions.json")["runs"]]
     return table(["torch", "Python", "device", "how", "result"], rows)
@@ -240,6 +251,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "ops_gpu": ("ops_gpu.json", lambda: per_op("ops_gpu.json")),
     "peers_gpu": ("peers_gpu.json", lambda: peers("peers_gpu.json")),
     "build": ("build.json", build),
+    "kept_cpu": ("kept_cpu.json", lambda: kept("kept_cpu.json")),
     "ensemble_linear_cpu": ("ensemble_linear_cpu.json", lambda: ensemble_linear("ensemble_linear_cpu.json")),
     "ensemble_linear_cuda": ("ensemble_linear_cuda.json", lambda: ensemble_linear("ensemble_linear_cuda.json")),
     "tested": ("tested_versions.json", tested),
