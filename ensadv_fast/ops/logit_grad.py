@@ -72,12 +72,12 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
     """
     op = "logit_grad"
     logits = check.tensor(op, "logits", logits)
-    if (check.direct(logits, labels, weights, index, key) and type(kappa) is float
-            and kappa == kappa and rule in _RULES and loss in _LOSSES and fuse in _FUSES
+    used = key if rule == "random" else None
+    if (rule in _RULES and loss in _LOSSES and fuse in _FUSES and type(kappa) is float and kappa == kappa
             and logits.dim() == (2 if fuse is None else 3) and (weights is None or fuse is not None)
-            and (key is not None or rule != "random")):
+            and (used is not None or rule != "random") and check.direct(logits, labels, weights, index, used)):
         result = _empty(logits, labels)
-        if check.tried(call, logits, labels, weights, key, index, _RULES[rule], _LOSSES[loss], _FUSES[fuse],
+        if check.tried(call, logits, labels, weights, used, index, _RULES[rule], _LOSSES[loss], _FUSES[fuse],
                        bool(targeted), kappa, bool(rescale), *result):
             return result
     check.choice(op, "rule", rule, RULES)
