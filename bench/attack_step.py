@@ -277,10 +277,36 @@ def _peak_bytes(call: Call) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def write(result: dict, out: Path, add: bool) -> None:
-    """The stamped JSON; `add`: together with the rows of the old file that were not measured anew."""
+def options(about: str, networks: list[str], seconds: float) -> argparse.ArgumentParser:
+    """What the benchmarks of whole steps may be asked."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=networks)
+    parser.add_argument("--batch", type=int, default=None, help="default: the network's own")
+    parser.add_argument("--seconds", type=float, default=seconds, help=f"per contender (default: {seconds:g})")
+    parser.add_argument("--least", type=int, default=7, help="rounds at least (default: 7)")
+    parser.add_argument("--threads", type=int, default=None, help="of PyTorch on the CPU (default: its own choice)")
+    parser.add_argument("--out", metavar="FILE", help="write the stamped JSON here")
+    parser.add_argument("--add", action="store_true", help="keep the other rows that FILE has")
+    return parser
+
+
+def begin(args: argparse.Namespace) -> dict:
+    """The stamped results before the first row."""
+    warnings.filterwarnings("ignore")  # compilers and peers warn about themselves
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    return {**stamp(), "device": args.device, "threads": torch.get_num_threads(), "rows": []}
+
+
+def finish(result: dict, args: argparse.Namespace) -> None:
+    """Writes the JSON where it is asked for; `--add`: with the rows of the old file that were not measured anew."""
+    result["load_after"] = os.getloadavg()
+    if not args.out:
+        return
+    out = Path(args.out)
     rows = {(r["network"], r.get("attack")): r for r in result["rows"]}
-    if add and out.exists():
+    if args.add and out.exists():
         old = json.loads(out.read_text())
         rows = {(r["network"], r.get("attack")): r for r in old["rows"]} | rows
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -297,28 +323,18 @@ def _line(r: dict) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser = options(__doc__, list(NETWORKS), 1.0)
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
     parser.add_argument("--contenders", nargs="+", metavar="PREFIX", default=[""], help="whose names begin so")
-    parser.add_argument("--batch", type=int, default=None, help="default: the network's own")
-    parser.add_argument("--seconds", type=float, default=1.0, help="per contender (default: 1)")
-    parser.add_argument("--least", type=int, default=7, help="rounds at least (default: 7)")
-    parser.add_argument("--threads", type=int, default=None, help="of PyTorch on the CPU (default: its own choice)")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled contender out")
-    parser.add_argument("--out", metavar="FILE", help="write the stamped JSON here")
-    parser.add_argument("--add", action="store_true", help="keep the other rows that FILE has")
     args = parser.parse_args(argv)
-    warnings.filterwarnings("ignore")  # compilers and peers warn about themselves
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    result = begin(args)
     asked = [c for c in CONTENDERS if c.name.startswith(tuple(args.contenders))
              and not (args.no_compile and c.make is careful)]
     networks = [NETWORKS[name] for name in args.networks]
     missing = sorted({c.needs for c in asked if not c.installed}
                      | {f"{' or '.join(n.needs)} ({n.name})" for n in networks if not n.installed})
-    result = {**stamp(), "device": args.device, "threads": torch.get_num_threads(), "missing": missing, "rows": []}
+    result["missing"] = missing
     for network in [n for n in networks if n.installed]:
         net = settled(network, args.device)
         batch = args.batch or (network.gpu_batch if args.device == "cuda" else network.batch)
@@ -328,9 +344,7 @@ def main(argv: list[str]) -> int:
             print(_line(result["rows"][-1]), flush=True)
     if missing:
         print("not installed:", ", ".join(missing))
-    result["load_after"] = os.getloadavg()
-    if args.out:
-        write(result, Path(args.out), args.add)
+    finish(result, args)
     return 0
 
 

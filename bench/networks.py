@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ensadv_fast.models import mnist_a
 
-
 BUILD = Path(__file__).parent.parent / "build" / "networks"
 
 

@@ -10,22 +10,18 @@ float32; the last two have the live source under bfloat16 autocast. Peak memory 
 optimizer on, which counts the static networks' weights (and, on the CPU, the copies that `Source.calibrate` needs).
 On the CPU it is read from the profiler's record of the allocator.
 """
-import argparse
 import os
 import sys
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from attack_step import write
+from attack_step import begin, finish, options
 from networks import NETWORKS, Network, images, logits_of
 from torch.profiler import ProfilerActivity, profile
 
 import ensadv_fast as ea
 from ensadv_fast import timing
-from ensadv_fast.bench import dumped, stamp
 
 BFLOAT16 = ", live crafting in bfloat16"
 # Static sources beside the live model; None: the clean step.
@@ -132,26 +128,12 @@ def _line(r: dict) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=["mnist_a", "cifar_resnet18"])
-    parser.add_argument("--batch", type=int, default=None, help="default: the network's own")
-    parser.add_argument("--seconds", type=float, default=3.0, help="per contender (default: 3)")
-    parser.add_argument("--least", type=int, default=7, help="rounds at least (default: 7)")
-    parser.add_argument("--threads", type=int, default=None, help="of PyTorch on the CPU (default: its own choice)")
-    parser.add_argument("--out", metavar="FILE", help="write the stamped JSON here")
-    parser.add_argument("--add", action="store_true", help="keep the rows of other networks that FILE has")
-    args = parser.parse_args(argv)
-    warnings.filterwarnings("ignore")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    result = {**stamp(), "device": args.device, "threads": torch.get_num_threads(), "rows": []}
+    args = options(__doc__, ["mnist_a", "cifar_resnet18"], 3.0).parse_args(argv)
+    result = begin(args)
     for network in [n for n in map(NETWORKS.get, args.networks) if n.installed]:
         result["rows"].append(row(network, args.batch or network.train_batch, args.device, args.seconds, args.least))
         print(_line(result["rows"][-1]), flush=True)
-    result["load_after"] = os.getloadavg()
-    if args.out:
-        write(result, Path(args.out), args.add)
+    finish(result, args)
     return 0
 
 

@@ -12,11 +12,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from . import graph, ops, rectify
 from .agreement import Agreement, agreement
+from .frozen import FrozenPass
 from .losses import choose_labels, power_of_two_scale, sample_losses
 from .ops import _checks as check
 from .ops import keys
 from .ops.logit_grad import unchecked as start_backward
-from .frozen import FrozenPass
 from .protocol import BaseSource, InputGrad, for_autograd
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -62,6 +62,23 @@ void run(const char* op, const LinearActArgs& args, const Tensor& out) {
   }
 }
 
+// How large the products are: [batch, inner] by [inner, cols], for each member.
+struct Extents {
+  int64_t members, batch, inner, cols;
+};
+
+void run_product(const char* op, LinearArgs args, const Tensor& a, const Tensor& b, const Tensor& out,
+                 const Extents& extents) {
+  args.a = in_ref(op, a);
+  args.b = in_ref(op, b);
+  args.out = out_ref(op, out);
+  args.members = extents.members;
+  args.batch = extent(op, extents.batch);
+  args.inner = extent(op, extents.inner);
+  args.cols = extent(op, extents.cols);
+  run(op, args, out);
+}
+
 void ensemble_linear(const Tensor x, const Tensor weight, const std::optional<Tensor> bias, const Tensor y,
                      const std::optional<Tensor> mask) {
   constexpr const char* op = "ensemble_linear";
@@ -82,14 +99,7 @@ void ensemble_linear(const Tensor x, const Tensor weight, const std::optional<Te
     args.bias = in_ref(op, *bias);
   }
   if (mask) args.mask = mask_data(op, *mask, {members, batch}, cols, y);
-  args.a = in_ref(op, x);
-  args.b = in_ref(op, weight);
-  args.out = out_ref(op, y);
-  args.members = members;
-  args.batch = extent(op, batch);
-  args.inner = extent(op, inner);
-  args.cols = extent(op, cols);
-  run(op, args, y);
+  run_product(op, args, x, weight, y, {members, batch, inner, cols});
 }
 
 void ensemble_linear_grad(const Tensor grad, const Tensor weight, const std::optional<Tensor> mask,
@@ -109,14 +119,7 @@ void ensemble_linear_grad(const Tensor grad, const Tensor weight, const std::opt
   check_apart(op, "out", out, "grad", grad);
   check_apart(op, "out", out, "weight", weight);
   if (mask) args.keep = mask_data(op, *mask, {members, batch}, inner, out);
-  args.a = in_ref(op, grad);
-  args.b = in_ref(op, weight);
-  args.out = out_ref(op, out);
-  args.members = members;
-  args.batch = extent(op, batch);
-  args.inner = extent(op, inner);
-  args.cols = extent(op, cols);
-  run(op, args, out);
+  run_product(op, args, grad, weight, out, {members, batch, inner, cols});
 }
 
 LinearActArgs act_arguments(const char* op, const Tensor& out) {

@@ -234,6 +234,15 @@ def direct_bounds(lo, hi) -> bool:
     return type(lo) is type(hi) is float and lo < hi
 
 
+def direct_step(x, step, center, eps, lo, hi, *others) -> tuple[Tensor | None, Tensor | None, float, float] | None:
+    """step and eps as schemas take them, both tensors first, where a step may be tried on all of this; else None."""
+    s, e = as_given(step), as_given(0.0 if eps is None else eps)
+    if (s and e and (center is None) == (eps is None) and direct_bounds(lo, hi)
+            and direct(x, center, s[0], e[0], *others)):
+        return s[0], e[0], s[1], e[1]
+    return None
+
+
 def tried(op, *args) -> bool:
     """Call the op; False if it refuses its arguments."""
     try:

@@ -56,6 +56,18 @@ def scalars(value: float | Tensor, x: Tensor) -> Tensor:
     return torch.tensor(value, dtype=dtype, device=x.device)
 
 
+def pack_bits(flags: Tensor) -> Tensor:
+    """bool [..., n] as uint8 [..., ceil(n / 8)]: bit i % 8 of byte i / 8; bits beyond n are 0."""
+    bits = torch.nn.functional.pad(flags, (0, -flags.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (bits << torch.arange(8, device=flags.device)).sum(-1).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, n: int) -> Tensor:
+    """:func:`pack_bits` undone: bool [..., n]."""
+    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
+    return bits.flatten(-2)[..., :n].bool()
+
+
 def _ordered(t: Tensor) -> Tensor:
     """16-bit floats as integers in the order of the numbers; both zeros are 0."""
     bits = t.view(torch.int16).to(torch.int32) & 0xFFFF

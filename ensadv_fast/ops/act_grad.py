@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from . import _checks as check
+from . import _reference as ref
 from ._library import register_fake
 from .bias_act import check_mask
 
@@ -57,7 +58,7 @@ def _layout(op: str, grad: Tensor, channels_last) -> torch.memory_format:
 def reference(grad: Tensor, mask: Tensor, *, channels_last: bool | None = None) -> Tensor:
     """The same in plain PyTorch."""
     grad = grad.contiguous(memory_format=_layout("act_grad", grad, channels_last))
-    bits = (mask[:, None] >> torch.arange(8, device=mask.device) & 1).flatten()[:grad.numel()].bool()
+    bits = ref.unpack_bits(mask, grad.numel())
     last = grad.dim() in _LAST and not grad.is_contiguous()
     kept = bits.view_as(grad.movedim(1, -1)).movedim(-1, 1) if last else bits.view_as(grad)
     return torch.where(kept, grad, torch.zeros((), dtype=grad.dtype, device=grad.device))

@@ -109,8 +109,7 @@ def reference(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *,
     y = (v if act is None else v.relu()).to(x.dtype).contiguous(memory_format=layout)
     if act is None:
         return y, None
-    bits = torch.nn.functional.pad(in_memory(y) > 0, (0, -y.numel() % 8)).view(-1, 8)
-    return y, (bits << torch.arange(8, device=x.device)).sum(1).to(torch.uint8)
+    return y, ref.pack_bits(in_memory(y) > 0)
 
 
 register_fake("bias_act")

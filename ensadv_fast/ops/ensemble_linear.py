@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from . import _checks as check
+from . import _reference as ref
 from ._library import register_fake
 
 call = torch.ops.ensadv_fast.ensemble_linear.default
@@ -177,16 +178,14 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None, *,
     if act is None:
         return y.to(x.dtype), None
     y = y.relu().to(x.dtype)
-    bits = torch.nn.functional.pad(y > 0, (0, -y.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return y, (bits << torch.arange(8, device=y.device)).sum(-1).to(torch.uint8)
+    return y, ref.pack_bits(y > 0)
 
 
 def grad_reference(grad: Tensor, weight: Tensor, mask: Tensor | None, *, reduce: bool = False) -> Tensor:
     """The same in plain PyTorch, in float64, rounded once."""
     wide = grad.double()
     if mask is not None:
-        bits = mask[..., None] >> torch.arange(8, dtype=torch.uint8, device=mask.device) & 1
-        wide = wide.where(bits.flatten(-2)[..., :grad.shape[-1]] == 1, 0.0)
+        wide = wide.where(ref.unpack_bits(mask, grad.shape[-1]), 0.0)
     out = wide @ weight.double()
     return (out.sum(0) if reduce else out).to(grad.dtype)
 

@@ -37,13 +37,11 @@ def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tenso
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted; nothing is changed then.
     """
-    s, e = check.as_given(step), check.as_given(0.0 if eps is None else eps)
-    if (s and e and (center is None) == (eps is None) and check.direct_bounds(lo, hi)
-            and check.direct(x, grad, momentum, center, s[0], e[0], out)
-            and type(decay) is float and math.isfinite(decay)):
+    sizes = check.direct_step(x, step, center, eps, lo, hi, grad, momentum, out)
+    if sizes and type(decay) is float and math.isfinite(decay):
         result = check.fresh(x) if out is None else out
-        if check.tried(call, x, grad, momentum, center, s[0], e[0], decay, s[1], e[1], lo, hi, check.scratch(x, 1),
-                       result):
+        if check.tried(call, x, grad, momentum, center, *sizes[:2], decay, *sizes[2:], lo, hi,
+                       check.scratch(x, 1), result):
             check.written(momentum)
             return result if out is None else check.written(out)
     op = "momentum_step"

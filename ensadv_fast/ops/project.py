@@ -27,13 +27,12 @@ def project(x: Tensor, center: Tensor, eps: float | Tensor, *, norm: str = "linf
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    e = check.as_given(eps)
-    if (e and center is not None and norm in NORMS and check.direct_bounds(lo, hi)
-            and check.direct(x, center, e[0], out) and x.dtype != torch.uint8):
+    sizes = check.direct_step(x, 0.0, center, eps, lo, hi, out)
+    if sizes and center is not None and norm in NORMS and x.dtype != torch.uint8:
         result = torch.empty_like(x) if out is None else out
-        if (check.tried(l2_call, x, None, center, None, e[0], 0.0, e[1], lo, hi, check.scratch(x, 2), result)
+        if (check.tried(l2_call, x, None, center, *sizes, lo, hi, check.scratch(x, 2), result)
                 if norm == "l2" else
-                check.tried(sign_step_call, x, x, center, None, e[0], 0.0, e[1], lo, hi, result)):
+                check.tried(sign_step_call, x, x, center, *sizes, lo, hi, result)):
             return result if out is None else check.written(out)
     op = "project"
     x = check.images(op, x)
