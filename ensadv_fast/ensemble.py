@@ -11,6 +11,7 @@ from .ops.logit_grad import FUSES, LogitGrad, member_weights
 from .ops.logit_grad import unchecked as start_backward
 from .protocol import BaseSource, InputGrad, for_autograd
 from .source import Source, as_source
+from .stacked import Stack, Unit, units
 
 
 class Ensemble(BaseSource):
@@ -59,6 +60,8 @@ class Ensemble(BaseSource):
             weights = weights.clone() if isinstance(weights, Tensor) else weights
             self._weights = {dtype: member_weights(op, weights, len(self.sources), self.device, dtype)
                              for dtype in (torch.float32, torch.float64)}
+        self._modules: list[nn.Module] = []
+        self._units()
         self._alone = self.sources[0] if len(self.sources) == 1 and weights is None else None
 
     @contextmanager
@@ -68,8 +71,22 @@ class Ensemble(BaseSource):
                 stack.enter_context(source.session(key))
             yield self
 
-    def _stacked(self, members: list[Tensor]) -> Tensor:
-        """[K, N, C] in the dtype of the computation."""
+    def _units(self) -> list[Unit]:
+        """What runs at once: again after a member's module was prepared anew, as by :meth:`Source.calibrate`."""
+        modules = [s.module for s in self.sources]
+        if len(modules) != len(self._modules) or any(a is not b for a, b in zip(modules, self._modules)):
+            self._running = units(self.sources, stack=not self.sequential)
+            self._modules = modules
+        return self._running
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """All members' logits [K, N, C]."""
+        return self._stacked([unit.run.logits_unchecked(x) for unit in self._units()])
+
+    def _stacked(self, passed: list[Tensor]) -> Tensor:
+        """What the units gave as [K, N, C] in the dtype of the computation."""
+        rows = dict(row for unit, logits in zip(self._running, passed, strict=True) for row in unit.rows(logits))
+        members = [rows[k] for k in range(len(self.sources))]
         classes = [z.shape[1] for z in members]
         if len(set(classes)) > 1:
             raise ValueError(f"Ensemble: sources must have the same classes, got {classes}")
@@ -91,13 +108,13 @@ class Ensemble(BaseSource):
         if self._alone is not None:
             return self._alone.logits(x)
         with self.session():
-            return self._mixed(self._stacked([s.logits_unchecked(x) for s in self.sources]))
+            return self._mixed(self._logits(x))
 
     def losses_unchecked(self, x: Tensor, labels: Tensor, loss: str, targeted: bool,
                          kappa: float) -> tuple[Tensor, Tensor]:
         if self._alone is not None:
             return self._alone.losses_unchecked(x, labels, loss, targeted, kappa)
-        stacked = self._stacked([s.logits_unchecked(x) for s in self.sources])
+        stacked = self._logits(x)
         start = start_backward(stacked, labels, "true", targeted, loss, kappa, self.fuse,
                                self._weights[stacked.dtype], None, None, False)
         return start.loss, self._mixed(stacked)
@@ -110,8 +127,10 @@ class Ensemble(BaseSource):
         x, labels = for_autograd(x.detach()), for_autograd(labels)
         wide = x if x.dtype == torch.float64 else x.float()  # what members' gradients are summed in
 
-        def begin(members: list[Tensor]) -> tuple[Tensor, LogitGrad]:
-            stacked = self._stacked([z.detach() for z in members])
+        running = self._units()
+
+        def begin(passed: list[Tensor]) -> tuple[Tensor, LogitGrad]:
+            stacked = self._stacked([z.detach() for z in passed])
             if labels is not None:
                 check.labels("attack", "y", labels, len(x), x.device, stacked.shape[2])
             return self._mixed(stacked), start_backward(stacked, labels, rule, targeted, loss, kappa, self.fuse,
@@ -125,16 +144,16 @@ class Ensemble(BaseSource):
             grads = [p.grad * (w[k] * start.scale / p.scale).view(-1, *[1] * (x.dim() - 1)).to(wide.dtype)
                      for k, p in enumerate(passed)]
         else:
-            leaves = [wide.detach().requires_grad_() for _ in self.sources]
+            leaves = [wide.detach().requires_grad_() for _ in running]
             with torch.enable_grad():
-                members = [self._forward(source, leaf) for source, leaf in zip(self.sources, leaves)]
-            mixed, start = begin(members)
-            grads = [torch.autograd.grad(z, leaf, grad.to(z.dtype))[0]
-                     for z, leaf, grad in zip(members, leaves, start.grad)]
+                passed = [self._forward(unit.run, leaf) for unit, leaf in zip(running, leaves)]
+            mixed, start = begin(passed)
+            grads = [torch.autograd.grad(z, leaf, unit.of(start.grad).to(z.dtype))[0]
+                     for unit, z, leaf in zip(running, passed, leaves)]
         return InputGrad(sum(grads[1:], grads[0]).to(x.dtype), start.labels, start.loss, mixed, start.scale)
 
-    def _forward(self, source: Source, leaf: Tensor) -> Tensor:
-        """A member's logits; with `sequential`, its activations are computed again when its backward pass begins."""
+    def _forward(self, source: Source | Stack, leaf: Tensor) -> Tensor:
+        """A unit's logits; with `sequential`, its activations are computed again when its backward pass begins."""
         if not self.sequential:
             return source.logits_unchecked(leaf)
         return checkpoint(source.logits_unchecked, leaf, use_reentrant=False,

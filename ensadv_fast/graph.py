@@ -108,8 +108,8 @@ def trace(model: nn.Module, leaves: Iterable[str] = ()) -> Trace:
         raise Untraceable(f"{type(e).__name__}: {e}".splitlines()[0]) from e
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
-            node.target = node.target.removeprefix("model.")
-    return Trace(graph, tracer.read, {name.removeprefix("model."): why for name, why in tracer.opaque.items()})
+            node.target = node.target.removeprefix("model").removeprefix(".")
+    return Trace(graph, tracer.read, {name.removeprefix("model").removeprefix("."): why for name, why in tracer.opaque.items()})
 
 
 def trace_parts(model: nn.Module, kind: type[nn.Module]) -> tuple[dict[str, Trace], dict[str, str]]:
@@ -266,19 +266,26 @@ def passes_on(part: nn.Module, node: fx.Node) -> bool:
     return known and not module.training and not hooked(module) and "forward" not in vars(module)
 
 
+def flattens(part: nn.Module, node: fx.Node) -> bool:
+    """Does this node make [N, ...] a matrix [N, M]?"""
+    if node.op == "call_module":
+        module = part.get_submodule(node.target)
+        return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
+    return node.target in (torch.flatten, "flatten") and (
+        node.args[1:] == (1,) or (len(node.args) == 1 and node.kwargs == {"start_dim": 1}))
+
+
 def _is_matrix(part: nn.Module, node) -> bool:
     """Does the graph prove that this value has two dimensions?"""
     if not isinstance(node, fx.Node):
         return False
+    if flattens(part, node):
+        return True
     if node.op == "call_module":
         module = part.get_submodule(node.target)
-        if type(module) is nn.Flatten:
-            return (module.start_dim, module.end_dim) == (1, -1)
         keeps = type(module) in (nn.Linear, nn.BatchNorm1d, nn.Identity, nn.Dropout)
         keeps |= type(module).__module__ == "torch.nn.modules.activation" and len(node.args) == 1
         return keeps and _is_matrix(part, node.args[0])
-    if node.target in (torch.flatten, "flatten"):
-        return node.args[1:] == (1,) or (len(node.args) == 1 and node.kwargs == {"start_dim": 1})
     if node.target in ("view", "reshape"):
         return len(node.args) == 3
     elementwise = node.target in (torch.relu, F.relu, "relu", torch.tanh, "tanh", F.gelu, F.silu)

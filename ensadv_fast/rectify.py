@@ -57,12 +57,13 @@ def _calls(model: nn.Module, traced: fx.Graph) -> dict[nn.ReLU, list[fx.Node]]:
     """The inputs of each ReLU, over all of its calls."""
     found = defaultdict(list)
     for node in traced.nodes:
-        if _is_relu(model, node) and node.op == "call_module":
+        if is_relu(model, node) and node.op == "call_module":
             found[model.get_submodule(node.target)].append(node.args[0])
     return found
 
 
-def _is_relu(model: nn.Module, node: fx.Node) -> bool:
+def is_relu(model: nn.Module, node: fx.Node) -> bool:
+    """Is this node a ReLU, as PyTorch has it?"""
     if len(node.args) != 1:
         return False
     if node.op == "call_module":
@@ -96,4 +97,4 @@ def _adds(node: fx.Node) -> bool:
 
 def _ends(model: nn.Module, node: fx.Node) -> bool:
     """Is this sum the affair of the ReLU alone that follows?"""
-    return len(node.args) == 2 and not node.kwargs and len(node.users) == 1 and _is_relu(model, next(iter(node.users)))
+    return len(node.args) == 2 and not node.kwargs and len(node.users) == 1 and is_relu(model, next(iter(node.users)))
