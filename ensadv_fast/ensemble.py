@@ -29,6 +29,10 @@ class Ensemble(BaseSource):
             none where fuse is "loss" and the labels are given. Members then compute their own scale each, and the
             gradient differs from the other mode's by roundings.
 
+    Members that are MLPs of one architecture and dtype, folded sources in eval mode, run as one stack, a launch a
+    layer for all of them (:mod:`ensadv_fast.stacked`): the same but for roundings. Their weights are then views of
+    the stack, kept once, and alive while any of these sources is. Not with `sequential`.
+
     Wherever a :class:`Source` is taken as an attack's source, an Ensemble is. Its logits are float32 (float64 where a
     member's are): the mixed ones for fuse "logits", log P for the others. An ensemble of one without weights is that
     source, to the bit.

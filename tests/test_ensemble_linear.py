@@ -19,7 +19,7 @@ every_size = pytest.mark.parametrize("size", SIZES, ids=lambda s: "x".join(map(s
 def way(request, monkeypatch):
     """The products by our kernel, or by torch's."""
     monkeypatch.setattr(MODULE, "OURS_UP_TO", {} if request.param == "ours" else
-                        {(device, dtype): -1 for device in ("cpu", "cuda") for dtype in DTYPES})
+                        dict.fromkeys(MODULE.CASES, -1))
 
 
 def operands(members, batch, outputs, inner, dtype, device="cpu", shared=False):
@@ -84,7 +84,7 @@ def test_any_size(members, batch, outputs, inner, dtype, ours):
     x, weight, bias = operands(members, batch, outputs, max(inner, 1), dtype)
     x, weight = x[..., :inner], weight[..., :inner]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MODULE, "OURS_UP_TO", {} if ours else {("cpu", dtype): -1})
+        patch.setattr(MODULE, "OURS_UP_TO", {} if ours else dict.fromkeys(MODULE.CASES, -1))
         y, mask = ops.ensemble_linear(x, weight, bias, act="relu")
         back = ops.ensemble_linear_grad(y, weight, mask)
     torch.testing.assert_close(y, reference(x, weight, bias, act="relu")[0])

@@ -1,4 +1,6 @@
 """ensemble_linear: one linear layer of all members of an ensemble in one launch, and its gradient by the input."""
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -13,9 +15,16 @@ call_act_grad = torch.ops.ensadv_fast.ensemble_linear_act_grad.default
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ACTS = (None, "relu")
-# Up to how many products of two numbers our own kernel beats torch's, which has its own pass for bias and ReLU;
-# measured by bench/ensemble_linear.py. What is not here was not measured and is always ours.
-OURS_UP_TO = {("cpu", dtype): 2**21 for dtype in DTYPES}
+# What decides whose product is faster: device, dtype, direction, and whether rows of weights are long (WIDE inputs and
+# more), so that a gradient, which reads some columns of each, finds every row in another page of memory.
+CASES = tuple(itertools.product(("cpu", "cuda"), DTYPES, ("forward", "gradient"), (False, True)))
+WIDE = 1500
+# Up to how many products of two numbers our own kernel is the faster, else torch's with a pass of ours for bias and
+# ReLU; measured by bench/ensemble_linear.py. What is not here is always ours.
+OURS_UP_TO = {case: 2**21 for case in CASES if case[0] == "cpu"}
+if torch.cpu._is_amx_tile_supported():  # where bfloat16 has a kernel of its own
+    OURS_UP_TO = {case: most for case, most in OURS_UP_TO.items() if case[1] != torch.bfloat16}
+    OURS_UP_TO["cpu", torch.bfloat16, "gradient", True] = 3 * 2**27
 
 
 def ensemble_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *,
@@ -33,8 +42,9 @@ def ensemble_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *,
         y > 0, bits beyond the last output are 0; None where `act` is None. No autograd history:
         :func:`ensemble_linear_grad` takes the mask. Sums are float32's, also those of 16-bit numbers, which are
         rounded once, at the end; float32 is never narrowed to TF32, whatever torch is set to, where our kernel runs.
-        NaN passes the ReLU, with its bit 0. Large products on the CPU are `torch.bmm`'s, with bias, ReLU and mask in
-        one pass of ours; which is faster was measured (bench/ensemble_linear.py).
+        NaN passes the ReLU, with its bit 0. On the CPU bfloat16 is multiplied by the processor's tiles (AMX) where
+        it has them; other large products are `torch.bmm`'s, with bias, ReLU and mask in one pass of ours. Which is
+        faster was measured (bench/ensemble_linear.py).
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
@@ -69,8 +79,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, act: str | None) -> 
     members, outputs, inner = weight.shape
     batch = x.shape[-2]
     y = x.new_empty(members, batch, outputs)
-    mask = None if act is None else x.new_empty(_mask_shape(y), dtype=torch.uint8)
-    if _ours(x, members * batch * outputs * inner):
+    mask = None if act is None else x.new_empty(members, batch, -(-outputs // 8), dtype=torch.uint8)
+    if _ours(x, "forward", inner, members * batch * outputs * inner):
         call(x, weight, bias, y, mask)
         return y, mask
     x = x.expand(members, -1, -1) if x.dim() == 2 else x
@@ -130,7 +140,7 @@ def _fit_back(grad: Tensor, weight: Tensor) -> bool:
 def _gradient(grad: Tensor, weight: Tensor, mask: Tensor | None, reduce: bool) -> Tensor:
     (members, batch, outputs), inner = grad.shape, weight.shape[2]
     out = grad.new_empty(batch, inner) if reduce else grad.new_empty(members, batch, inner)
-    if _ours(grad, members * batch * outputs * inner):
+    if _ours(grad, "gradient", inner, members * batch * outputs * inner):
         call_grad(grad, weight, mask, out)
         return out
     if mask is not None:
@@ -143,11 +153,8 @@ def _gradient(grad: Tensor, weight: Tensor, mask: Tensor | None, reduce: bool) -
 
 
 def _mask_shape(y: Tensor) -> tuple[int, int, int]:
-    return (*y.shape[:2], _bytes(y.shape[2]))
-
-
-def _bytes(outputs: int) -> int:
-    return -(-outputs // 8)
+    members, batch, outputs = y.shape
+    return members, batch, -(-outputs // 8)
 
 
 def _operands(op: str, name: str, x, weight, shape: str, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -165,8 +172,8 @@ def _operands(op: str, name: str, x, weight, shape: str, dims: tuple[int, ...]) 
     return x.contiguous(), weight.contiguous()
 
 
-def _ours(x: Tensor, products: int) -> bool:
-    most = OURS_UP_TO.get((x.device.type, x.dtype))
+def _ours(x: Tensor, direction: str, inner: int, products: int) -> bool:
+    most = OURS_UP_TO.get((x.device.type, x.dtype, direction, inner >= WIDE))
     return most is None or products <= most
 
 

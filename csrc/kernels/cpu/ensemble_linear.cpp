@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "amx.h"
 #include "half.h"
 #include "loop.h"
 
@@ -204,6 +205,7 @@ class Blocks {
 
 void ensemble_linear_cpu(const LinearArgs& args, int64_t begin, int64_t end) {
   if (begin >= end || args.batch == 0) return;
+  if (args.out.dtype == Dtype::bf16 && has_amx()) return ensemble_linear_amx(args, begin, end);
   with_linear_dtype(args.out.dtype, [&](auto t) {
     Blocks<decltype(t)> blocks(args);
     for (int64_t block = begin; block < end; ++block) blocks.run(block);
