@@ -109,7 +109,7 @@ def trace(model: nn.Module, leaves: Iterable[str] = ()) -> Trace:
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             node.target = node.target.removeprefix("model").removeprefix(".")
-    return Trace(graph, tracer.read, {name.removeprefix("model").removeprefix("."): why for name, why in tracer.opaque.items()})
+    return Trace(graph, tracer.read, {name.removeprefix("model."): why for name, why in tracer.opaque.items()})
 
 
 def trace_parts(model: nn.Module, kind: type[nn.Module]) -> tuple[dict[str, Trace], dict[str, str]]:

@@ -1,6 +1,7 @@
 """ensemble_linear's CPU kernels on numpy arrays, without torch: against the definition in float64, whatever the sizes,
 alignment and the ranges they run on."""
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +19,8 @@ class Product:
     """Operands of act(a[z] @ b[z] + bias[z]) at any address, what it should be, and the kernel run on them."""
 
     def __init__(self, rng, dtype, members, batch, cols, inner, lead=0, *, shared=False, turned=False, reduce=False,
-                 keep=False, bias=False, act=False):
-        self.dtype, self.flags = dtype, {"shared": shared, "turned": turned, "reduce": reduce}
+                 keep=False, bias=False, act=False, tiles=True):
+        self.dtype, self.flags = dtype, {"shared": shared, "turned": turned, "reduce": reduce, "tiles": tiles}
         self.sizes = {"members": members, "batch": batch, "cols": cols, "inner": inner}
         self.lead, self.act = lead, act
         self.a = self.operand(rng, (1 if shared else members, batch, inner))
@@ -76,6 +77,7 @@ def products(data, dtype, most: int = 300, **kw):
     backward = data.draw(flag)
     flags = ({"turned": True, "keep": data.draw(flag), "reduce": data.draw(flag)} if backward else
              {"shared": data.draw(flag), "bias": data.draw(flag), "act": data.draw(flag)})
+    flags["tiles"] = data.draw(flag)  # the processor's, where it has them
     sizes = [data.draw(st.integers(1, top)) for top in (4, 19, 90, most)]
     return Product(np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))), dtype, *sizes,
                    data.draw(st.integers(0, 9)), **flags, **kw)
@@ -141,17 +143,26 @@ def test_the_gradient_of_the_activation_alone(dtype, rows, cols, lead, seed):
     assert np.array_equal(values(out.result(), dtype), wanted, equal_nan=True)
 
 
-def test_nan_passes_the_activation_and_only_where_it_is_kept():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nan_passes_the_activation_and_only_where_it_is_kept(dtype):
     rng = np.random.default_rng(0)
-    forward = Product(rng, "float32", 2, 3, 20, 9, act=True)
-    forward.a[1, 2, 4] = NAN
+    nan = cast(np.array([NAN]), dtype)[0]
+    forward = Product(rng, dtype, 2, 3, 20, 9, act=True)
+    forward.a[1, 2, 4] = nan
     out, mask = forward.run()
-    out = out.reshape(2, 3, 20)
+    out = values(out, dtype).reshape(2, 3, 20)
     assert np.isnan(out[1, 2]).all() and np.isfinite(out[0]).all() and np.isfinite(out[1, :2]).all()
     assert not mask.reshape(2, 3, 3)[1, 2].any()
-    backward = Product(rng, "float32", 1, 2, 20, 16, turned=True, keep=True)
-    backward.a[0, 0, 3] = NAN
+    backward = Product(rng, dtype, 1, 2, 20, 16, turned=True, keep=True)
+    backward.a[0, 0, 3] = nan
     backward.keep[0, 0, 0] = 0b11110111
-    assert np.isfinite(backward.run()[0]).all()
+    assert np.isfinite(values(backward.run()[0], dtype)).all()
     backward.keep[0, 0, 0] = 0b00001000
-    assert np.isnan(backward.run()[0].reshape(2, 20)[0]).all()
+    assert np.isnan(values(backward.run()[0], dtype).reshape(2, 20)[0]).all()
+
+
+@pytest.mark.parametrize("flags", [{"act": True, "bias": True}, {"shared": True}, {"turned": True, "keep": True},
+                                   {"turned": True, "reduce": True}], ids=lambda f: "-".join(f))
+def test_more_rows_than_are_multiplied_at_once(flags):
+    product = Product(np.random.default_rng(0), "bfloat16", 2, 1100, 150, 70, **flags)
+    product.check(*product.run([kernels.Range(threads=2)]))

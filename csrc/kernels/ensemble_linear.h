@@ -54,6 +54,7 @@ ENSADV_HD int64_t linear_blocks(const LinearArgs& args) {
   return (args.reduce ? 1 : args.members) * ((args.cols + kLinearBlock - 1) / kLinearBlock);
 }
 void ensemble_linear_cpu(const LinearArgs& args, int64_t begin, int64_t end);
+void ensemble_linear_plain_cpu(const LinearArgs& args, int64_t begin, int64_t end);  // the same without tiles (amx.h)
 int ensemble_linear_cuda(const LinearArgs& args, void* stream);
 void ensemble_linear_act_cpu(const LinearActArgs& args, int64_t begin, int64_t end);  // rows
 int ensemble_linear_act_cuda(const LinearActArgs& args, void* stream);

@@ -27,6 +27,7 @@ constexpr int kBlock = 2 * kTile;              // rows and columns that are mult
 constexpr int kSteps = 16;                     // whose panel of weights, 32 KiB, stays in the L1 cache
 constexpr int kGroup = 4;                      // blocks whose columns are read together: one block's are 64 bytes of
                                                // each row, and memory would rather give more of a row at once
+constexpr int kRows = 512;                     // of a that are multiplied at once: they and their sums stay in the L2
 static_assert(kBlock == kLinearBlock);
 
 struct alignas(64) Configuration {
@@ -247,11 +248,13 @@ class Scratch {
   std::unique_ptr<T, Free> data_;
 };
 
-// Blocks of columns, one after another or, of weights that are paired, some at once.
+// Blocks of columns of rows [first_row, first_row + rows), one after another or, of weights that are paired, some at
+// once.
 class Blocks {
  public:
-  explicit Blocks(const LinearArgs& args)
-      : args_(args), steps_((args.inner + kStep - 1) / kStep), padded_((args.batch + kBlock - 1) / kBlock * kBlock),
+  Blocks(const LinearArgs& args, int first_row, int rows)
+      : args_(args), first_row_(first_row), rows_(rows), steps_((args.inner + kStep - 1) / kStep),
+        padded_((rows + kBlock - 1) / kBlock * kBlock),
         at_once_(args.turned ? kGroup : 1), panel_size_(int64_t(padded_) * steps_ * kStep),
         sums_(int64_t(padded_) * kBlock * at_once_), weights_(int64_t(kBlock) * kSteps * kStep * at_once_),
         panels_((args.reduce ? args.members : 1) * panel_size_) {}
@@ -274,15 +277,15 @@ class Blocks {
     for (int64_t k = begin; k < end; ++k)
       for (int s = 0; s < steps_; s += kSteps, add = true) multiply_steps(k, first, width, s, add);
     if (!add) std::fill_n(sums_.data(), int64_t(padded_) * kBlock * at_once_, 0.0f);  // a sum of nothing
-    for (int row = 0; row < args_.batch; row += kBlock)
+    for (int row = 0; row < rows_; row += kBlock)
       for (int c = 0; c < width; c += kBlock) {
-        const int64_t at = member * args_.batch + row;
+        const int64_t at = member * args_.batch + first_row_ + row;
         const int col = first + c;
         const Finish finish{args_.bias.data ? words(args_.bias) + member * args_.cols + col : nullptr,
                             static_cast<uint16_t*>(args_.out.data) + at * args_.cols + col,
                             args_.mask ? args_.mask + at * bytes_of(args_.cols) + col / kMaskBits : nullptr,
                             args_.cols, std::min(kBlock, width - c)};
-        finish.run(sums_of(c, row), !args_.turned, std::min(kBlock, args_.batch - row));
+        finish.run(sums_of(c, row), !args_.turned, std::min(kBlock, rows_ - row));
       }
   }
 
@@ -313,15 +316,16 @@ class Blocks {
     uint16_t* panel = panels_.data() + (args_.reduce ? k * panel_size_ : 0);
     if (k <= made_ || (args_.shared && made_ >= 0)) return panel;
     made_ = k;
-    const uint16_t* a = words(args_.a) + (args_.shared ? 0 : k) * args_.batch * args_.inner;
-    const uint8_t* keep = args_.keep ? args_.keep + k * args_.batch * bytes_of(args_.inner) : nullptr;
-    if (args_.turned) copy_rows(a, args_.inner, args_.batch, padded_, 0, steps_, keep, panel);
-    else copy_columns(a, args_.inner, args_.batch, padded_, steps_, panel);
+    const int64_t row = k * args_.batch + first_row_;
+    const uint16_t* a = words(args_.a) + (args_.shared ? first_row_ : row) * args_.inner;
+    const uint8_t* keep = args_.keep ? args_.keep + row * bytes_of(args_.inner) : nullptr;
+    if (args_.turned) copy_rows(a, args_.inner, rows_, padded_, 0, steps_, keep, panel);
+    else copy_columns(a, args_.inner, rows_, padded_, steps_, panel);
     return panel;
   }
 
   const LinearArgs& args_;
-  const int steps_, padded_;
+  const int first_row_, rows_, steps_, padded_;
   const int64_t at_once_, panel_size_;
   int64_t made_ = -1;
   const Scratch<float> sums_;
@@ -346,7 +350,8 @@ bool has_amx() {
 
 void ensemble_linear_amx(const LinearArgs& args, int64_t begin, int64_t end) {
   const Tiles tiles;
-  Blocks(args).run(begin, end);
+  for (int row = 0; row < args.batch; row += kRows)
+    Blocks(args, row, std::min(kRows, args.batch - row)).run(begin, end);
 }
 
 }  // namespace ensadv

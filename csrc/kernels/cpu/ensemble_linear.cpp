@@ -205,7 +205,11 @@ class Blocks {
 
 void ensemble_linear_cpu(const LinearArgs& args, int64_t begin, int64_t end) {
   if (begin >= end || args.batch == 0) return;
-  if (args.out.dtype == Dtype::bf16 && has_amx()) return ensemble_linear_amx(args, begin, end);
+  if (args.out.dtype == Dtype::bf16 && has_amx()) ensemble_linear_amx(args, begin, end);
+  else ensemble_linear_plain_cpu(args, begin, end);
+}
+
+void ensemble_linear_plain_cpu(const LinearArgs& args, int64_t begin, int64_t end) {
   with_linear_dtype(args.out.dtype, [&](auto t) {
     Blocks<decltype(t)> blocks(args);
     for (int64_t block = begin; block < end; ++block) blocks.run(block);
