@@ -51,24 +51,27 @@ class Convolution(Function):
 
 
 class Relu(Function):
-    """relu(x + residual), of 2 to 5 dimensions: keeps one bit an element. `inplace`: in x's memory."""
+    """relu(x + residual), of 2 to 5 dimensions: keeps one bit an element. `inplace`: in x's memory.
+
+    how: what bias_act is told of another act than ReLU, whose gradient passes whole, or scaled by a slope, too.
+    """
 
     @staticmethod
-    def forward(ctx, x, residual, inplace):
-        y, mask = ops.bias_act(x.detach(), None, residual, out=x.detach() if inplace else None)
+    def forward(ctx, x, residual, inplace, how):
+        y, mask = ops.bias_act(x.detach(), None, residual, out=x.detach() if inplace else None, **how)
         if inplace:
             ctx.mark_dirty(x)
             y = x
         ctx.save_for_backward(mask)
-        ctx.channels_last = not y.is_contiguous()
+        ctx.channels_last, ctx.slope = not y.is_contiguous(), how.get("slope")
         return y
 
     @staticmethod
     def backward(ctx, grad):
         first_only()
         mask, = ctx.saved_tensors
-        dx = ops.act_grad(grad, mask, channels_last=ctx.channels_last)
-        return dx, dx if ctx.needs_input_grad[1] else None, None
+        dx = ops.act_grad(grad, mask, slope=ctx.slope, channels_last=ctx.channels_last)
+        return dx, dx if ctx.needs_input_grad[1] else None, None, None
 
 
 class MaxPool2d(Function):
