@@ -227,10 +227,11 @@ class Source(BaseSource):
     @property
     def fused(self) -> bool:
         """Are the entrance and the loss our kernels'? Elsewhere they are plain PyTorch's, to the last bit."""
-        return self.dtype in check.NARROW
+        return self.dtype in check.NARROW or self.dtype == torch.float32 and (self.fold or self.channels_last)
 
     def _entrance(self, x: Tensor) -> Tensor:
-        if self.fused and x.dim() == 4:
+        as_it_is = self.mean is None and self.std is None and x.dtype == self.dtype
+        if self.fused and x.dim() == 4 and not as_it_is:
             channels_last = self.channels_last or check.memory_format(x) == torch.channels_last
             mean, std = (None if v is None else v.flatten().expand(x.shape[1]) if v.numel() == 1 else v.flatten()
                          for v in (self.mean, self.std))
