@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import frozen_functions as functions
 from .ops import _checks as check
+from .packed import Packs
 from .rectify import NONE, Joins
 
 
@@ -28,7 +29,7 @@ def _frozen(x, *constants) -> bool:
 
 
 def _convolution(dims: int):
-    def run(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    def run(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, packs=None):
         if not _frozen(x, weight, bias) or x.dim() != dims + 2:
             return NotImplemented
         dilation = _tuple(dilation, dims)
@@ -37,8 +38,10 @@ def _convolution(dims: int):
             if any(t % 2 for t in total):  # more on one side than on the other
                 return NotImplemented
             padding = [t // 2 for t in total]
-        return functions.Convolution.apply(x, weight, bias, _tuple(stride, dims), _tuple(padding, dims), dilation,
-                                           False, (0,) * dims, groups)
+        stride, padding = _tuple(stride, dims), _tuple(padding, dims)
+        packed = packs.of(x, weight, bias, stride, padding, dilation, groups) if packs is not None else None
+        return functions.Convolution.apply(x, weight, bias, packed, stride, padding, dilation, False, (0,) * dims,
+                                           groups)
     return run
 
 
@@ -46,7 +49,7 @@ def _transposed_convolution(dims: int):
     def run(x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
         if not _frozen(x, weight, bias) or x.dim() != dims + 2:
             return NotImplemented
-        return functions.Convolution.apply(x, weight, bias, *(_tuple(v, dims) for v in (stride, padding, dilation)),
+        return functions.Convolution.apply(x, weight, bias, None, *(_tuple(v, dims) for v in (stride, padding, dilation)),
                                            True, _tuple(output_padding, dims), groups)
     return run
 
@@ -154,10 +157,12 @@ class FrozenPass(TorchFunctionMode):
     Args:
         joins: which sums go to a ReLU alone (:func:`ensadv_fast.rectify.join`): they are rectified as they are
             added, in one pass over memory, and the ReLU then has nothing to do.
+        packs: where the network's convolutions on the CPU find their weights in oneDNN's order; None: PyTorch's.
     """
 
-    def __init__(self, joins: Joins = NONE):
+    def __init__(self, joins: Joins = NONE, packs: Packs | None = None):
         super().__init__()
+        self.packs = packs
         self.adds = (_ADDS if joins.fresh else {}) | (_ADDS_IN_PLACE if joins.over else {})
         self.rectified: Tensor | None = None
 
@@ -171,6 +176,8 @@ class FrozenPass(TorchFunctionMode):
             run = _TABLE.get(func)
             adds = run is None and (run := self.adds.get(func)) is not None
             if run is not None and not (adds and kwargs):
+                if func is torch.conv2d:
+                    run = functools.partial(run, packs=self.packs)
                 result = run(*args, **{"x" if k == "input" else k: v for k, v in kwargs.items()})
                 if result is not NotImplemented:
                     if adds:

@@ -34,20 +34,23 @@ def first_only() -> None:
 
 
 class Convolution(Function):
-    """Keeps the weight. Arguments are those of aten::convolution; the weight and the bias get no gradient."""
+    """Keeps the weight. Arguments are those of aten::convolution, and the weight packed, or None; weight and bias get
+    no gradient."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, *how):
+    def forward(ctx, x, weight, bias, packed, *how):
         ctx.save_for_backward(weight)
-        ctx.form, ctx.how = Form(x), how
-        return aten.convolution(x, weight, bias, *how)
+        ctx.form, ctx.how, ctx.packed = Form(x), how, packed
+        return aten.convolution(x, weight, bias, *how) if packed is None else packed.forward(x, bias)
 
     @staticmethod
     def backward(ctx, grad):
         first_only()
         weight, = ctx.saved_tensors
+        if ctx.packed is not None and grad.is_contiguous(memory_format=torch.channels_last):
+            return ctx.packed.backward(grad), *[None] * (3 + len(ctx.how))
         dx, _, _ = aten.convolution_backward(grad, ctx.form.empty(), weight, None, *ctx.how, [True, False, False])
-        return dx, *[None] * (2 + len(ctx.how))
+        return dx, *[None] * (3 + len(ctx.how))
 
 
 class Relu(Function):
