@@ -19,7 +19,8 @@ from kept import kept_bytes  # noqa: E402  it lies beside the tests that hold th
 import ensadv_fast as ea  # noqa: E402
 from ensadv_fast.bench import stamp  # noqa: E402
 
-NETWORKS = {"resnet18": 224, "resnet50": 224, "vgg11_bn": 224, "densenet121": 224, "inception_v3": 299}
+NETWORKS = {"resnet18": 224, "resnet50": 224, "vgg11_bn": 224, "densenet121": 224, "inception_v3": 299,
+            "mobilenetv2_100": 224}
 BATCH = 8
 
 

@@ -119,10 +119,13 @@ def _model_entry(x, mean, std, *, delta=None, dtype=None, channels_last=True):
     return x.to(dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def _bias_act(x, bias, *, residual=None):
+def _bias_act(x, bias, *, residual=None, act="relu", lo=None, hi=None):
     """As a folded network's modules have it; the mask is what autograd would keep the whole result for."""
     v = x + bias.view(-1, 1, 1).to(x.dtype)
-    return torch.relu_(v if residual is None else v.add_(residual))
+    v = v if residual is None else v.add_(residual)
+    if act == "hardtanh":
+        return F.hardtanh_(v, lo, hi)
+    return torch.relu_(v) if act == "relu" else F.leaky_relu_(v)
 
 
 def _ensemble_linear(x, weight, bias, *, act=None):
@@ -168,6 +171,8 @@ EAGER: dict[str, Callable] = {
     "model_entry-delta": _model_entry,
     "bias_act-relu": _bias_act,
     "bias_act-residual": _bias_act,
+    "bias_act-hardtanh": _bias_act,
+    "bias_act-leaky_relu": _bias_act,
     **{f"sample_eps-{dist}": _eps for dist in ("fixed", "uniform", "truncated_normal")},
     **{f"logit_grad-{mode}": _logit_grad for mode in (
         "true_ce", "predicted_cw", "least_likely_ce", "random_dlr", "fused_logits_ce", "fused_logits_cw",
@@ -175,6 +180,7 @@ EAGER: dict[str, Callable] = {
 }
 # Cases for which there is nothing that users would write, and why.
 NO_EAGER = {
-    "act_grad-bits": "autograd keeps a ReLU's whole result for this, which is not among the arguments",
+    **dict.fromkeys(("act_grad-bits", "act_grad-slope"),
+                    "autograd keeps a ReLU's whole result for this, which is not among the arguments"),
     "split_key-split": "PyTorch's generators cannot be split: nobody derives keys from keys",
 }

@@ -34,41 +34,47 @@ def first_only() -> None:
 
 
 class Convolution(Function):
-    """Keeps the weight. Arguments are those of aten::convolution; the weight and the bias get no gradient."""
+    """Keeps the weight. Arguments are those of aten::convolution, and the weight packed, or None; weight and bias get
+    no gradient."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, *how):
+    def forward(ctx, x, weight, bias, packed, *how):
         ctx.save_for_backward(weight)
-        ctx.form, ctx.how = Form(x), how
-        return aten.convolution(x, weight, bias, *how)
+        ctx.form, ctx.how, ctx.packed = Form(x), how, packed
+        return aten.convolution(x, weight, bias, *how) if packed is None else packed.forward(x, bias)
 
     @staticmethod
     def backward(ctx, grad):
         first_only()
         weight, = ctx.saved_tensors
+        if ctx.packed is not None and grad.is_contiguous(memory_format=torch.channels_last):
+            return ctx.packed.backward(grad), *[None] * (3 + len(ctx.how))
         dx, _, _ = aten.convolution_backward(grad, ctx.form.empty(), weight, None, *ctx.how, [True, False, False])
-        return dx, *[None] * (2 + len(ctx.how))
+        return dx, *[None] * (3 + len(ctx.how))
 
 
 class Relu(Function):
-    """relu(x + residual), of 2 to 5 dimensions: keeps one bit an element. `inplace`: in x's memory."""
+    """relu(x + residual), of 2 to 5 dimensions: keeps one bit an element. `inplace`: in x's memory.
+
+    how: what bias_act is told of another act than ReLU, whose gradient passes whole, or scaled by a slope, too.
+    """
 
     @staticmethod
-    def forward(ctx, x, residual, inplace):
-        y, mask = ops.bias_act(x.detach(), None, residual, out=x.detach() if inplace else None)
+    def forward(ctx, x, residual, inplace, how):
+        y, mask = ops.bias_act(x.detach(), None, residual, out=x.detach() if inplace else None, **how)
         if inplace:
             ctx.mark_dirty(x)
             y = x
         ctx.save_for_backward(mask)
-        ctx.channels_last = not y.is_contiguous()
+        ctx.channels_last, ctx.slope = not y.is_contiguous(), how.get("slope")
         return y
 
     @staticmethod
     def backward(ctx, grad):
         first_only()
         mask, = ctx.saved_tensors
-        dx = ops.act_grad(grad, mask, channels_last=ctx.channels_last)
-        return dx, dx if ctx.needs_input_grad[1] else None, None
+        dx = ops.act_grad(grad, mask, slope=ctx.slope, channels_last=ctx.channels_last)
+        return dx, dx if ctx.needs_input_grad[1] else None, None, None
 
 
 class MaxPool2d(Function):

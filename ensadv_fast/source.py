@@ -17,6 +17,7 @@ from .losses import choose_labels, power_of_two_scale, sample_losses
 from .ops import _checks as check
 from .ops import keys
 from .ops.logit_grad import unchecked as start_backward
+from .packed import Packs
 from .protocol import BaseSource, InputGrad, for_autograd
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -72,6 +73,8 @@ class Source(BaseSource):
             stay). Where a part of the model cannot be traced by torch.fx, it stays as it is, and a warning says so,
             once per source. What its forward pass then keeps for the backward pass is weights and bits, not
             activations (:class:`ensadv_fast.frozen.FrozenPass`, without compile): gradients by the images, once.
+            On the CPU convolutions' weights are then held in oneDNN's order as well, twice
+            (:mod:`ensadv_fast.packed`).
         compile: pass the frozen copy through torch.compile.
         cuda_graph: permission for speed, without effect in this version.
 
@@ -108,7 +111,7 @@ class Source(BaseSource):
         self._refuse_inference(model)
         self.live, self.crafting, self.fold, self.compile = live, crafting, fold, compile
         self._keeps_bits = fold and crafting == "eval" and not (live or compile)
-        self._joins = rectify.NONE
+        self._joins, self._packs = rectify.NONE, Packs()
         self._active, self._original, self._format_is_free = False, None, False
         self._autocast = dtype if live and dtype in check.NARROW else None
         self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())),
@@ -155,7 +158,7 @@ class Source(BaseSource):
                 warnings.warn(f"Source: fold leaves batch normalisations as they are in {parts}. Gradients are right, "
                               "but slower than they could be; fold=False silences this.", stacklevel=3)
         if self._keeps_bits:
-            self._joins = rectify.join(frozen)
+            self._joins, self._packs = rectify.join(frozen), Packs()
         if self.dtype is not None:
             narrow = self.dtype in check.NARROW  # 16-bit statistics would move every activation
             norms = [m for m in frozen.modules() if isinstance(m, _NormBase)] if narrow else []
@@ -227,10 +230,11 @@ class Source(BaseSource):
     @property
     def fused(self) -> bool:
         """Are the entrance and the loss our kernels'? Elsewhere they are plain PyTorch's, to the last bit."""
-        return self.dtype in check.NARROW
+        return self.dtype in check.NARROW or self.dtype == torch.float32 and (self.fold or self.channels_last)
 
     def _entrance(self, x: Tensor) -> Tensor:
-        if self.fused and x.dim() == 4:
+        as_it_is = self.mean is None and self.std is None and x.dtype == self.dtype
+        if self.fused and x.dim() == 4 and not as_it_is:
             channels_last = self.channels_last or check.memory_format(x) == torch.channels_last
             mean, std = (None if v is None else v.flatten().expand(x.shape[1]) if v.numel() == 1 else v.flatten()
                          for v in (self.mean, self.std))
@@ -253,7 +257,7 @@ class Source(BaseSource):
 
     def _forward(self, x: Tensor) -> Tensor:
         x = self._entrance(x)
-        with FrozenPass(self._joins) if self._keeps_bits else nullcontext():
+        with FrozenPass(self._joins, self._packs) if self._keeps_bits else nullcontext():
             return self.module(x)
 
     def logits_unchecked(self, x: Tensor) -> Tensor:

@@ -217,11 +217,11 @@ def _entry(delta: bool = False, **kw) -> Callable[[Inputs], Arguments]:
     return make
 
 
-def _bias(residual: bool) -> Callable[[Inputs], Arguments]:
+def _bias(residual: bool, **act) -> Callable[[Inputs], Arguments]:
     def make(i: Inputs) -> Arguments:
         x, other = i.images(2)
         bias = torch.arange(i.shape[1], device=i.device, dtype=torch.float32) / (4 * i.shape[1]) - 0.5
-        return (x - 0.25, bias), {"residual": other - 0.5} if residual else {}
+        return (x - 0.25, bias), {**act, **({"residual": other - 0.5} if residual else {})}
     return make
 
 
@@ -268,6 +268,12 @@ CASES: list[OpCase] = [
            dtypes=FLOATS),
     OpCase("bias_act", "residual", ops.bias_act, bias_act_reference, _bias(True), 3, image=False, sweep=True,
            dtypes=FLOATS),
+    OpCase("bias_act", "hardtanh", ops.bias_act, bias_act_reference, _bias(False, act="hardtanh", lo=0.0, hi=0.25), 2,
+           image=False, sweep=True, dtypes=FLOATS),
+    OpCase("bias_act", "leaky_relu", ops.bias_act, bias_act_reference, _bias(False, act="leaky_relu"), 2, image=False,
+           sweep=True, dtypes=FLOATS),
+    OpCase("act_grad", "slope", ops.act_grad, act_grad_reference, lambda i: (_act_grad(i)[0], {"slope": 0.01}), 2,
+           image=False, sweep=True, dtypes=FLOATS),
     OpCase("act_grad", "bits", ops.act_grad, act_grad_reference, _act_grad, 2, image=False, sweep=True, dtypes=FLOATS),
     *[OpCase("sample_eps", dist, ops.sample_eps, sample_eps_reference, _eps(dist), 0, exact=dist != "truncated_normal",
              image=False) for dist in DISTRIBUTIONS],

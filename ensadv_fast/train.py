@@ -302,12 +302,12 @@ def fit(run: Run, job: Job) -> float:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step, total, len(sampler))
                 x, y = train.batch(index)
+                optimizer.zero_grad(set_to_none=True)  # crafting and the forward pass can use their memory
                 with autocast:
                     batch = adversary(x, y, index)
                 with autocast:  # entered anew: its cached casts of the weights may stem from a forward without grad
                     logits = model(batch.x)
                 loss = mixed_cross_entropy(logits, batch.y, batch.is_adv, job.recipe.lam, config.label_smoothing)
-                optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 step += 1

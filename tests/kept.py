@@ -28,6 +28,7 @@ def kept_bytes(net: nn.Module, forward, x: Tensor) -> int:
     """Bytes that forward(x) leaves alive until the backward pass: saved tensors, attributes of autograd nodes,
     closures, each storage once; but for x, the net's parameters and buffers, and the result itself."""
     x = x.detach().requires_grad_()
+    forward(x)  # what is made once, and is no part of a pass
     with _Storages() as storages:
         logits = forward(x)
     gc.collect()

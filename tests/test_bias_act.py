@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,11 @@ from ensadv_fast.testing import FLOATS
 NARROW = (torch.float16, torch.bfloat16)
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 booleans = st.booleans()
+# Also a bound that 16 bits do not hold, ends where specials are, and none at all.
+ACTS = [{}, {"act": None}, {"act": "hardtanh", "lo": 0.0, "hi": 6.0}, {"act": "hardtanh"},
+        {"act": "hardtanh", "lo": -0.7, "hi": 0.1}, {"act": "hardtanh", "lo": -math.inf, "hi": math.inf},
+        {"act": "hardtanh", "lo": 0.5, "hi": 0.5}, {"act": "leaky_relu"}, {"act": "leaky_relu", "slope": 0.0},
+        {"act": "leaky_relu", "slope": 2}]
 specials = [0.0, -0.0, 1e-45, -1e-45, 6e-8, -6e-8, 65504.0, 3e38, math.nan, math.inf, -math.inf]
 
 
@@ -35,19 +41,19 @@ def values(shape, dtype, seed, last=False):
 @given(shape=st.one_of(st.lists(st.integers(0, 9), min_size=2, max_size=5),
                        st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 9), st.integers(1, 9))),
        dtype=st.sampled_from(FLOATS), last=booleans, residual=st.sampled_from([None, False, True]),
-       bias=st.sampled_from([None, "own", "wide"]), act=st.sampled_from(["relu", None]),
+       bias=st.sampled_from([None, "own", "wide"]), act=st.sampled_from(ACTS),
        into=st.sampled_from([None, "x", "residual", "new", "other format"]), seed=st.integers(0, 999))
 def test_equals_the_plain_expression(shape, dtype, last, residual, bias, act, into, seed):
     x = values(shape, dtype, seed, last)
     r = None if residual is None else values(shape, dtype, seed + 1, residual)
     b = None if bias is None else values(shape[1:2], torch.float32 if bias == "wide" else dtype, seed + 2)
-    wanted, bits = reference(x, b, r, act=act)
+    wanted, bits = reference(x, b, r, **act)
     out = {None: None, "x": x, "residual": r, "new": torch.full_like(x, math.nan),
            "other format": values(shape, dtype, seed, not last)}[into]
-    y, mask = ops.bias_act(x, b, r, act=act, out=out)
+    y, mask = ops.bias_act(x, b, r, **act, out=out)
     same(y, wanted)
     assert (y is out) if out is not None else y.stride() == x.stride()
-    assert (mask is None) if act is None else torch.equal(mask, bits)
+    assert (mask is None) if bits is None else torch.equal(mask, bits)
 
 
 @given(shape=st.lists(st.integers(0, 9), min_size=2, max_size=5), dtype=st.sampled_from(FLOATS), last=booleans,
@@ -62,6 +68,45 @@ def test_act_grad_lets_through_what_was_positive(shape, dtype, last, grad_last, 
     same(got, wanted)
     assert got is grad if in_place else got.is_contiguous(memory_format=LAST[y.dim()] if last else
                                                           torch.contiguous_format)
+
+
+@given(shape=st.lists(st.integers(0, 9), min_size=2, max_size=5), dtype=st.sampled_from(FLOATS), last=booleans,
+       slope=st.sampled_from([0.0, 0.01, 1.5]), in_place=booleans, seed=st.integers(0, 999))
+def test_act_grad_by_a_slope(shape, dtype, last, slope, in_place, seed):
+    y, mask = ops.bias_act(values(shape, dtype, seed, last), None, act="leaky_relu", slope=slope)
+    grad = values(shape, dtype, seed + 1, last)
+    wanted = torch.where(y > 0, grad, (grad.double() if dtype == torch.float64 else grad.float()).mul(slope).to(dtype))
+    same(grad_reference(grad, mask, slope=slope), wanted)
+    got = ops.act_grad(grad, mask, slope=slope, out=grad if in_place else None)
+    same(got, wanted)
+
+
+PLAIN = {"relu": torch.relu, "relu6": F.relu6, "hardtanh": F.hardtanh,
+         "bounds": lambda x: F.hardtanh(x, -0.25, 2.5), "leaky": F.leaky_relu, "steep": lambda x: F.leaky_relu(x, 3.0)}
+HOW = {"relu": {}, "relu6": {"act": "hardtanh", "lo": 0.0, "hi": 6.0}, "hardtanh": {"act": "hardtanh"},
+       "bounds": {"act": "hardtanh", "lo": -0.25, "hi": 2.5}, "leaky": {"act": "leaky_relu"},
+       "steep": {"act": "leaky_relu", "slope": 3.0}}
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", PLAIN)
+def test_every_act_is_torchs(name, dtype, device):
+    """Its values, NaN, infinities and the bounds themselves among them; its gradients, but where x is NaN."""
+    ends = [-1.0, 1.0, 6.0, -0.25, 2.5, 0.2, *specials]
+    g = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.tensor(ends).repeat(9), torch.randn(300, generator=g) * 4]).to(dtype)[None].to(device)
+    grad = values(tuple(x.shape), dtype, 1).nan_to_num(0.5, 1.0, 2.0).to(device)
+    leaf = x.clone().requires_grad_()
+    plain = PLAIN[name](leaf)
+    wanted, = torch.autograd.grad(plain, leaf, grad)
+    y, mask = ops.bias_act(x, None, **HOW[name])
+    same(y, plain.detach())
+    got, number = ops.act_grad(grad, mask, slope=HOW[name].get("slope", 0.01 if "leaky" in name else None)), ~x.isnan()
+    assert torch.equal(got[number], wanted[number])
+    if HOW[name].get("act") == "leaky_relu":
+        assert torch.equal(got, wanted)
+    else:
+        assert not got[~number].any()
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -155,7 +200,13 @@ BAD = [
     (lambda: ops.bias_act(X, torch.ones(3, device="meta")), ValueError, "bias must be on x's device cpu, got meta"),
     (lambda: ops.bias_act(X, None, X[:1]), ValueError, r"residual must have x's shape \(2, 3, 4, 4\), got \(1, 3, 4, 4\)"),
     (lambda: ops.bias_act(X, None, X.half()), TypeError, "residual must be float32, got float16"),
-    (lambda: ops.bias_act(X, None, act="gelu"), ValueError, "act must be one of relu, None, got 'gelu'"),
+    (lambda: ops.bias_act(X, None, act="gelu"), ValueError, "act must be one of relu, hardtanh, leaky_relu, None, got 'gelu'"),
+    (lambda: ops.bias_act(X, None, act="hardtanh", lo=1.0, hi=0.0), ValueError, "lo must not exceed hi"),
+    (lambda: ops.bias_act(X, None, act="hardtanh", lo="0"), TypeError, "lo must be a number, got str"),
+    (lambda: ops.bias_act(X, None, act="leaky_relu", slope=-0.1), ValueError, "slope must be >= 0, got -0.1"),
+    (lambda: ops.bias_act(X, None, act="leaky_relu", slope=math.inf), ValueError, "slope must be finite, got inf"),
+    (lambda: ops.act_grad(X, M, slope=-1.0), ValueError, "act_grad: slope must be >= 0, got -1.0"),
+    (lambda: ops.act_grad(X, M, slope=True), TypeError, "act_grad: slope must be a number, got bool"),
     (lambda: ops.bias_act(X, None, out=X.half()), TypeError, "out must be float32, got float16"),
     (lambda: ops.bias_act(X, None, out=X.clone().requires_grad_()), ValueError, "out must not require grad"),
     (lambda: ops.bias_act(X, None, mask=M[1:]), ValueError, r"mask must be contiguous, of shape \[12\].*got \(11,\)"),
@@ -185,6 +236,8 @@ def test_raw_ops_protect_memory():
         raw.act_grad(x, M, x)
     with pytest.raises(RuntimeError, match=r"bias must be a contiguous \[C\] tensor"):
         raw.bias_act(x, torch.ones(2), None, x, None)
+    with pytest.raises(RuntimeError, match="bias_act: no such act"):
+        raw.bias_act(x, None, None, x, None, 3)
     store = torch.rand(7)
     with pytest.raises(RuntimeError, match="bias_act: out overlaps residual in memory"):
         raw.bias_act(x, None, store[:6].view(2, 3), store[1:].view(2, 3), None)

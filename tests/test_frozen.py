@@ -1,5 +1,6 @@
 """The frozen pass: PyTorch's own values and gradients, and next to nothing kept for the backward pass."""
 import copy
+import math
 
 import pytest
 import torch
@@ -57,6 +58,18 @@ LAYERS = {
     "relu-of-a-slice": lambda x: F.relu(x[:, 1:3]),
     "relu-transposed": lambda x: F.relu(x.transpose(2, 3)) * 3,
     "relu-of-rows": lambda x: F.relu(x.flatten(1)),
+    "relu6": nn.ReLU6(),
+    "relu6-in-place": nn.ReLU6(inplace=True),
+    "relu6-functions": lambda x: F.relu6(x * 20) + F.relu6(-x * 20, inplace=True),
+    "hardtanh": nn.Hardtanh(-0.25, 0.125),
+    "hardtanh-uneven": nn.Hardtanh(-0.2, 0.3),
+    "hardtanh-uneven-in-place": nn.Hardtanh(-0.2, 0.3, inplace=True),
+    "hardtanh-functions": lambda x: F.hardtanh(x * 3) + F.hardtanh_(x * 2, -1, 0.5) + F.hardtanh(x, -1, 1),
+    "leaky": nn.LeakyReLU(0.2),
+    "leaky-in-place": nn.LeakyReLU(inplace=True),
+    "leaky-functions": lambda x: F.leaky_relu(x) + F.leaky_relu_(x * 2, 0.3) + F.leaky_relu(x, negative_slope=-0.5),
+    "leaky-of-a-view": lambda x: (z := x * 1, F.leaky_relu_(z[:, 1]), z)[2],
+    "leaky-transposed": lambda x: F.leaky_relu(x.transpose(2, 3)) * 3,
     "relu-of-a-line": lambda x: F.relu(x.flatten()),
     "max": nn.MaxPool2d(2),
     "max-overlapping": nn.MaxPool2d(3, 2, 1),
@@ -96,6 +109,19 @@ def test_normalisation_by_constant_statistics(x_dtype, norm_dtype, affine):
     (y, dx), (frozen_y, frozen_dx) = both(norm, x, True)
     assert torch.equal(frozen_y, y)
     assert (frozen_dx - dx).abs().max() <= 2 * torch.finfo(x_dtype).eps * dx.abs().max()
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.25])
+def test_a_leaky_relu_of_nan_and_infinities(slope):
+    x = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 2.0, -2.0, 1e-45] * 9).view(8, 9)
+    (y, dx), (frozen_y, frozen_dx) = both(lambda h: F.leaky_relu(h, slope), x, False)
+    assert torch.equal(frozen_dx, dx) and torch.equal(frozen_y.view(torch.int32), y.view(torch.int32))
+
+
+def test_a_clipped_nan_stops_the_gradient():
+    x = torch.tensor([[math.nan, -1.0, 1.0, 0.5, math.inf]])
+    _, (y, dx) = both(lambda h: F.hardtanh(h), x, False, torch.ones_like)
+    assert y[0, 0].isnan() and y[0, 1:].tolist() == [-1, 1, 0.5, 1] and dx.tolist() == [[0, 0, 0, 1, 0]]
 
 
 def test_gradients_in_another_memory_format():
@@ -363,7 +389,22 @@ def test_a_relu_network_keeps_less_than_a_fifteenth(inplace):
     assert kept(net, x, dtype=torch.float32)[1] <= 2 * (bits + indices)
 
 
-@pytest.mark.parametrize("name, share", [("resnet50", 50), ("resnet18", 30), ("vgg11_bn", 25), ("densenet121", 40)])
+@pytest.mark.parametrize("act", [nn.ReLU6, lambda: nn.Hardtanh(-0.5, 2.0), lambda: nn.LeakyReLU(0.1)],
+                         ids=["relu6", "hardtanh", "leaky"])
+def test_clipped_and_leaky_networks_too(act):
+    def block(i, o, groups=1):
+        return nn.Conv2d(i, o, 3, padding=1, groups=groups, bias=False), nn.BatchNorm2d(o), act()
+
+    net = nn.Sequential(*block(3, 16), *block(16, 16, 16), *block(16, 32), nn.AvgPool2d(2), *block(32, 32, 32),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
+    x = torch.rand(4, 3, 32, 32)
+    for dtype in (torch.float32, torch.bfloat16):
+        plain, ours = kept(net, x, dtype=dtype)
+        assert 0 < ours <= plain / 15
+
+
+@pytest.mark.parametrize("name, share", [("resnet50", 50), ("resnet18", 30), ("vgg11_bn", 25), ("densenet121", 40),
+                                         ("mobilenetv2_100", 15)])
 def test_timm_networks_keep_little(name, share):
     timm = pytest.importorskip("timm")
     plain, ours = kept(timm.create_model(name).eval(), torch.rand(1, 3, 224, 224), dtype=torch.bfloat16)

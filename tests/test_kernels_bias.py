@@ -30,7 +30,11 @@ def packed(positive: np.ndarray) -> np.ndarray:
     return np.packbits(positive, bitorder="little")
 
 
-def bias_reference(x, bias, residual, run, relu, dtype):
+ACTS = [{}, {"act": "hardtanh", "low": 0.0, "high": 6.0}, {"act": "hardtanh", "low": -0.7, "high": 0.1},
+        {"act": "leaky_relu", "slope": 0.01}, {"act": "leaky_relu", "slope": 0.0}]
+
+
+def bias_reference(x, bias, residual, run, relu, dtype, act="relu", low=0.0, high=0.0, slope=1.0):
     """The result, and its mask."""
     wide = dtype == "float64"
     with np.errstate(all="ignore"):
@@ -39,8 +43,16 @@ def bias_reference(x, bias, residual, run, relu, dtype):
             v = v + bias[np.arange(x.size) // run % bias.size]
         if residual is not None:
             v = v + compute(residual, dtype, wide)
-        y = cast(np.where(v < 0, v.dtype.type(0), v) if relu else v, dtype)
-        return y, packed(values(y, dtype) > 0)
+        low, high = (values(cast(np.array([b], v.dtype), dtype), dtype).astype(v.dtype) for b in (low, high))
+        if relu and act == "relu":
+            v = np.where(v < 0, v.dtype.type(0), v)
+        elif relu and act == "hardtanh":
+            v = np.where(v < low, low, np.where(v > high, high, v))
+        elif relu:
+            v = np.where(v > 0, v, v * v.dtype.type(slope))
+        y = cast(v, dtype)
+        worth = values(y, dtype)
+        return y, packed((low < worth) & (worth < high) if act == "hardtanh" else worth > 0)
 
 
 def bits_output(numel: int, lead: int = 0) -> Output:
@@ -60,13 +72,13 @@ def biases(rng, channels: int, dtype: str, lead: int = 0) -> np.ndarray:
     return place(v.astype(kind), lead)
 
 
-def run_bias_act(x, bias, residual, dtype, channels, run, relu, ranges, leads=(0, 0)):
+def run_bias_act(x, bias, residual, dtype, channels, run, relu, ranges, leads=(0, 0), **act):
     """(result, mask or None)."""
     out, bits = Output(x.size, dtype, leads[0], 5), bits_output(x.size, leads[1])
     for r in ranges:
         kernels.bias_act(ref(x, dtype), ref(bias, str(getattr(bias, "dtype", None))), ref(residual, dtype),
                          ref(out.array, dtype), ref(bits.array, "uint8") if relu else None, channels=channels, run=run,
-                         range=r)
+                         range=r, **act)
     return out.result(), bits.result() if relu else None
 
 
@@ -76,14 +88,30 @@ def test_bias_act(batch, data, dtype, cuts):
     channels = data.draw(st.sampled_from([c for c in range(1, batch.inner + 1) if batch.inner % c == 0]))
     run = data.draw(st.sampled_from([1, batch.inner // channels]))
     has_bias, has_residual, relu = (data.draw(st.booleans()) for _ in range(3))
+    act = data.draw(st.sampled_from(ACTS))
     x = gradients(batch.rng, batch.size, dtype, batch.leads[0])
     bias = biases(batch.rng, channels, dtype, batch.leads[1]) if has_bias else None
     residual = gradients(batch.rng, batch.size, dtype, batch.leads[2]) if has_residual else None
-    y, mask = bias_reference(x, bias, residual, run, relu, dtype)
+    y, mask = bias_reference(x, bias, residual, run, relu, dtype, **act)
     for ranges in ([kernels.Range()], cut(batch.size, cuts)):
-        got, bits = run_bias_act(x, bias, residual, dtype, channels, run, relu, ranges, batch.leads[2:])
+        got, bits = run_bias_act(x, bias, residual, dtype, channels, run, relu, ranges, batch.leads[2:], **act)
         same(got, y, dtype)
         assert not relu or bits.tobytes() == mask.tobytes()
+
+
+@examples
+@given(batches(), st.sampled_from(FLOATS), st.lists(st.integers(0, 4), max_size=3), st.sampled_from([0.0, 0.01, 3.0]))
+def test_act_grad_by_a_slope(batch, dtype, cuts, slope):
+    grad = gradients(batch.rng, batch.size, dtype, batch.leads[0])
+    kept = batch.rng.random(batch.size) < 0.5
+    mask, v = place(packed(kept), batch.leads[1]), compute(grad, dtype, dtype == "float64")
+    with np.errstate(all="ignore"):
+        wanted = cast(np.where(kept, v, v * v.dtype.type(slope)), dtype)
+    for ranges in ([kernels.Range()], cut(batch.size, cuts)):
+        out = Output(batch.size, dtype, batch.leads[2], 3)
+        for r in ranges:
+            kernels.act_grad(ref(grad, dtype), ref(mask, "uint8"), ref(out.array, dtype), slope=slope, range=r)
+        same(out.result(), wanted, dtype)
 
 
 @examples

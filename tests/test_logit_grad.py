@@ -296,15 +296,22 @@ def test_cuda_agrees_with_the_cpu(dtype, classes):
         assert ((cpu.grad.double() - gpu.grad.double()).abs() <= limit)[..., same, :].all()
 
 
-# Sources in 16 bits start their backward pass here; exact ones keep plain PyTorch's
+# Fast sources start their backward pass here; exact ones keep plain PyTorch's
 
 
-@pytest.mark.parametrize("dtype", NARROW, **names)
+def test_which_sources_use_it():
+    net = small_net()
+    for kw in ({"fold": False}, {"channels_last": False}, {}):
+        assert ea.Source(net, dtype=torch.float32, **kw).fused
+    for kw in ({"dtype": torch.float32, "fold": False, "channels_last": False}, {"live": True}, {"dtype": torch.float64}):
+        assert not ea.Source(net, **kw).fused
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, *NARROW), **names)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_sources_use_it(dtype, loss):
     net, (x, y) = small_net(), batch()
     source = ea.Source(net, dtype=dtype)
-    assert source.fused and not ea.Source(net, dtype=torch.float32).fused and not ea.Source(net, live=True).fused
     got = source.input_grad(x, y, loss=loss, kappa=1.0)
     leaf = x.clone().requires_grad_()
     logits = source.logits(leaf)

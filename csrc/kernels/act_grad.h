@@ -1,5 +1,5 @@
-// act_grad: grad where the mask has a bit, 0 elsewhere (also where grad is NaN or infinite): the backward pass of
-// bias_act's ReLU. Bits are copied, so that only the dtype's width matters.
+// act_grad: grad where the mask has a bit; elsewhere 0, also where grad is NaN or infinite, or slope * grad if there is
+// a slope: the backward pass of bias_act. Without a slope bits are copied, so that only the dtype's width matters.
 #pragma once
 
 #include "mask.h"
@@ -12,6 +12,8 @@ struct ActGradArgs {
   const uint8_t* mask = nullptr;
   Out out;  // grad's dtype
   int64_t numel = 0;
+  bool sloping = false;
+  double slope = 0.0;  // where sloping; rounded to the compute type
 };
 
 // Over blocks [begin, end) of kMaskBlock elements.

@@ -1,5 +1,5 @@
-// bias_act: relu(x + bias[channel] + residual), summed in that order in the compute type and rounded once, with a mask
-// of where the result is positive.
+// bias_act: act(x + bias[channel] + residual), summed in that order in the compute type and rounded once, with a mask
+// of where the gradient passes whole.
 #pragma once
 
 #include "mask.h"
@@ -8,23 +8,47 @@
 
 namespace ensadv {
 
+// relu: max(v, 0). hardtanh: v clamped to [low, high], which are rounded to x's dtype first; ReLU6 is [0, 6].
+// leaky_relu: v where v > 0, else slope * v.
+enum class Act : int64_t { relu, hardtanh, leaky_relu };
+
 struct BiasActArgs {
   In x, residual;              // residual: may be absent; x's dtype
   const void* bias = nullptr;  // [channels], compute type; may be absent
   Out out;                     // x's dtype
-  uint8_t* mask = nullptr;     // absent: the sum is the result, without ReLU
+  uint8_t* mask = nullptr;     // absent: the sum is the result, whatever `act` says
   int64_t numel = 0, channels = 1;
   int64_t run = 1;  // neighbours in memory that share a channel: 1 in channels_last, else the pixels of a plane
+  Act act = Act::relu;
+  double low = 0.0, high = 0.0;  // of hardtanh; low <= high
+  double slope = 1.0;            // of leaky_relu; >= 0
 };
 
-// As torch.relu: NaN passes, and -0 stays.
+// All of them at once, by what they leave open. As in torch NaN passes, and -0 stays where it may.
 template <class A>
 struct BiasAct {
-  A least;
+  A slope = A(1), least = -A(INFINITY), most = A(INFINITY);
+  A over = A(0), under = A(NAN);  // whole gradients are those of results between these two; NaN: no upper end
 
-  explicit BiasAct(bool relu) : least(relu ? A(0) : -A(INFINITY)) {}
+  template <class T>
+  static BiasAct of(const BiasActArgs& args, T) {
+    BiasAct f;
+    if (!args.mask) return f;
+    if (args.act == Act::relu) f.least = A(0);
+    if (args.act == Act::leaky_relu) f.slope = A(args.slope);
+    if (args.act == Act::hardtanh) {
+      f.least = f.over = to_compute(round_to<T>(A(args.low)));
+      f.most = f.under = to_compute(round_to<T>(A(args.high)));
+    }
+    return f;
+  }
 
-  ENSADV_HD A operator()(A sum) const { return sum < least ? least : sum; }
+  ENSADV_HD A operator()(A sum) const {
+    const A v = sum > A(0) ? sum : sum * slope;
+    return v < least ? least : v > most ? most : v;
+  }
+
+  ENSADV_HD bool passes(A y) const { return y > over && !(y >= under); }  // a NaN does not
 };
 
 // What an absent bias adds: it leaves -0 as it is, too.

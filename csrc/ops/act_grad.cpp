@@ -5,12 +5,13 @@
 namespace ensadv::ops {
 namespace {
 
-void act_grad(const Tensor grad, const Tensor mask, const Tensor out) {
+void act_grad(const Tensor grad, const Tensor mask, const Tensor out, const std::optional<double> slope) {
   constexpr const char* op = "act_grad";
   check_like(op, "out", out, grad);
   check_overlap(op, "grad", out, grad);
   common_format(op, {&grad, &out});
-  const ActGradArgs args{in_ref(op, grad), mask_data(op, mask, grad), out_ref(op, out), grad.numel()};
+  const ActGradArgs args{in_ref(op, grad), mask_data(op, mask, grad), out_ref(op, out), grad.numel(),
+                         slope.has_value(), slope.value_or(0.0)};
   STD_TORCH_CHECK(args.grad.dtype != Dtype::u8 && args.out.dtype == args.grad.dtype, op,
                   ": grad must be floating point, and out of its dtype");
   check_apart(op, "out", out, "mask", mask);
@@ -22,7 +23,7 @@ void act_grad(const Tensor grad, const Tensor mask, const Tensor out) {
   }
 }
 
-ENSADV_OP(act_grad, "(Tensor grad, Tensor mask, Tensor(a!) out) -> ()")
+ENSADV_OP(act_grad, "(Tensor grad, Tensor mask, Tensor(a!) out, float? slope=None) -> ()")
 
 }  // namespace
 }  // namespace ensadv::ops

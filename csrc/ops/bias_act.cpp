@@ -6,12 +6,17 @@ namespace ensadv::ops {
 namespace {
 
 void bias_act(const Tensor x, const std::optional<Tensor> bias, const std::optional<Tensor> residual, const Tensor out,
-              const std::optional<Tensor> mask) {
+              const std::optional<Tensor> mask, int64_t act, double low, double high, double slope) {
   constexpr const char* op = "bias_act";
   STD_TORCH_CHECK(x.dim() >= 2, op, ": x must have shape [N, C, ...]");
   check_like(op, "out", out, x);
   check_overlap(op, "x", out, x);
+  STD_TORCH_CHECK(act >= 0 && act <= int64_t(Act::leaky_relu), op, ": no such act");
   BiasActArgs args;
+  args.act = Act(act);
+  args.low = low;
+  args.high = high;
+  args.slope = slope;
   args.x = in_ref(op, x);
   args.out = out_ref(op, out);
   STD_TORCH_CHECK(args.x.dtype != Dtype::u8 && args.out.dtype == args.x.dtype, op,
@@ -49,7 +54,8 @@ void bias_act(const Tensor x, const std::optional<Tensor> bias, const std::optio
   }
 }
 
-ENSADV_OP(bias_act, "(Tensor x, Tensor? bias, Tensor? residual, Tensor(a!) out, Tensor(b!)? mask) -> ()")
+ENSADV_OP(bias_act, "(Tensor x, Tensor? bias, Tensor? residual, Tensor(a!) out, Tensor(b!)? mask, int act=0, "
+                    "float low=0., float high=0., float slope=1.) -> ()")
 
 }  // namespace
 }  // namespace ensadv::ops

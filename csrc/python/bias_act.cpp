@@ -1,5 +1,8 @@
 #include "../kernels/bias_act.h"
 
+#include <map>
+#include <string>
+
 #include "../kernels/act_grad.h"
 #include "arrays.h"
 
@@ -13,8 +16,11 @@ uint8_t* mask_data(Array* mask, int64_t numel) {
 
 // `range` counts blocks.
 void bias_act(const Array& x, const Array* bias, const Array* residual, Array& out, Array* mask, int64_t channels,
-              int64_t run_length, const Range& range) {
+              int64_t run_length, const std::string& act, double low, double high, double slope, const Range& range) {
   require(channels > 0 && run_length > 0 && x.size() % (channels * run_length) == 0, "no such channels");
+  const std::map<std::string, Act> acts = {
+      {"relu", Act::relu}, {"hardtanh", Act::hardtanh}, {"leaky_relu", Act::leaky_relu}};
+  require(acts.count(act) == 1, "no such act");
   require(out.size() == x.size() && (!residual || residual->size() == x.size()), "all arrays must have one size");
   require(x.dtype != Dtype::u8 && out.dtype == x.dtype && (!residual || residual->dtype == x.dtype),
           "all arrays must be of one float dtype");
@@ -22,14 +28,15 @@ void bias_act(const Array& x, const Array* bias, const Array* residual, Array& o
           "one bias per channel, of the compute type, is wanted");
   const BiasActArgs args{x.in(),     residual ? residual->in() : In{},
                          bias ? bias->in().data : nullptr, out.out(), mask_data(mask, x.size()),
-                         x.size(), channels, run_length};
+                         x.size(), channels, run_length, acts.at(act), low, high, slope};
   run(range, mask_blocks(x.size()), [&](int64_t begin, int64_t end) { bias_act_cpu(args, begin, end); });
 }
 
-void act_grad(const Array& grad, Array& mask, Array& out, const Range& range) {
+void act_grad(const Array& grad, Array& mask, Array& out, std::optional<double> slope, const Range& range) {
   require(out.size() == grad.size() && out.dtype == grad.dtype && grad.dtype != Dtype::u8,
           "out must be like grad, of a float dtype");
-  const ActGradArgs args{grad.in(), mask_data(&mask, grad.size()), out.out(), grad.size()};
+  const ActGradArgs args{grad.in(), mask_data(&mask, grad.size()), out.out(), grad.size(),
+                         slope.has_value(), slope.value_or(0.0)};
   run(range, mask_blocks(grad.size()), [&](int64_t begin, int64_t end) { act_grad_cpu(args, begin, end); });
 }
 
@@ -38,8 +45,10 @@ void act_grad(const Array& grad, Array& mask, Array& out, const Range& range) {
 void bind_bias_act(py::module_& m) {
   const auto range = py::arg("range") = Range{};
   m.def("bias_act", &bias_act, py::arg("x"), py::arg("bias"), py::arg("residual"), py::arg("out"), py::arg("mask"),
-        py::kw_only(), py::arg("channels"), py::arg("run") = 1, range);
-  m.def("act_grad", &act_grad, py::arg("grad"), py::arg("mask"), py::arg("out"), py::kw_only(), range);
+        py::kw_only(), py::arg("channels"), py::arg("run") = 1, py::arg("act") = "relu",
+        py::arg("low") = 0.0, py::arg("high") = 0.0, py::arg("slope") = 1.0, range);
+  m.def("act_grad", &act_grad, py::arg("grad"), py::arg("mask"), py::arg("out"), py::kw_only(),
+        py::arg("slope") = py::none(), range);
 }
 
 }  // namespace ensadv

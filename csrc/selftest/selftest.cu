@@ -423,7 +423,7 @@ class Selftest {
 
   // bias_act, and act_grad by its mask.
   void bias_act(Dtype dtype, const std::string& name, int64_t channels, bool last, bool residual, bool misaligned,
-                bool in_place) {
+                bool in_place, Act act) {
     over_shapes(name, [&](const Shape& s) {
       const int64_t spatial = std::max<int64_t>(1, s.inner / channels), n = s.samples * channels * spatial;
       const Dtype wide = dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
@@ -436,17 +436,19 @@ class Selftest {
       Twin &out = fresh ? *fresh : *x, mask(mask_bytes(n), 0);
       const auto bits = [](char* p) { return reinterpret_cast<uint8_t*>(p); };
       BiasActArgs args{host_in(x, dtype), host_in(r, dtype),  bias->host(), {out.host(), dtype},
-                       bits(mask.host()), n,  channels, last ? 1 : spatial};
+                       bits(mask.host()), n,  channels, last ? 1 : spatial, act, -0.1, 0.7, 0.01};
       bias_act_cpu(args, 0, mask_blocks(n));
-      act_grad_cpu({host_in(grad, dtype), bits(mask.host()), {grad->host(), dtype}, n}, 0, mask_blocks(n));
+      const bool sloping = act == Act::leaky_relu;
+      act_grad_cpu({host_in(grad, dtype), bits(mask.host()), {grad->host(), dtype}, n, sloping, args.slope}, 0,
+                   mask_blocks(n));
       args.x = device_in(x, dtype);
       args.residual = device_in(r, dtype);
       args.bias = bias->device();
       args.out.data = out.device();
       args.mask = bits(mask.device());
       launched(bias_act_cuda(args, stream_), "bias_act");
-      launched(act_grad_cuda({device_in(grad, dtype), bits(mask.device()), {grad->device(), dtype}, n}, stream_),
-               "act_grad");
+      launched(act_grad_cuda({device_in(grad, dtype), bits(mask.device()), {grad->device(), dtype}, n, sloping,
+                              args.slope}, stream_), "act_grad");
       const std::string wrong_mask = mask.difference(Dtype::u8);
       if (!wrong_mask.empty()) return "mask: " + wrong_mask;
       const std::string wrong_grad = grad->difference(dtype);
@@ -458,11 +460,14 @@ class Selftest {
     for (int64_t channels : {1, 3, 5, 8, 64})
       for (bool last : {false, true})
         for (bool residual : {false, true})
-          for (const char* how : {"apart", "misaligned", "in place"}) {
-            const std::string name = std::string("bias_act ") + name_of(dtype) + ", " + std::to_string(channels) +
-                                     (last ? " channels last" : " channels") + (residual ? ", residual, " : ", ") + how;
-            bias_act(dtype, name, channels, last, residual, how[0] == 'm', how[0] == 'i');
-          }
+          for (const char* how : {"apart", "misaligned", "in place"})
+            for (Act act : {Act::relu, Act::hardtanh, Act::leaky_relu}) {
+              const char* of = act == Act::relu ? "" : act == Act::hardtanh ? ", clipped" : ", leaky";
+              const std::string name = std::string("bias_act ") + name_of(dtype) + ", " + std::to_string(channels) +
+                                       (last ? " channels last" : " channels") + (residual ? ", residual, " : ", ") +
+                                       how + of;
+              bias_act(dtype, name, channels, last, residual, how[0] == 'm', how[0] == 'i', act);
+            }
   }
 
   void sample_epses() {

@@ -1,25 +1,28 @@
-"""act_grad: the backward pass of bias_act's ReLU."""
+"""act_grad: the backward pass of bias_act."""
 import torch
 from torch import Tensor
 
 from . import _checks as check
 from . import _reference as ref
 from ._library import register_fake
-from .bias_act import check_mask
+from .bias_act import check_mask, check_slope
 
 call = torch.ops.ensadv_fast.act_grad.default
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def act_grad(grad: Tensor, mask: Tensor, *, channels_last: bool | None = None, out: Tensor | None = None) -> Tensor:
+def act_grad(grad: Tensor, mask: Tensor, *, slope: float | None = None, channels_last: bool | None = None,
+             out: Tensor | None = None) -> Tensor:
     """grad where the mask of :func:`bias_act` has a bit, 0 elsewhere: also where grad is NaN or infinite.
 
     It is the gradient by x and by the residual alike. torch.relu's own differs where y is NaN: there it passes.
+    torch's hardtanh gives either there, by the element's place in memory.
 
     Args:
         grad: gradient by y, of y's shape, float32, float16, bfloat16 or float64. **In y's memory format**, since the
             mask's bits are in the order of memory: contiguous or channels_last; what is neither counts as contiguous.
         mask: uint8 [ceil(numel / 8)] on grad's device, contiguous, as bias_act gave it.
+        slope: of a leaky ReLU, >= 0: grad * slope where there is no bit, rounded once; None: 0 there.
         channels_last: the memory format of y, where grad's may be another: grad is brought to it first, with a copy
             where it is not in it. None: it is grad's own.
         out: written and returned where given; grad's shape, dtype and device, in any memory format. It may be grad.
@@ -30,17 +33,18 @@ def act_grad(grad: Tensor, mask: Tensor, *, channels_last: bool | None = None, o
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if channels_last is None and check.direct(grad, mask, out):
+    if channels_last is None and slope is None and check.direct(grad, mask, out):
         result = torch.empty_like(grad) if out is None else out
         if check.tried(call, grad, mask, result):
             return result if out is None else check.written(result)
     op = "act_grad"
     grad = check.tensor(op, "grad", grad)
     mask = check_mask(op, mask, grad, of="grad's")
+    slope = None if slope is None else check_slope(op, slope)
     check.output(op, out, grad, (grad.dtype,), of="grad's")
     grad = grad.contiguous(memory_format=_layout(op, grad, channels_last))
     to = check.Destination(grad, out)
-    call(grad, mask, to.dense)
+    call(grad, mask, to.dense, slope)
     return to.result()
 
 
@@ -55,13 +59,17 @@ def _layout(op: str, grad: Tensor, channels_last) -> torch.memory_format:
     return _LAST[grad.dim()] if channels_last else torch.contiguous_format
 
 
-def reference(grad: Tensor, mask: Tensor, *, channels_last: bool | None = None) -> Tensor:
+def reference(grad: Tensor, mask: Tensor, *, slope: float | None = None,
+              channels_last: bool | None = None) -> Tensor:
     """The same in plain PyTorch."""
     grad = grad.contiguous(memory_format=_layout("act_grad", grad, channels_last))
     bits = ref.unpack_bits(mask, grad.numel())
     last = grad.dim() in _LAST and not grad.is_contiguous()
     kept = bits.view_as(grad.movedim(1, -1)).movedim(-1, 1) if last else bits.view_as(grad)
-    return torch.where(kept, grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
+    rest = torch.zeros((), dtype=grad.dtype, device=grad.device)
+    if slope is not None:
+        rest = (ref.widen(grad) * slope).to(grad.dtype)
+    return torch.where(kept, grad, rest)
 
 
 register_fake("act_grad")

@@ -7,10 +7,12 @@ from . import _reference as ref
 from ._library import register_fake
 
 call = torch.ops.ensadv_fast.bias_act.default
+ACTS = ("relu", "hardtanh", "leaky_relu")  # in the order of Act in csrc/kernels/bias_act.h
 
 
 def bias_act(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, act: str | None = "relu",
-             out: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+             lo: float = -1.0, hi: float = 1.0, slope: float = 0.01, out: Tensor | None = None,
+             mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """relu(x + bias[c] + residual), and one bit per element for the backward pass: see :func:`act_grad`.
 
     The epilogue of a convolution into which its batch normalisation was folded (Jacob et al. 2018, section 3.2), with
@@ -22,7 +24,10 @@ def bias_act(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, 
             a copy; say a convolution's result.
         bias: [C] on x's device, float32 (float64 for float64 x) without a copy, or x's dtype; None: nothing is added.
         residual: of x's shape, dtype and device, in any memory format; None: nothing is added.
-        act: "relu"; or None for the sum as it is, without a mask.
+        act: "relu"; "hardtanh", the sum clipped to [lo, hi] (ReLU6: [0, 6]); "leaky_relu", slope times the sum where
+            that is not positive; or None for the sum as it is, without a mask.
+        lo, hi: of hardtanh, rounded to x's dtype; lo <= hi.
+        slope: of leaky_relu, >= 0.
         out: written and returned where given; x's shape, dtype and device. It may be x (in place: the fast way on
             a convolution's fresh result) or residual.
         mask: written and returned where given: uint8 [ceil(numel / 8)] on x's device, contiguous. Not with act None.
@@ -30,18 +35,19 @@ def bias_act(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, 
     Returns:
         (y, mask). y has x's dtype and memory format (contiguous where x is neither contiguous nor channels_last). It is
         computed in float32 (float64 for float64 x), x + bias first, then + residual, and rounded once. As in torch.relu
-        NaN passes and -0 stays. mask: uint8 [ceil(numel / 8)]; bit e % 8 of byte e / 8 is 1 where y > 0 for the e-th
-        element in memory, in the memory format just said, and 0 where y is NaN and beyond the last element. None where
-        act is None. No autograd history: the backward pass is the caller's to arrange.
+        NaN passes and -0 stays. mask: uint8 [ceil(numel / 8)]; bit e % 8 of byte e / 8 is 1 where y > 0 (hardtanh:
+        lo < y < hi) for the e-th element in memory, in the memory format just said, and 0 where y is NaN and beyond the
+        last element. None where act is None. No autograd history: the backward pass is the caller's to arrange.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if act == "relu" and check.direct(x, bias, residual, out, mask) and (
+    how = _direct(act, lo, hi, slope)
+    if how is not None and check.direct(x, bias, residual, out, mask) and (
             bias is None or bias.dtype is ref.compute_dtype(x.dtype)):
         y = torch.empty_like(x) if out is None else out
         bits = mask_for(x) if mask is None else mask
-        if check.tried(call, x, bias, residual, y, bits):
+        if check.tried(call, x, bias, residual, y, bits, *how):
             if mask is not None:
                 check.written(mask)
             return y if out is None else check.written(y), bits
@@ -51,20 +57,43 @@ def bias_act(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, 
         raise ValueError(f"{op}: x must have shape [N, C, ...], got {tuple(x.shape)}")
     bias = _channels(op, bias, x)
     residual = None if residual is None else check.like(op, "residual", residual, x, (x.dtype,))
-    relu = check.choice(op, "act", act, ("relu", None)) == 0
+    kind = check.choice(op, "act", act, (*ACTS, None))
+    how = ()
+    if act == "hardtanh":
+        how = (kind, *check.bounds(op, lo, hi, x.dtype))
+    elif act == "leaky_relu":
+        how = (kind, 0.0, 0.0, check_slope(op, slope))
     check.output(op, out, x, (x.dtype,))
     if mask is not None:
-        if not relu:
+        if act is None:
             raise ValueError(f"{op}: mask must be None where act is None, got a tensor")
         check_mask(op, mask, x)
     layout = check.memory_format(x) or torch.contiguous_format
     to = check.Destination(x, torch.empty_like(x, memory_format=layout) if out is None else out)
-    bits = mask_for(x) if relu and mask is None else mask
+    bits = mask_for(x) if act is not None and mask is None else mask
     x, residual = to.inputs(x, residual)
-    call(x, bias, residual, to.dense, bits)
+    call(x, bias, residual, to.dense, bits, *how)
     if mask is not None:
         check.written(mask)
     return to.result(), bits
+
+
+def _direct(act, lo, hi, slope) -> tuple | None:
+    """act and its numbers as the op takes them, where it may be tried on these; else None."""
+    if act == "relu":
+        return ()
+    if act == "hardtanh" and check.direct_bounds(lo, hi):
+        return 1, lo, hi
+    if act == "leaky_relu" and type(slope) is float and 0 <= slope < float("inf"):
+        return 2, 0.0, 0.0, slope
+    return None
+
+
+def check_slope(op: str, slope) -> float:
+    slope = check.finite(op, "slope", slope)
+    if slope < 0:
+        raise ValueError(f"{op}: slope must be >= 0, got {slope}")
+    return slope
 
 
 def mask_for(x: Tensor) -> Tensor:
@@ -99,17 +128,24 @@ def in_memory(t: Tensor) -> Tensor:
     return (t if layout in (None, torch.contiguous_format) else t.movedim(1, -1)).reshape(-1)
 
 
-def reference(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *,
-              act: str | None = "relu") -> tuple[Tensor, Tensor | None]:
+def reference(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, act: str | None = "relu",
+              lo: float = -1.0, hi: float = 1.0, slope: float = 0.01) -> tuple[Tensor, Tensor | None]:
     """The same in plain PyTorch."""
     v = ref.widen(x)
     v = v if bias is None else v + bias.to(v.dtype).view(-1, *[1] * (x.dim() - 2))
     v = v if residual is None else v + residual.to(v.dtype)
     layout = check.memory_format(x) or torch.contiguous_format
-    y = (v if act is None else v.relu()).to(x.dtype).contiguous(memory_format=layout)
+    if act == "relu":
+        v = v.relu()
+    elif act == "hardtanh":
+        lo, hi = (torch.tensor(b, dtype=x.dtype, device=x.device) for b in (lo, hi))
+        v = torch.where(v < lo, lo, torch.where(v > hi, hi, v))
+    elif act == "leaky_relu":
+        v = torch.where(v > 0, v, v * slope)
+    y = v.to(x.dtype).contiguous(memory_format=layout)
     if act is None:
         return y, None
-    return y, ref.pack_bits(in_memory(y) > 0)
+    return y, ref.pack_bits(in_memory((lo < y) & (y < hi) if act == "hardtanh" else y > 0))
 
 
 register_fake("bias_act")

@@ -9,6 +9,7 @@
 #endif
 
 #include "bits.h"
+#include "half.h"
 #include "loop.h"
 
 namespace ensadv {
@@ -32,14 +33,37 @@ ENSADV_SELECT(uint32_t)
 ENSADV_SELECT(uint64_t)
 #undef ENSADV_SELECT
 
-template <class U>
-void by_flags(const U* grad, const uint8_t* mask, U* out, int64_t numel) {
+#define ENSADV_SLOPE(T)                                                                                             \
+  ENSADV_CLONES void slope(const T* grad, const uint8_t* flags, T* out, int n, compute_t<T> factor) {               \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i)                                                                  \
+      out[i] = round_to<T>(flags[i] ? to_compute(grad[i]) : to_compute(grad[i]) * factor);                          \
+  }
+ENSADV_SLOPE(float)
+ENSADV_SLOPE(double)
+ENSADV_SLOPE(bfloat_t)
+#undef ENSADV_SLOPE
+
+void slope(const half_t* grad, const uint8_t* flags, half_t* out, int n, float factor) {
+  alignas(64) float v[kChunk];
+  convert(grad, v, n);
+  slope(v, flags, v, n, factor);
+  round_in_place(v, out, n);
+}
+
+// body(first element, flags, count) over tiles.
+template <class Body>
+void with_flags(const uint8_t* mask, int64_t numel, Body body) {
   uint8_t flags[kChunk];
   for (int64_t i = 0; i < numel; i += kChunk) {
     const int n = int(std::min<int64_t>(kChunk, numel - i));
     for (int j = 0; j < n; j += 8) memcpy(flags + j, kFlags[mask[(i + j) / 8]].data(), 8);
-    select(grad + i, flags, out + i, n);
+    body(i, flags, n);
   }
+}
+
+template <class U>
+void by_flags(const U* grad, const uint8_t* mask, U* out, int64_t numel) {
+  with_flags(mask, numel, [&](int64_t i, const uint8_t* flags, int n) { select(grad + i, flags, out + i, n); });
 }
 
 #if defined(__x86_64__)
@@ -82,9 +106,24 @@ void run(const ActGradArgs& args, int64_t begin, int64_t end) {
   by_flags(grad, mask, out, numel);
 }
 
+void run_sloping(const ActGradArgs& args, int64_t begin, int64_t end) {
+  const int64_t first = begin * kMaskBlock, numel = std::min(end * kMaskBlock, args.numel) - first;
+  with_dtype(args.grad.dtype, [&](auto t) {
+    using T = decltype(t);
+    if constexpr (!std::is_same_v<T, level_t>) {
+      const T* grad = static_cast<const T*>(args.grad.data) + first;
+      T* out = static_cast<T*>(args.out.data) + first;
+      with_flags(args.mask + first / 8, numel, [&](int64_t i, const uint8_t* flags, int n) {
+        slope(grad + i, flags, out + i, n, compute_t<T>(args.slope));
+      });
+    }
+  });
+}
+
 }  // namespace
 
 void act_grad_cpu(const ActGradArgs& args, int64_t begin, int64_t end) {
+  if (args.sloping) return run_sloping(args, begin, end);
   switch (size_of(args.grad.dtype)) {
     case 2: return run<uint32_t, uint16_t>(args, begin, end);
     case 4: return run<uint16_t, uint32_t>(args, begin, end);

@@ -90,7 +90,7 @@ void bias_act_cpu(const BiasActArgs& args, int64_t begin, int64_t end) {
       const T* residual = static_cast<const T*>(args.residual.data);
       T* out = static_cast<T*>(args.out.data);
       Biases<A> biases(args);
-      const BiasAct<A> f(args.mask);
+      const auto f = BiasAct<A>::of(args, t);
       const int64_t last = std::min(end * kMaskBlock, args.numel);
       for_each_chunk({}, false, kChunk, begin * kMaskBlock, last, [&](int64_t i, int n, int64_t) {
         sum_act(x + i, biases.at(i, n), residual ? residual + i : nullptr, out + i, n, f);
@@ -98,7 +98,10 @@ void bias_act_cpu(const BiasActArgs& args, int64_t begin, int64_t end) {
         // The next tile comes while this one, in the cache by now, becomes bits; likely to be written: out is mostly x.
         const char* next = reinterpret_cast<const char*>(x + i + n);
         for (size_t line = 0; line < size_t(n) * sizeof(T); line += 64) __builtin_prefetch(next + line, 1, 3);
-        positive_bits(out + i, n, args.mask + i / 8);
+        if (args.act == Act::hardtanh)
+          passing_bits(out + i, n, f, args.mask + i / 8);
+        else
+          positive_bits(out + i, n, args.mask + i / 8);
       });
     }
   });

@@ -8,16 +8,18 @@
 #include <immintrin.h>
 #endif
 
-#include "../bias_act.h"
 #include "loop.h"
 
 namespace ensadv {
 namespace {
 
 // A byte per element, all ones or 0: so far compilers vectorise.
-#define ENSADV_FLAGS(T)                                                                  \
-  ENSADV_CLONES void flag_positive(const T* y, uint8_t* flags, int n) {                  \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = positive(y[i]) ? 0xff : 0; \
+#define ENSADV_FLAGS(T)                                                                                  \
+  ENSADV_CLONES void flag_positive(const T* y, uint8_t* flags, int n) {                                  \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = positive(y[i]) ? 0xff : 0;                 \
+  }                                                                                                      \
+  ENSADV_CLONES void flag_passing(const T* y, uint8_t* flags, int n, BiasAct<compute_t<T>> f) {          \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = f.passes(to_compute(y[i])) ? 0xff : 0;     \
   }
 ENSADV_FLAGS(float)
 ENSADV_FLAGS(double)
@@ -25,10 +27,7 @@ ENSADV_FLAGS(half_t)
 ENSADV_FLAGS(bfloat_t)
 #undef ENSADV_FLAGS
 
-template <class T>
-void by_flags(const T* y, int n, uint8_t* bits) {
-  uint8_t flags[kChunk];
-  flag_positive(y, flags, n);
+void pack(const uint8_t* flags, int n, uint8_t* bits) {
   int i = 0;
 #if defined(__SSE2__)
   for (; i + 16 <= n; i += 16) {
@@ -41,6 +40,20 @@ void by_flags(const T* y, int n, uint8_t* bits) {
     for (int j = 0; j < std::min(8, n - i); ++j) one |= uint8_t(flags[i + j] & 1u << j);
     bits[i / 8] = one;
   }
+}
+
+template <class T>
+void by_flags(const T* y, int n, uint8_t* bits) {
+  uint8_t flags[kChunk];
+  flag_positive(y, flags, n);
+  pack(flags, n, bits);
+}
+
+template <class T>
+void passing(const T* y, int n, const BiasAct<compute_t<T>>& f, uint8_t* bits) {
+  uint8_t flags[kChunk];
+  flag_passing(y, flags, n, f);
+  pack(flags, n, bits);
 }
 
 #if defined(__x86_64__)
@@ -93,5 +106,10 @@ void positive_bits(const float* y, int n, uint8_t* bits) { any(y, n, bits); }
 void positive_bits(const double* y, int n, uint8_t* bits) { any(y, n, bits); }
 void positive_bits(const half_t* y, int n, uint8_t* bits) { any(y, n, bits); }
 void positive_bits(const bfloat_t* y, int n, uint8_t* bits) { any(y, n, bits); }
+
+void passing_bits(const float* y, int n, BiasAct<float> f, uint8_t* bits) { passing(y, n, f, bits); }
+void passing_bits(const double* y, int n, BiasAct<double> f, uint8_t* bits) { passing(y, n, f, bits); }
+void passing_bits(const half_t* y, int n, BiasAct<float> f, uint8_t* bits) { passing(y, n, f, bits); }
+void passing_bits(const bfloat_t* y, int n, BiasAct<float> f, uint8_t* bits) { passing(y, n, f, bits); }
 
 }  // namespace ensadv

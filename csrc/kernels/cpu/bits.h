@@ -1,7 +1,7 @@
 // Bits of a mask, and elements.
 #pragma once
 
-#include "../numeric.h"
+#include "../bias_act.h"
 
 namespace ensadv {
 
@@ -10,6 +10,12 @@ void positive_bits(const float* y, int n, uint8_t* bits);
 void positive_bits(const double* y, int n, uint8_t* bits);
 void positive_bits(const half_t* y, int n, uint8_t* bits);
 void positive_bits(const bfloat_t* y, int n, uint8_t* bits);
+
+// The same of f.passes(y[j]).
+void passing_bits(const float* y, int n, BiasAct<float> f, uint8_t* bits);
+void passing_bits(const double* y, int n, BiasAct<double> f, uint8_t* bits);
+void passing_bits(const half_t* y, int n, BiasAct<float> f, uint8_t* bits);
+void passing_bits(const bfloat_t* y, int n, BiasAct<float> f, uint8_t* bits);
 
 // Has the processor AVX-512's mask registers, by bytes and words too?
 bool has_mask_registers();

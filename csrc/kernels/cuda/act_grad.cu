@@ -19,6 +19,26 @@ __global__ void __launch_bounds__(kThreads) act_grad_kernel(ActGradArgs args, bo
 }
 
 template <class T>
+__global__ void __launch_bounds__(kThreads) sloping_grad_kernel(ActGradArgs args, bool aligned) {
+  using A = compute_t<T>;
+  for_each_pack<kByte>(args.numel, aligned, [&](int64_t i, int count, bool whole) {
+    A values[kByte];
+    load_pack<T, kByte>(args.grad.data, i, count, whole, values);
+    const uint32_t bits = args.mask[i / kByte];
+    T out[kByte];
+#pragma unroll
+    for (int j = 0; j < kByte; ++j) out[j] = round_to<T>(bits >> j & 1 ? values[j] : values[j] * A(args.slope));
+    store_pack<T, kByte>(args.out.data, i, count, whole, out);
+  });
+}
+
+template <class T>
+int run_sloping(const ActGradArgs& args, void* stream) {
+  const bool aligned = is_aligned(args.grad.data) && is_aligned(args.out.data);
+  return launch<kByte>(sloping_grad_kernel<T>, args.numel, stream, args, aligned);
+}
+
+template <class T>
 int run(const ActGradArgs& args, void* stream) {
   const bool aligned = is_aligned(args.grad.data) && is_aligned(args.out.data);
   return launch<kByte>(act_grad_kernel<T>, args.numel, stream, args, aligned);
@@ -27,6 +47,15 @@ int run(const ActGradArgs& args, void* stream) {
 }  // namespace
 
 int act_grad_cuda(const ActGradArgs& args, void* stream) {
+  if (args.sloping) {
+    switch (args.grad.dtype) {
+      case Dtype::f32: return run_sloping<float>(args, stream);
+      case Dtype::f16: return run_sloping<half_t>(args, stream);
+      case Dtype::bf16: return run_sloping<bfloat_t>(args, stream);
+      case Dtype::f64: return run_sloping<double>(args, stream);
+      default: return int(cudaErrorInvalidValue);
+    }
+  }
   switch (size_of(args.grad.dtype)) {
     case 2: return run<half_t>(args, stream);
     case 4: return run<float>(args, stream);

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       A v = x[j] + bias[j];
       if constexpr (kResidual) v = v + residual[j];
       out[j] = round_to<T>(f(v));
-      bits |= uint32_t(positive(out[j]) && j < count) << j;
+      bits |= uint32_t(f.passes(to_compute(out[j])) && j < count) << j;
     }
     store_pack<T, kByte>(args.out.data, i, count, whole, out);
     if (args.mask) args.mask[i / kByte] = uint8_t(bits);
@@ -65,7 +65,7 @@ int run(const BiasActArgs& args, void* stream) {
   const bool aligned = is_aligned(args.x.data) && is_aligned(args.residual.data) && is_aligned(args.bias) &&
                        is_aligned(args.out.data);
   const auto kernel = args.residual.data ? bias_act_kernel<T, true> : bias_act_kernel<T, false>;
-  return launch<kByte>(kernel, args.numel, stream, args, BiasAct<compute_t<T>>(args.mask), aligned);
+  return launch<kByte>(kernel, args.numel, stream, args, BiasAct<compute_t<T>>::of(args, T()), aligned);
 }
 
 }  // namespace
