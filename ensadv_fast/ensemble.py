@@ -1,6 +1,7 @@
 """Ensembles: several sources that a perturbation is computed on at once."""
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from .ops import _checks as check
 from .ops.logit_grad import FUSES, LogitGrad, member_weights
 from .ops.logit_grad import unchecked as start_backward
+from .overlap import SideStreams
 from .protocol import BaseSource, InputGrad, for_autograd
+from .replay import Replays
 from .source import Source, as_source
 
 
@@ -27,6 +30,9 @@ class Ensemble(BaseSource):
         sequential: hold the activations of one member at a time. It costs one more forward pass of every member;
             none where fuse is "loss" and the labels are given. Members then compute their own scale each, and the
             gradient differs from the other mode's by roundings.
+
+    On CUDA the members' passes run beside each other, on streams of their own, unless `sequential`; attacks are
+    captured in CUDA graphs where every member's `cuda_graph` lets them be.
 
     Wherever a :class:`Source` is taken as an attack's source, an Ensemble is. Its logits are float32 (float64 where a
     member's are): the mixed ones for fuse "logits", log P for the others. An ensemble of one without weights is that
@@ -59,6 +65,9 @@ class Ensemble(BaseSource):
             weights = weights.clone() if isinstance(weights, Tensor) else weights
             self._weights = {dtype: member_weights(op, weights, len(self.sources), self.device, dtype)
                              for dtype in (torch.float32, torch.float64)}
+        wishes = {s.replays.allowed for s in self.sources}
+        self.replays = Replays(self.device, False if False in wishes else True if wishes == {True} else "auto")
+        self._sides = SideStreams(self.device) if self.device.type == "cuda" and not sequential else None
         self._alone = self.sources[0] if len(self.sources) == 1 and weights is None else None
 
     @contextmanager
@@ -91,13 +100,13 @@ class Ensemble(BaseSource):
         if self._alone is not None:
             return self._alone.logits(x)
         with self.session():
-            return self._mixed(self._stacked([s.logits_unchecked(x) for s in self.sources]))
+            return self._mixed(self._stacked(self._members_logits(x)))
 
     def losses_unchecked(self, x: Tensor, labels: Tensor, loss: str, targeted: bool,
                          kappa: float) -> tuple[Tensor, Tensor]:
         if self._alone is not None:
             return self._alone.losses_unchecked(x, labels, loss, targeted, kappa)
-        stacked = self._stacked([s.logits_unchecked(x) for s in self.sources])
+        stacked = self._stacked(self._members_logits(x))
         start = start_backward(stacked, labels, "true", targeted, loss, kappa, self.fuse,
                                self._weights[stacked.dtype], None, None, False)
         return start.loss, self._mixed(stacked)
@@ -127,11 +136,19 @@ class Ensemble(BaseSource):
         else:
             leaves = [wide.detach().requires_grad_() for _ in self.sources]
             with torch.enable_grad():
-                members = [self._forward(source, leaf) for source, leaf in zip(self.sources, leaves)]
+                members = self._together([partial(self._forward, *pair) for pair in zip(self.sources, leaves)])
             mixed, start = begin(members)
-            grads = [torch.autograd.grad(z, leaf, grad.to(z.dtype))[0]
-                     for z, leaf, grad in zip(members, leaves, start.grad)]
+            grads = self._together([partial(_backward, *three) for three in zip(members, leaves, start.grad)])
         return InputGrad(sum(grads[1:], grads[0]).to(x.dtype), start.labels, start.loss, mixed, start.scale)
+
+    def _together(self, works: list[Callable[[], Tensor]]) -> list[Tensor]:
+        """The members' works: on CUDA at once, on streams of their own; on the CPU, or if `sequential`, in turn."""
+        return self._sides.together(works) if self._sides is not None else [work() for work in works]
+
+    def _members_logits(self, x: Tensor) -> list[Tensor]:
+        works = [partial(source.logits_unchecked, x) for source in self.sources]
+        # A backward pass of the caller's would free what side streams still read: there only one stream will do.
+        return [work() for work in works] if torch.is_grad_enabled() else self._together(works)
 
     def _forward(self, source: Source, leaf: Tensor) -> Tensor:
         """A member's logits; with `sequential`, its activations are computed again when its backward pass begins."""
@@ -139,3 +156,7 @@ class Ensemble(BaseSource):
             return source.logits_unchecked(leaf)
         return checkpoint(source.logits_unchecked, leaf, use_reentrant=False,
                           preserve_rng_state=source.crafting == "train")
+
+
+def _backward(logits: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
+    return torch.autograd.grad(logits, leaf, grad.to(logits.dtype))[0]

@@ -18,6 +18,7 @@ from .ops import _checks as check
 from .ops import keys
 from .ops.logit_grad import unchecked as start_backward
 from .protocol import BaseSource, InputGrad, for_autograd
+from .replay import Replays, permission
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Measured with timm: MobileNets and EfficientNet-B0 (477 to 1069) are slower in bfloat16, ConvNeXts (from 1949) faster.
@@ -73,7 +74,14 @@ class Source(BaseSource):
             once per source. What its forward pass then keeps for the backward pass is weights and bits, not
             activations (:class:`ensadv_fast.frozen.FrozenPass`, without compile): gradients by the images, once.
         compile: pass the frozen copy through torch.compile.
-        cuda_graph: permission for speed, without effect in this version.
+        cuda_graph: whether attacks on this source are captured in CUDA graphs, whole, and replayed on new data and keys
+            (:mod:`ensadv_fast.replay`). "auto": for a frozen source on CUDA, crafting "eval", not compiled, an attack
+            that comes a second time with the same shapes and numbers is captured then; where that cannot be (a model
+            that waits for values, draws random numbers, has hooks or counts its calls), one warning, and no more
+            graphs. True: at the first call, and what cannot be captured is an error; a live source too. Its weights
+            must then move in place, as optimizers move them; parameters, buffers or submodules that are exchanged are
+            noticed, but not plain attributes that a forward pass reads. False: never. A graph keeps the memory of
+            what it works on; the graphs of a source share it, and nothing of it is what a caller gets.
 
     A source that is not live and not exact keeps the model as it came, a second frozen copy in host memory, for
     :meth:`calibrate`: as many bytes as its parameters and buffers have.
@@ -113,6 +121,7 @@ class Source(BaseSource):
         self._autocast = dtype if live and dtype in check.NARROW else None
         self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())),
                            torch.device("cpu"))
+        self.replays = Replays(self.device, permission(op, cuda_graph, self.device, crafting, live, compile))
         with torch.inference_mode(False):  # what is made here must serve autograd later
             self.mean, self.std = self._statistics(mean, "mean"), self._statistics(std, "std")
             if live:
