@@ -7,9 +7,10 @@ are copied out. What shapes the work otherwise is the signature: another one is 
 
 Rules followed (torch.cuda.graph, torch's CUDA semantics notes, torch/_inductor/cudagraph_trees.py): the work has run
 before it is captured, on the same threads, so that libraries are initialised and cuDNN has chosen; it is captured on a
-stream that nothing else runs on, so that no workspace is shared with eager work; one memory pool serves all graphs of a
-source, so that none of them may run beside another; other threads may go on meanwhile ("thread_local").
+stream of its own, with cuBLAS workspaces of its own; one memory pool serves all graphs of a source, so that none of
+them may run beside another; other threads may go on meanwhile ("thread_local").
 """
+import itertools
 import random
 import sys
 import warnings
@@ -66,21 +67,25 @@ class CudaLane:
     def capture(self, work: Callable[[], "tuple[Tensor, ...]"]) -> "tuple[Callable[[], None], tuple[Tensor, ...]]":
         """What replays the work, and the results that every replay writes anew. Waits for the device."""
         captured = torch.cuda.CUDAGraph()
-        generator = torch.cuda.default_generators[self.stream.device_index]
+        generator = torch.cuda.default_generators[self.stream.device.index]
         before = generator.clone_state()
         # A capture that fails leaves its stream the current one: the outer context takes it back.
         with torch.cuda.stream(self.stream):
             try:
+                # cuBLAS keeps a workspace a stream: the graph's shall be of its pool, and nobody else's afterwards.
+                torch._C._cuda_clearCublasWorkspaces()
                 with torch.cuda.graph(captured, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
                     results = work()
             except Exception:
                 self._clean_up(generator, before)
                 raise
+            finally:
+                torch._C._cuda_clearCublasWorkspaces()
         return captured.replay, results
 
     def _clean_up(self, generator: torch.Generator, before: torch.Generator) -> None:
         """Undo what a capture that CUDA broke off leaves behind: an allocator and a generator that believe in it."""
-        index = self.stream.device_index
+        index = self.stream.device.index
         try:
             torch._C._cuda_endAllocateToPool(index, self.pool)
         except RuntimeError:
@@ -290,10 +295,19 @@ class Snapshot:
     alive, but not the source."""
 
     def __init__(self, source):
-        dicts = [d for m in _modules(source) for d in (m._parameters, m._buffers, m._modules)]
-        self.sizes = [(d, len(d)) for d in dicts]
-        self.entries = [(d, k, v, v.data_ptr() if isinstance(v, Tensor) else None) for d in dicts for k, v in d.items()]
-        self.settings = [{k: v for k, v in vars(s).items() if k not in ("_active", "replays")} for s in _owners(source)]
+        self.dicts = [d for m in _modules(source) for d in (m._parameters, m._buffers, m._modules) if d]
+        self.held = [v for d in self.dicts for v in d.values()]
+        self.tensors = [v for v in self.held if isinstance(v, Tensor)]
+        self.ids, self.at = self._ids(), self._at()
+        self.settings = [{k: v for k, v in vars(s).items() if k not in ("_active", "replays")}
+                         for s in _owners(source)]
+
+    # Maps of built-in functions: this is asked at every replay, and some networks have a thousand of these.
+    def _ids(self) -> list[int]:
+        return list(map(id, itertools.chain.from_iterable(map(dict.values, self.dicts))))
+
+    def _at(self) -> list[int]:
+        return list(map(Tensor.data_ptr, self.tensors))
 
     def holds(self, source) -> bool:
         """Is all of it still so?"""
@@ -302,13 +316,7 @@ class Snapshot:
             for k, v in settings.items():
                 if now[k] is not v:
                     return False
-        for d, n in self.sizes:
-            if len(d) != n:
-                return False
-        for d, k, v, at in self.entries:
-            if d.get(k) is not v or at is not None and v.data_ptr() != at:
-                return False
-        return True
+        return self._ids() == self.ids and self._at() == self.at
 
 
 class _Watch(TorchDispatchMode):

@@ -8,6 +8,7 @@ import pickle
 import random
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from networks import batch, small_net
@@ -337,11 +338,12 @@ def caches(m, x):
 
 
 ODD = {
-    "item": (lambda m, x: 2 if x.detach().sum().item() > 0 else 3, "the host waits for a value"),
-    "branch": (lambda m, x: 2 if (x > 2).any() else 3, "the host waits for a value"),
+    "item": (lambda m, x: 1 if x.detach().sum().item() > 0 else 2, "the host waits for a value"),
+    "branch": (lambda m, x: 2 if (x > 2).any() else 1, "the host waits for a value"),
     "nonzero": (lambda m, x: 1 + 0 * x.detach().nonzero().sum(), "the host waits for a value"),
-    "torch random": (lambda m, x: 1 + torch.rand(()), "draws random numbers"),
-    "python random": (lambda m, x: 1 + random.random(), "draws random numbers"),
+    "torch random": (lambda m, x: 1 + 0 * torch.rand(()), "draws random numbers"),
+    "python random": (lambda m, x: 1 + 0 * random.random(), "draws random numbers"),
+    "numpy random": (lambda m, x: 1 + 0 * np.random.rand(), "draws random numbers"),
     "counter": (counts, "Odd.count changes as the model is called"),
     "cache": (caches, "Odd.last changes as the model is called"),
 }
@@ -407,7 +409,8 @@ def test_errors_about_arguments_stay_what_they_are(again):
         ea.fgsm(loss="dlr")(ea.Source(small_net(classes=2), cuda_graph=True, dtype=torch.bfloat16), x, y.clamp(max=1))
 
 
-@pytest.mark.parametrize(("kw", "why"), [({"crafting": "train"}, "crafting 'train' seeds"), ({"compile": True}, "compiled")])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch.compile's imports
+@pytest.mark.parametrize(("kw", "why"), [({"crafting": "train"}, "'train' seeds"), ({"compile": True}, "compiled")])
 def test_sources_that_are_never_captured(again, kw, why):
     with pytest.raises(ValueError, match=f"Source: cuda_graph must not be True for this source: .*{why}"):
         ea.Source(small_net(), cuda_graph=True, **kw)
@@ -441,7 +444,7 @@ def test_calls_that_are_left_alone(again, monkeypatch):
     x, y = batch()
     with torch.autocast("cpu", torch.bfloat16):  # the source computes in the caller's precision
         ea.fgsm()(source, x, y)
-    ea.fgsm()(source, x[..., 1:], y) if False else ea.fgsm()(source, torch.cat([x, x], 3)[..., ::2], y)
+    ea.fgsm()(source, torch.cat([x, x], 3)[..., ::2], y)  # not dense
     with monkeypatch.context() as m:
         m.setattr(AgainLane, "taken", staticmethod(lambda: True))
         ea.fgsm()(source, x, y)
@@ -543,3 +546,171 @@ def test_works_side_by_side(monkeypatch):
     sides.together([work("a"), work("b")])
     assert log == ["new", "fork", "a", "b", ("join", "b")]
     assert not any(copy.deepcopy(sides)._streams.values())
+
+
+# ---- on a GPU ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """Algorithms that give the same bits whenever they run; graphs change nothing about which are chosen."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", (EXACT, {"dtype": torch.bfloat16}), ids=("exact", "bfloat16"))
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_hundred_replays(deterministic, name, how):
+    check_replays(ATTACKS[name], *pair(how=how, device="cuda"), 100, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", FORMS)
+def test_a_hundred_replays_in_every_form(deterministic, form):
+    check_replays(ea.pgd(steps=2, rule="random", targeted=True), *pair(device="cuda"), 100, "cuda", **FORMS[form])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fuse", ("logits", "probs", "loss"))
+def test_a_hundred_replays_of_ensembles(deterministic, fuse):
+    check_replays(ea.rand_step_ll(), *pair(ensemble=fuse, device="cuda"), 100, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fuse", ("logits", "probs", "loss"))
+def test_members_on_side_streams_compute_what_they_do_in_turn(deterministic, fuse):
+    _, ensemble = pair(ensemble=fuse, device="cuda")
+    for x, y, key, index in calls(50, "cuda", count=64):
+        together = ea.pgd(steps=3)(ensemble, x, y, key=key, index=index, return_info=True)
+        sides, ensemble._sides = ensemble._sides, None
+        same(together, ea.pgd(steps=3)(ensemble, x, y, key=key, index=index, return_info=True))
+        ensemble._sides = sides
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("ensemble", (False, "logits"))
+def test_replays_on_several_streams_do_not_meet(deterministic, ensemble):
+    """Captured on one side stream, replayed on two others at once: buffers are shared, so order is all."""
+    ours, plain = pair(ensemble=ensemble, device="cuda")
+    attack = ea.pgd(steps=5)
+    streams, given, got = [torch.cuda.Stream() for _ in range(3)], list(calls(60, "cuda", count=256)), []
+    torch.cuda.synchronize()
+    for i, (x, y, key, index) in enumerate(given):
+        with torch.cuda.stream(streams[i % 2 if i else 2]):
+            fresh = x.clone()  # on this stream, and gone when the call is made
+            got.append(attack(ours, fresh, y, key=key, index=index))
+            del fresh
+    torch.cuda.synchronize()
+    assert len(ours.replays.graphs) == 1
+    for x_adv, (x, y, key, index) in zip(got, given):
+        assert torch.equal(x_adv, attack(plain, x, y, key=key, index=index))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("ensemble", (False, "logits"))
+@pytest.mark.parametrize("key_device", ("cpu", "cuda"))
+def test_a_replay_does_not_wait_on_the_host(ensemble, key_device):
+    ours, _ = pair(ensemble=ensemble, device="cuda")
+    given = list(calls(5, "cuda"))
+    outs = [torch.empty_like(x) for x, *_ in given]
+
+    def call(x, y, key, index, out):
+        return ea.pgd(steps=2)(ours, x, y, key=key, index=index, out=out, return_info=True,
+                               eps=torch.full_like(y, 0.1, dtype=torch.float32))
+
+    given = [(x, y, key.to(key_device), index) for x, y, key, index in given]
+    call(*given[0], outs[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for arguments, out in zip(given, outs):
+            call(*arguments, out)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(ours.replays.graphs) == 1
+
+
+@pytest.mark.gpu
+def test_streams_of_batches_with_graphs(deterministic):
+    def batches(cuda_graph):
+        model = small_net(5).cuda()
+        static = [ea.Source(small_net(i).cuda(), cuda_graph=cuda_graph, **EXACT) for i in (1, 2)]
+        adversary = ea.EnsembleAdversary(model, static, ea.rand_fgsm(), key=ea.fresh_key(seed=3),
+                                         eps_dist=ea.EpsDistribution(16 / 255))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        found = []
+        for b in adversary.stream([[t.cuda() for t in batch(64, seed=i)] for i in range(60)]):
+            loss = ea.mixed_cross_entropy(model(b.x), b.y, b.is_adv)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(b.x.clone())
+        return found, static
+
+    got, static = batches("auto")
+    wanted, _ = batches(False)
+    assert all(map(torch.equal, got, wanted)) and all(len(s.replays.graphs) == 1 for s in static)
+
+
+def masked(m, x):
+    """Waits for the device inside an operator, where only the capture notices."""
+    y = x.detach().clone()
+    y[:, :, y[0, 0] > 0.5] = y[:1, :1, :1, 0]
+    return 1 + 0 * y.sum()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("what", (masked, ODD["item"][0], ODD["nonzero"][0],
+                                  lambda m, x: 1 + 0 * torch.rand_like(x).sum(),
+                                  lambda m, x: torch.ones(1).to(x.device)),
+                         ids=("masked", "item", "nonzero", "draws", "copies"))
+def test_a_capture_that_fails_leaves_the_device_usable(what):
+    x, y = (t.cuda() for t in batch())
+    source, plain = ea.Source(Odd(what).cuda(), **EXACT), ea.Source(small_net().cuda(), cuda_graph=False, **EXACT)
+    before = torch.cuda.current_stream()
+    ea.fgsm()(source, x, y)
+    with pytest.warns(UserWarning, match="cannot be captured"):
+        x_adv = ea.fgsm()(source, x, y)
+    assert torch.equal(x_adv, ea.fgsm()(source, x, y)) and torch.cuda.current_stream() == before
+    assert (x_adv == ea.fgsm()(plain, x, y)).float().mean() > 0.99
+    torch.rand(4, device="cuda"), torch.cuda.get_rng_state()  # the generator does not believe in a capture
+    held = torch.empty(1 << 20, device="cuda")
+    side = torch.cuda.Stream()
+    held.record_stream(side)
+    allocated = torch.cuda.memory_allocated()
+    del held
+    torch.cuda.synchronize()
+    torch.empty(1 << 10, device="cuda")  # the allocator looks at its events again
+    assert torch.cuda.memory_allocated() < allocated
+    ours, plain = pair(device="cuda")
+    check_replays(ea.pgd(steps=2), ours, plain, 3, "cuda")
+
+
+@pytest.mark.gpu
+def test_within_somebody_elses_capture(deterministic):
+    ours, plain = pair(device="cuda")
+    x, y, key, index = next(calls(1, "cuda"))
+    call = lambda: ea.pgd(steps=2)(ours, x, y, key=key, index=index)  # noqa: E731
+    call()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        x_adv = call()
+    for new, _, _, _ in calls(3, "cuda"):
+        x.copy_(new)
+        captured.replay()
+        assert torch.equal(x_adv, ea.pgd(steps=2)(plain, x, y, key=key, index=index))
+
+
+@pytest.mark.gpu
+def test_a_source_takes_its_graphs_memory_with_it():
+    x, y = (t.cuda() for t in batch(256, size=32))
+    net = small_net(size=32).cuda()
+    ea.pgd(steps=2)(ea.Source(net, cuda_graph=True), x, y)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    for _ in range(5):
+        source = ea.Source(net, cuda_graph=True)
+        ea.pgd(steps=2)(source, x, y)
+        assert torch.cuda.memory_reserved() > before[1]
+        del source
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_allocated() <= before[0] and torch.cuda.memory_reserved() <= before[1]
