@@ -61,8 +61,9 @@ class CudaLane:
         self.done.record(torch.cuda.current_stream(self.device))
 
     def wait(self) -> None:
-        """Until the last replay is done: before its memory is given back."""
-        self.done.synchronize()
+        """Until the last replay is done, before its memory is given back; within a capture nothing can be waited for."""
+        if not self.taken():
+            self.done.synchronize()
 
     def capture(self, work: Callable[[], "tuple[Tensor, ...]"]) -> "tuple[Callable[[], None], tuple[Tensor, ...]]":
         """What replays the work, and the results that every replay writes anew. Waits for the device."""
@@ -179,7 +180,8 @@ class Replays:
                 given: "tuple[Tensor | None, ...]", out: Tensor | None) -> _Captured | None:
         """A graph of work(*given, out), run once before; None, and a warning, where there cannot be one."""
         with torch.inference_mode(False), torch.no_grad():
-            static = [None if t is None else torch.empty_like(t, device=self.device).copy_(t) for t in given]
+            static = [None if t is None else torch.empty_like(t, device=self.device).copy_(t, non_blocking=True)
+                      for t in given]
             own = None if out is None else torch.empty_like(static[0], dtype=out.dtype)
             try:
                 rehearse(source, lambda: work(*static, own))
@@ -189,12 +191,12 @@ class Replays:
                 if self._lane is None:
                     self._lane = LANES[self.device.type](self.device)
                 self._lane.begin()  # no replay is under way while memory of the pool is laid out anew
+                self._snapshot = self._snapshot or Snapshot(source)
                 replay, results = self._lane.capture(lambda: work(*static, own))
             except Exception as e:  # noqa: BLE001 - models fail in any way; without a graph they may well work
                 self.drop()
                 self._refuse(e)
                 return None
-        self._snapshot = self._snapshot or Snapshot(source)
         captured = self.graphs[signature] = _Captured([t for t in static if t is not None], results, replay)
         return captured
 
@@ -348,6 +350,8 @@ def rehearse(source, work: Callable[[], object]) -> None:
     modules = _modules(source)
     for member in members(source):
         for name, m in member.module.named_modules():
+            if isinstance(m, torch.jit.ScriptModule):
+                raise Uncapturable(f"{name or 'the model'} is a script module, whose state cannot be watched")
             if hooked(m):
                 raise Uncapturable(f"{name or 'the model'} has hooks, which a replay would not call")
     before, drawn = [dict(vars(m)) for m in modules], _generators(source.device)
@@ -365,7 +369,12 @@ def rehearse(source, work: Callable[[], object]) -> None:
 
 
 def _same(a, b) -> bool:
-    return a is b or type(a) is type(b) and isinstance(a, (bool, int, float, str, torch.Size)) and a == b
+    """Is it the same object, or a number, text or tuple of the same value?"""
+    if a is b or type(a) is not type(b):
+        return a is b
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return isinstance(a, (bool, int, float, str)) and a == b
 
 
 def _generators(device: torch.device) -> list:

@@ -7,6 +7,7 @@ import copy
 import pickle
 import random
 import weakref
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -379,6 +380,25 @@ def test_hooks_are_not_forgotten(again):
     assert len(seen) == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+def test_script_modules_run_eagerly(again):
+    source, (x, y) = ea.Source(torch.jit.script(small_net().eval()), **EXACT), batch()
+    ea.fgsm()(source, x, y)
+    with pytest.warns(UserWarning, match="the model is a script module, whose state cannot be watched"):
+        ea.fgsm()(source, x, y)
+
+
+def test_what_stays_the_same_as_a_model_is_called(again):
+    def notes(m, x):
+        m.shape, m.name = [tuple(x.shape[1:]), 0.5], "".join(["a", "b"])
+        return 1
+
+    ours, plain = (ea.Source(Odd(notes), cuda_graph=g, **EXACT) for g in ("auto", False))
+    for x, y, key, _ in calls(3):
+        assert torch.equal(ea.pgd(steps=2)(ours, x, y, key=key), ea.pgd(steps=2)(plain, x, y, key=key))
+    assert len(ours.replays.graphs) == 1
+
+
 def test_a_capture_that_fails(again, monkeypatch):
     def fails(self, work):
         try:
@@ -506,6 +526,56 @@ def test_adversarial_batches(again, n):
     got, adversary = batches("auto")
     wanted, _ = batches(False)
     assert all(map(torch.equal, got, wanted)) and sum(len(s.replays.graphs) for s in adversary.static) == 2
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """What CudaLane asks of torch, each call noted in order; nothing of it is CUDA."""
+    calls = MagicMock()
+    calls.is_current_stream_capturing.return_value = False
+    for name in ("Stream", "Event", "CUDAGraph", "graph", "stream", "current_stream", "graph_pool_handle",
+                 "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, getattr(calls, name))
+    calls.Stream.return_value.device.index = 0
+    calls.graph_pool_handle.return_value = (0, 7)
+    calls.graph.return_value.__exit__.return_value = calls.stream.return_value.__exit__.return_value = False
+    monkeypatch.setattr(torch.cuda, "default_generators", [calls.generator])
+    monkeypatch.setattr(torch, "rand", calls.rand)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool", "_cuda_clearCublasWorkspaces"):
+        monkeypatch.setattr(torch._C, name, getattr(calls, name), raising=False)
+    return calls
+
+
+def test_the_lane_captures_by_torchs_rules(cuda):
+    lane = replay.CudaLane(torch.device("cuda", 0))
+    again, results = lane.capture(lambda: (cuda.work(),))
+    assert again is cuda.CUDAGraph.return_value.replay and results == (cuda.work.return_value,)
+    cuda.graph.assert_called_once_with(cuda.CUDAGraph.return_value, pool=(0, 7), stream=lane.stream,
+                                       capture_error_mode="thread_local")
+    order = [c[0] for c in cuda.mock_calls]
+    cleared = [i for i, name in enumerate(order) if name == "_cuda_clearCublasWorkspaces"]
+    assert cleared[0] < order.index("graph().__enter__") < order.index("work") < order.index("graph().__exit__")
+    assert order.index("graph().__exit__") < cleared[1] < order.index("stream().__exit__")
+    assert not cuda._cuda_endAllocateToPool.called and not cuda._cuda_releasePool.called
+    lane.begin(), lane.end(), lane.wait()
+    cuda.current_stream.return_value.wait_event.assert_called_once_with(lane.done)
+    lane.done.record.assert_called_once_with(cuda.current_stream.return_value)
+    lane.done.synchronize.assert_called_once_with()
+
+
+@pytest.mark.parametrize("broken", (False, True))
+def test_the_lane_cleans_up(cuda, broken):
+    """Where CUDA broke the capture off, the allocator and the generator must be told; else they have been."""
+    if broken:
+        cuda.rand.side_effect = RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+    else:
+        cuda._cuda_endAllocateToPool.side_effect = RuntimeError("endAllocatePool: not currently recording to mempool_id")
+    lane = replay.CudaLane(torch.device("cuda", 0))
+    with pytest.raises(ZeroDivisionError):
+        lane.capture(lambda: 1 / 0)
+    cuda._cuda_endAllocateToPool.assert_called_once_with(0, (0, 7))
+    assert cuda._cuda_releasePool.called == broken and cuda.stream.return_value.__exit__.called
+    assert cuda.generator.graphsafe_set_state.called == broken and cuda.generator.set_state.called != broken
 
 
 # ---- streams -----------------------------------------------------------------------------------------------------
