@@ -61,11 +61,11 @@ class CudaLane:
         self.done.record(torch.cuda.current_stream(self.device))
 
     def wait(self) -> None:
-        """Until the last replay is done, before its memory is given back; within a capture nothing can be waited for."""
+        """Until the last replay is done, as its memory will go; within a capture nothing can be waited for."""
         if not self.taken():
             self.done.synchronize()
 
-    def capture(self, work: Callable[[], "tuple[Tensor, ...]"]) -> "tuple[Callable[[], None], tuple[Tensor, ...]]":
+    def capture(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
         """What replays the work, and the results that every replay writes anew. Waits for the device."""
         captured = torch.cuda.CUDAGraph()
         generator = torch.cuda.default_generators[self.stream.device.index]
@@ -126,7 +126,7 @@ class _Captured(NamedTuple):
     """inputs: buffers that a replay reads. results: what it writes, in the graph's memory."""
 
     inputs: list[Tensor]
-    results: "tuple[Tensor, ...]"
+    results: tuple[Tensor, ...]
     replay: Callable[[], None]
 
 
@@ -176,8 +176,8 @@ class Replays:
             self.seen.popitem(last=False)
         return False
 
-    def capture(self, source, signature: Hashable, work: "Callable[..., tuple[Tensor, ...]]",
-                given: "tuple[Tensor | None, ...]", out: Tensor | None) -> _Captured | None:
+    def capture(self, source, signature: Hashable, work: Callable[..., tuple[Tensor, ...]],
+                given: tuple[Tensor | None, ...], out: Tensor | None) -> _Captured | None:
         """A graph of work(*given, out), run once before; None, and a warning, where there cannot be one."""
         with torch.inference_mode(False), torch.no_grad():
             static = [None if t is None else torch.empty_like(t, device=self.device).copy_(t, non_blocking=True)
@@ -211,7 +211,7 @@ class Replays:
         warnings.warn(f"Source: the attack cannot be captured in a CUDA graph and runs without: {why}; {ENDINGS}",
                       stacklevel=5)
 
-    def replay(self, captured: _Captured, given: "tuple[Tensor | None, ...]", out: Tensor | None,
+    def replay(self, captured: _Captured, given: tuple[Tensor | None, ...], out: Tensor | None,
                wanted: int) -> list[Tensor]:
         """Copies of the first `wanted` results, the first of them in `out` where given; no synchronisation."""
         with torch.inference_mode(False), torch.no_grad():
@@ -227,7 +227,7 @@ class Replays:
         return results
 
 
-def run(source, attack: Hashable, work: "Callable[..., tuple[Tensor, ...]]", x: Tensor, y: Tensor | None,
+def run(source, attack: Hashable, work: Callable[..., tuple[Tensor, ...]], x: Tensor, y: Tensor | None,
         sizes: tuple, key: Tensor | None, index: Tensor | None, out: Tensor | None, info: bool):
     """work(x, y, sizes, key, index, out): its whole result with `info`, else the first of it; replayed where possible.
 
@@ -241,7 +241,7 @@ def run(source, attack: Hashable, work: "Callable[..., tuple[Tensor, ...]]", x: 
         return result if info else result[0]
     at = [i for i, v in enumerate(sizes) if isinstance(v, Tensor)]
     given = (x, y, key, index, *(sizes[i] for i in at))
-    other = None if out is None or out.dtype == ref.result_dtype(x) else out  # then the graph itself rounds to its dtype
+    other = None if out is None or out.dtype == ref.result_dtype(x) else out  # the graph itself rounds to its dtype
     signature = (attack, x.shape, x.stride(), x.dtype, *(t is None for t in given[1:4]), other is None,
                  *(None if i in at else v for i, v in enumerate(sizes)), *_numerics())
 

@@ -74,6 +74,12 @@ def again(monkeypatch):
     monkeypatch.setattr(check, "readable", lambda t: False)
 
 
+@pytest.fixture
+def deterministic(monkeypatch):
+    """Algorithms that give the same bits whenever they run; graphs change nothing about which are chosen."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
 def calls(n: int, device="cpu", size: int = 8, count: int = 12):
     """n batches with keys and indices of their own."""
     for i in range(n):
@@ -313,6 +319,18 @@ def test_live_sources_follow_their_weights(again):
     assert source.replays._lane.captures == 1
     assert not ea.Source(net, live=True).replays.allowed
     assert ea.Source(net, live=True, cuda_graph="auto").replays.allowed is False
+
+
+def test_graphs_of_one_source_do_not_disturb_each_other(again, deterministic, device):
+    """They share a memory pool and come in any order."""
+    ours, plain = pair(device=device)
+    attacks, kept = (ea.pgd(steps=3), ea.step_rnd(), ea.rand_fgsm()), []
+    for i, (x, y, key, index) in enumerate(calls(90 if device == "cuda" else 20, device)):
+        attack, n = attacks[i % 3], (12, 5, 1)[i // 3 % 3]
+        kept.append([attack(s, x[:n], y[:n], key=key, index=index[:n], return_info=True) for s in (ours, plain)])
+    for got, wanted in kept:
+        same(got, wanted)
+    assert len(ours.replays.graphs) == 9
 
 
 # ---- models that cannot be captured ------------------------------------------------------------------------------
@@ -569,7 +587,7 @@ def test_the_lane_cleans_up(cuda, broken):
     if broken:
         cuda.rand.side_effect = RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
     else:
-        cuda._cuda_endAllocateToPool.side_effect = RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        cuda._cuda_endAllocateToPool.side_effect = RuntimeError("not currently recording to mempool_id")
     lane = replay.CudaLane(torch.device("cuda", 0))
     with pytest.raises(ZeroDivisionError):
         lane.capture(lambda: 1 / 0)
@@ -619,12 +637,6 @@ def test_works_side_by_side(monkeypatch):
 
 
 # ---- on a GPU ----------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def deterministic(monkeypatch):
-    """Algorithms that give the same bits whenever they run; graphs change nothing about which are chosen."""
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("how", (EXACT, {"dtype": torch.bfloat16}), ids=("exact", "bfloat16"))
