@@ -8,7 +8,8 @@ divided by its steps, so that cheap and dear sources count as often as they are 
 float32; the last two have the live source under bfloat16 autocast. Peak memory is the most that is allocated at once:
 "step" during a round, beside what is there before it; "peak" from the making of network, sources and
 optimizer on, which counts the static networks' weights (and, on the CPU, the copies that `Source.calibrate` needs).
-On the CPU it is read from the profiler's record of the allocator.
+On the CPU it is read from the profiler's record of the allocator. On CUDA neither counts the memory that graphs keep
+for the passes of static sources, which is what those passes need without graphs.
 """
 import os
 import sys

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import ops
+from . import ops, replay
 from .losses import LOSSES, RULES, choose_labels
 from .ops import _checks as check
 from .ops import _reference as ref
@@ -119,12 +119,15 @@ class Attack:
             empty = torch.empty(0, device=x.device)
             x_adv = _wide(x).to(ref.result_dtype(x)) if out is None else out
             return AttackResult(x_adv, empty.long(), empty, empty.bool()) if return_info else x_adv
-        start_key, label_key, craft_key = (None,) * 3 if key is None else keys.split(key, 3)
-        if key is not None:  # the third stays where it is: generators are seeded from the host
-            start_key, label_key = (k.to(x.device, non_blocking=True) for k in (start_key, label_key))
-        with source.session(craft_key), torch.no_grad():
-            result = self._worst_of(source, x, y, sizes, start_key, label_key, index, out)
-        return result if return_info else result.x_adv
+
+        def work(x, y, sizes, key, index, out):
+            start_key, label_key, craft_key = (None,) * 3 if key is None else keys.split(key, 3)
+            if key is not None:  # the third stays where it is: generators are seeded from the host
+                start_key, label_key = (k.to(x.device, non_blocking=True) for k in (start_key, label_key))
+            with source.session(craft_key), torch.no_grad():
+                return self._worst_of(source, x, y, sizes, start_key, label_key, index, out)
+
+        return replay.run(source, self, work, x, y, sizes, key, index, out, return_info)
 
     def _key(self, source: BaseSource, key: Tensor | None, x: Tensor) -> Tensor | None:
         """The key, on the CPU or x's device; the package's next one only where anything is drawn."""

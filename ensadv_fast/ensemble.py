@@ -1,6 +1,7 @@
 """Ensembles: several sources that a perturbation is computed on at once."""
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from .ops import _checks as check
 from .ops.logit_grad import FUSES, LogitGrad, member_weights
 from .ops.logit_grad import unchecked as start_backward
+from .overlap import SideStreams
 from .protocol import BaseSource, InputGrad, for_autograd
+from .replay import Replays
 from .source import Source, as_source
 from .stacked import Stack, Unit, units
 
@@ -32,6 +35,9 @@ class Ensemble(BaseSource):
     Members that are MLPs of one architecture and dtype, folded sources in eval mode, run as one stack, a launch a
     layer for all of them (:mod:`ensadv_fast.stacked`): the same but for roundings. Their weights are then views of
     the stack, kept once, and alive while any of these sources is. Not with `sequential`.
+
+    On CUDA the members' passes run beside each other, on streams of their own, unless `sequential`; attacks are
+    captured in CUDA graphs where every member's `cuda_graph` lets them be.
 
     Wherever a :class:`Source` is taken as an attack's source, an Ensemble is. Its logits are float32 (float64 where a
     member's are): the mixed ones for fuse "logits", log P for the others. An ensemble of one without weights is that
@@ -66,6 +72,9 @@ class Ensemble(BaseSource):
                              for dtype in (torch.float32, torch.float64)}
         self._modules: list[nn.Module] = []
         self._units()
+        wishes = {s.replays.allowed for s in self.sources}
+        self.replays = Replays(self.device, False if False in wishes else True if wishes == {True} else "auto")
+        self._sides = SideStreams(self.device) if self.device.type == "cuda" and not sequential else None
         self._alone = self.sources[0] if len(self.sources) == 1 and weights is None else None
 
     @contextmanager
@@ -85,7 +94,9 @@ class Ensemble(BaseSource):
 
     def _logits(self, x: Tensor) -> Tensor:
         """All members' logits [K, N, C]."""
-        return self._stacked([unit.run.logits_unchecked(x) for unit in self._units()])
+        works = [partial(unit.run.logits_unchecked, x) for unit in self._units()]
+        # A backward pass of the caller's would free what side streams still read: there only one stream will do.
+        return self._stacked([work() for work in works] if torch.is_grad_enabled() else self._together(works))
 
     def _stacked(self, passed: list[Tensor]) -> Tensor:
         """What the units gave as [K, N, C] in the dtype of the computation."""
@@ -150,11 +161,16 @@ class Ensemble(BaseSource):
         else:
             leaves = [wide.detach().requires_grad_() for _ in running]
             with torch.enable_grad():
-                passed = [self._forward(unit.run, leaf) for unit, leaf in zip(running, leaves)]
+                passed = self._together([partial(self._forward, unit.run, leaf)
+                                         for unit, leaf in zip(running, leaves)])
             mixed, start = begin(passed)
-            grads = [torch.autograd.grad(z, leaf, unit.of(start.grad).to(z.dtype))[0]
-                     for unit, z, leaf in zip(running, passed, leaves)]
+            grads = self._together([partial(_backward, z, leaf, unit.of(start.grad))
+                                    for unit, z, leaf in zip(running, passed, leaves)])
         return InputGrad(sum(grads[1:], grads[0]).to(x.dtype), start.labels, start.loss, mixed, start.scale)
+
+    def _together(self, works: list[Callable[[], Tensor]]) -> list[Tensor]:
+        """The units' works: on CUDA at once, on streams of their own; on the CPU, or if `sequential`, in turn."""
+        return self._sides.together(works) if self._sides is not None else [work() for work in works]
 
     def _forward(self, source: Source | Stack, leaf: Tensor) -> Tensor:
         """A unit's logits; with `sequential`, its activations are computed again when its backward pass begins."""
@@ -162,3 +178,7 @@ class Ensemble(BaseSource):
             return source.logits_unchecked(leaf)
         return checkpoint(source.logits_unchecked, leaf, use_reentrant=False,
                           preserve_rng_state=source.crafting == "train")
+
+
+def _backward(logits: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
+    return torch.autograd.grad(logits, leaf, grad.to(logits.dtype))[0]

@@ -9,6 +9,7 @@ from torch import Tensor
 from .losses import LOSSES, RULES
 from .ops import _checks as check
 from .ops import keys
+from .replay import Replays
 
 
 class InputGrad(NamedTuple):
@@ -30,6 +31,7 @@ class BaseSource(ABC):
 
     device: torch.device
     crafting: str
+    replays: Replays | None = None  # the graphs of attacks on it; None: it is never captured
 
     @abstractmethod
     def session(self, key: Tensor | None = None) -> AbstractContextManager["BaseSource"]:

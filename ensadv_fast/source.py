@@ -19,6 +19,7 @@ from .ops import keys
 from .ops.logit_grad import unchecked as start_backward
 from .packed import Packs
 from .protocol import BaseSource, InputGrad, for_autograd
+from .replay import Replays, permission
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Measured with timm: MobileNets and EfficientNet-B0 (477 to 1069) are slower in bfloat16, ConvNeXts (from 1949) faster.
@@ -76,7 +77,14 @@ class Source(BaseSource):
             On the CPU convolutions' weights are then held in oneDNN's order as well, twice
             (:mod:`ensadv_fast.packed`).
         compile: pass the frozen copy through torch.compile.
-        cuda_graph: permission for speed, without effect in this version.
+        cuda_graph: whether attacks on this source are captured in CUDA graphs, whole, and replayed on new data and keys
+            (:mod:`ensadv_fast.replay`). "auto": for a frozen source on CUDA, crafting "eval", not compiled, an attack
+            that comes a second time with the same shapes and numbers is captured then; where that cannot be (a model
+            that waits for values, draws random numbers, has hooks or counts its calls), one warning, and no more
+            graphs. True: at the first call, and what cannot be captured is an error; a live source too. Its weights
+            must then move in place, as optimizers move them; parameters, buffers or submodules that are exchanged are
+            noticed, but not plain attributes that a forward pass reads. False: never. A graph keeps the memory of
+            what it works on; the graphs of a source share it, and nothing of it is what a caller gets.
 
     A source that is not live and not exact keeps the model as it came, a second frozen copy in host memory, for
     :meth:`calibrate`: as many bytes as its parameters and buffers have.
@@ -116,6 +124,7 @@ class Source(BaseSource):
         self._autocast = dtype if live and dtype in check.NARROW else None
         self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())),
                            torch.device("cpu"))
+        self.replays = Replays(self.device, permission(op, cuda_graph, self.device, crafting, live, compile))
         with torch.inference_mode(False):  # what is made here must serve autograd later
             self.mean, self.std = self._statistics(mean, "mean"), self._statistics(std, "std")
             if live:
@@ -218,7 +227,9 @@ class Source(BaseSource):
         self._active = True
         try:
             with ExitStack() as stack:
-                stack.enter_context(torch.inference_mode(False))
+                recording = torch.is_grad_enabled()
+                stack.enter_context(torch.inference_mode(False))  # which would turn recording on
+                stack.enter_context(torch.set_grad_enabled(recording))
                 if self.live:
                     stack.enter_context(_flags(self.module, self.crafting))
                 if self.crafting == "train":

@@ -321,3 +321,16 @@ BAD = [
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_logits_are_differentiable_where_autograd_records_and_nowhere_else(live):
+    net = small_net()
+    source = ea.Source(net, live=True, dtype=None, fold=False) if live else ea.Source(net, dtype=torch.float32)
+    x = batch()[0].requires_grad_()
+    for model in (source, ea.Ensemble([source, source])):
+        assert model.logits(x).requires_grad
+        with torch.no_grad():
+            assert not model.logits(x).requires_grad
+        with torch.inference_mode():
+            assert not model.logits(x).requires_grad

@@ -80,7 +80,7 @@ def test_a_wrong_attack_is_not_timed(bench, small, wrong, message):
 
 def test_attack_rows_are_stamped_added_and_missing_packages_named(bench, small, tmp_path, monkeypatch, capsys):
     _, attack_step, _ = bench
-    known = [c for c in attack_step.CONTENDERS if c.name in ("torchattacks", "ours", "ours, exact source")]
+    known = [c for c in attack_step.CONTENDERS if c.name in ("torchattacks", "ours", "ours, exact source", "ours, no graph")]
     monkeypatch.setattr(attack_step, "CONTENDERS", [replace(known[0], needs="no_such_package"), *known[1:]])
     out = tmp_path / "results" / "attack_step.json"
     command = ["--device", "cpu", "--networks", "small", "--seconds", "0", "--least", "2", "--out", str(out)]
@@ -91,6 +91,7 @@ def test_attack_rows_are_stamped_added_and_missing_packages_named(bench, small, 
     assert {"commit", "time", "build", "runtime", "machine", "load_before", "load_after"} <= result.keys()
     assert [r["attack"] for r in result["rows"]] == ["fgsm", "step_ll"] and result["rows"][0] == first["rows"][0]
     assert [r["shape"][0] for r in result["rows"]] == [6, 4]
+    assert all(set(r["contenders"]) == {"ours", "ours, exact source"} for r in result["rows"])  # no graphs on the CPU
     assert result["missing"] == ["no_such_package"]
     assert "not installed: no_such_package" in capsys.readouterr().out
 
