@@ -117,6 +117,11 @@ def gradient(source: BaseSource, x: Tensor, y: Tensor) -> Tensor:
     return widened(source.input_grad(x, y, rescale=False).grad)
 
 
+def direction(source: BaseSource, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient times a power of two per sample that keeps it from underflow; elements not finite count as 0."""
+    return widened(source.input_grad(x, y).grad).nan_to_num(0, 0, 0)
+
+
 @torch.no_grad()
 def judged(source: BaseSource, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(cross-entropy [N], at least float32; predictions int64 [N]) of images x."""

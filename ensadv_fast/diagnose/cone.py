@@ -33,8 +33,8 @@ def cone_directions(grad: Tensor, order: int, eps: float, key: Tensor,
                     index: Tensor | None = None) -> Iterator[Tensor]:
     """`order` orthogonal directions of L-inf norm eps around each sample, all aligned with the gradient, one by one.
 
-    grad: [N, ...], d elements a sample; order: k in 1, 4, 16, 36, 64, 100, at most d; key, index: of the assignment, as
-    everywhere. Yields k tensors of grad's shape and dtype. Raises ValueError for another order.
+    grad: [N, ...], finite, d elements a sample; order: k in 1, 4, 16, 36, 64, 100, at most d; key, index: of the
+    assignment, as everywhere. Yields k tensors of grad's shape and dtype. Raises ValueError for another order.
 
     The construction (Tramer et al. 2018, appendix; regular Hadamard matrix H of order k, rows of sum sqrt(k)): pixels
     are dealt out to k cells of equal size, and r_i = eps * H[i, cell] * sign(grad), pixel by pixel; the d mod k pixels
@@ -45,7 +45,8 @@ def cone_directions(grad: Tensor, order: int, eps: float, key: Tensor,
     - grad . r_i = eps * sum_c H[i, c] m_c with m_c the sum of |grad| over cell c. Each pixel is equally likely in each
       cell, so E[m_c] = m / k with m the sum over the pixels dealt, and E[grad . r_i] = eps * (m / k) * sqrt(k)
       = eps * m / sqrt(k), with m = |grad|_1 where k divides d. (For k orthogonal vectors of this norm, no more can be
-      had of every one.) Where all |grad| are equal, it holds for each r_i without expectation.
+      had of every one.) The mean over i is exactly that (the column sums of H are sqrt(k), too), and where all |grad|
+      are equal, so is each one.
 
     Pixels are dealt in rounds: those with the k largest |grad| one to each cell at random, then the next k, so that
     every cell gets its share of the large ones (the paper deals all at once) and those left over are the smallest.
@@ -54,7 +55,7 @@ def cone_directions(grad: Tensor, order: int, eps: float, key: Tensor,
     if order > d:
         raise ValueError(f"cone_directions: order must be at most the {d} elements of an image, got {order}")
     matrix = regular_hadamard(order).to(grad)
-    flat = grad.flatten(1).nan_to_num(0, 0, 0)
+    flat = grad.flatten(1)
     rounds = d // order
     index = torch.arange(n, device=grad.device) if index is None else index
     ranked = flat.abs().argsort(dim=1, descending=True, stable=True)[:, :rounds * order]
@@ -90,7 +91,7 @@ def cone_dimension(model: Model, x: Data, y: Tensor | None = None, *, eps: float
     deal_keys = dict(zip(ORDERS, batches.child_keys(op, key, len(ORDERS)), strict=True))
 
     def measure(source, x, y, index):
-        grad = batches.gradient(source, x, y)
+        grad = batches.direction(source, x, y)
         rows = {"clean": batches.wrong(source, x, y)}
         for k in orders:
             fooled = torch.zeros_like(y)

@@ -31,9 +31,9 @@ RATIO = 0.10  # between the 19 % of v3 and the 7 % of v3adv, ibid.
 ALIGNMENT = 0.20  # below it: catastrophic overfitting, in the figures of Andriushchenko and Flammarion 2020
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of eps, in the check that error grows with it
 
-# What no model with useful gradients does; the others are signs that gradients are poor, or that they were overfit.
-HARD = ("single step against many", "black box against white box", "unbounded eps", "growing eps",
-        "random search", "zero gradients")
+# What no model with useful gradients does. The others say that single steps fail, which many steps may mend.
+HARD = ("single step against many", "black box against white box, PGD", "unbounded eps", "growing eps", "random search",
+        "zero gradients")
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ def masking_report(target: Model, x: Data, y: Tensor | None = None, *, eps: floa
     comparisons in one check share that level):
 
     - single step against many: FGSM must not find more errors than PGD of the same eps;
-    - black box against white box: nor may examples crafted on a held-out source, by FGSM or PGD, find more than the
-      same attack on the target itself;
+    - black box against white box, PGD; the same, FGSM: nor may examples crafted on a held-out source find more than the
+      same attack on the target itself. With FGSM, TOLERANCE more is allowed: at a large eps one step overshoots on any
+      network, and on another's gradient sometimes less;
     - random start: R+FGSM may find at most GAP more than FGSM (table 2 of Tramer et al. 2018);
     - unbounded eps: iterated steps with eps = 1 must fool every sample;
     - growing eps: PGD's error must not fall from one multiple of eps to the next;
@@ -133,7 +134,8 @@ def masking_report(target: Model, x: Data, y: Tensor | None = None, *, eps: floa
         return rows
 
     rows = batches.over(op, target, x, y, index, batch_size, measure)
-    checks = (_single_step(rows), _black_box(rows, tuple(sources)), _random_start(rows), _unbounded(rows, tried),
+    checks = (_single_step(rows), _black_box(rows, "FGSM", tuple(sources)),
+              _black_box(rows, "PGD", tuple(sources)), _random_start(rows), _unbounded(rows, tried),
               _growing(rows), _random_search(rows, noises), _zero_gradients(rows, *elements), _direction(rows),
               _approximation(rows), _alignment(rows), _leaking(rows))
     within = [k for k in rows if rows[k].dtype == torch.bool and not k.startswith(("eps", "unbounded"))]
@@ -163,29 +165,31 @@ def _status(bad: bool, good: bool) -> str:
     return SUSPICIOUS if bad else PASSED if good else UNDECIDED
 
 
-def _no_more(name: str, pairs: dict[str, tuple[Tensor, Tensor]], weak: str, strong: str) -> Check:
-    """A check that passes where in no pair (weaker, stronger), bool [N] each, the weaker one finds more errors."""
+def _no_more(name: str, pairs: dict[str, tuple[Tensor, Tensor]], weak: str, strong: str, allowed: float = 0.0) -> Check:
+    """A check that passes where in no pair (weaker, stronger), bool [N] each, the weaker one finds more errors, and is
+    suspicious where in some pair it finds more than `allowed` more."""
     gaps = {k: difference(a, b, len(pairs)) for k, (a, b) in pairs.items()}
-    status = _status(any(g.low > 0 for g in gaps.values()), all(g.high <= TOLERANCE for g in gaps.values()))
+    status = _status(any(g.low > allowed for g in gaps.values()), all(g.high <= TOLERANCE for g in gaps.values()))
     worst = max(gaps, key=lambda k: gaps[k].low if status == SUSPICIOUS else gaps[k].high)
     a, b = (proportion(t) for t in pairs[worst])
     which = f" ({worst})" if len(pairs) > 1 else ""
     said = {SUSPICIOUS: f"{weak} finds more errors than {strong}{which}", PASSED: f"{weak} finds no more than {strong}",
             UNDECIDED: f"whether {weak} finds more than {strong} is open{which}"}[status]
     return Check(name, status, {"differences": gaps, "weaker": a, "stronger": b},
-                 f"{said}: {a.percent()} against {b.percent()}.")
+                 f"{said[0].upper()}{said[1:]}: {a.percent()} against {b.percent()}.")
 
 
 def _single_step(rows: Rows) -> Check:
     return _no_more("single step against many", {"FGSM": (rows["FGSM"], rows["PGD"])}, "one step", "many")
 
 
-def _black_box(rows: Rows, sources: tuple[str, ...]) -> Check:
-    name = "black box against white box"
+def _black_box(rows: Rows, attack: str, sources: tuple[str, ...]) -> Check:
+    name = f"black box against white box, {attack}"
     if not sources:
         return Check(name, UNDECIDED, {}, "No held-out source was given, so no black-box attack was tried.")
-    pairs = {f"{a} from {s}": (rows[f"{a} from {s}"], rows[a]) for s in sources for a in ("FGSM", "PGD")}
-    return _no_more(name, pairs, "a transferred attack", "the same attack on the model itself")
+    pairs = {f"from {s}": (rows[f"{attack} from {s}"], rows[attack]) for s in sources}
+    return _no_more(name, pairs, f"transferred {attack}", f"{attack} on the model itself",
+                    TOLERANCE if attack == "FGSM" else 0.0)
 
 
 def _random_start(rows: Rows) -> Check:
@@ -285,18 +289,18 @@ def _verdict(checks: tuple[Check, ...], errors: dict[str, Interval], strongest: 
     found = (f"The strongest attack tried at eps {eps:.3g} ({strongest}) finds {errors[strongest].percent()} error, "
              f"all together {worst.percent()}; on clean images it is {errors['clean'].percent()}.")
     if hard:
-        masked, said = True, (f"The model masks its gradients: {', '.join(suspicious)}. What white-box gradient "
-                              "attacks find understates its error.")
+        masked, said = True, (f"The model masks its gradients ({'; '.join(suspicious)}): what gradient attacks find, "
+                              "also with many steps, understates its error.")
     elif suspicious:
-        masked, said = True, (f"There are signs of masked gradients ({', '.join(suspicious)}), but none that gradient "
-                              "attacks fail outright: trust those with many steps and random starts alone.")
+        masked, said = True, (f"The model masks its gradients from single steps ({'; '.join(suspicious)}): what they "
+                              "find understates its error. Nothing here speaks against attacks with many steps.")
     elif len(open_) > len(checks) // 2:
         masked, said = None, f"{worst.n} images are too few to tell whether the model masks its gradients."
     else:
         masked, said = False, ("No sign of masked gradients: what white-box attacks with many steps find can be "
                                "believed.")
     if open_ and masked is not None:
-        said += f" Not decided: {', '.join(open_)}."
+        said += f" Not decided: {'; '.join(open_)}."
     lost = worst.low - errors["clean"].high
     strength = ("The model is not robust at this eps." if lost > 0.5 else
                 "The model loses much at this eps." if lost > 0.1 else

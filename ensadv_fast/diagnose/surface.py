@@ -70,12 +70,12 @@ def loss_surface(model: Model, x: Data, y: Tensor | None = None, *, eps: float =
     steps = torch.linspace(-eps, eps, points, dtype=torch.float64)
 
     def measure(source, x, y, index):
-        g = batches.gradient(source, x, y).nan_to_num(0, 0, 0).sign()
+        g = batches.direction(source, x, y).sign()
         if other is None:
             v, weight = (batches.noise(x, k, 1.0, kind, index) for k, kind in
                          ((sign_key, "rademacher"), (weight_key, "uniform")))
         else:
-            v = weight = batches.gradient(other, x, y).nan_to_num(0, 0, 0)
+            v = weight = batches.direction(other, x, y)
         h = orthogonal_signs(g, v, weight)
         grid = torch.cartesian_prod(steps, steps).to(x)  # [P * P, 2]
         losses, predicted = [], []
