@@ -579,7 +579,7 @@ def test_the_monitor_warns_once_when_a_model_overfits_catastrophically():
     assert watch(1) is None
     good = watch(2)
     assert (good.step, good.fgsm_accuracy, good.pgd_accuracy, good.overfitting) == (2, 1, 1, False)
-    assert good.alignment == pytest.approx(1) and good.seconds > 0 and json.dumps(good.to_dict(), allow_nan=False)
+    assert good.alignment == pytest.approx(1) and json.dumps(good.to_dict(), allow_nan=False)
     saved = watch.state_dict()
     net.overfit = True
     with pytest.warns(diagnose.CatastrophicOverfitting, match="at step 9: accuracy under PGD is .* and was 100 %"):
@@ -600,7 +600,7 @@ def test_the_monitor_leaves_training_alone():
     flags, rng = [m.training for m in net.modules()], torch.get_rng_state()
     state = {k: v.clone() for k, v in net.state_dict().items()}
     one, two = (diagnose.OverfittingMonitor(net, x, y, key=KEY).look(0) for _ in range(2))
-    assert (one.fgsm_accuracy, one.pgd_accuracy, one.alignment) == (two.fgsm_accuracy, two.pgd_accuracy, two.alignment)
+    assert one == two
     assert torch.equal(torch.get_rng_state(), rng) and [m.training for m in net.modules()] == flags
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
