@@ -103,6 +103,18 @@ def test_results_are_strict_json_and_do_not_depend_on_the_batches(measure):
         assert_close(other.to_dict(), whole)
 
 
+@pytest.mark.parametrize("measure", MEASUREMENTS, ids=lambda m: m.__name__)
+def test_every_kind_of_model_in_every_mode(measure, device):
+    """Several at once, 16-bit images, inference mode, a loader that lives elsewhere."""
+    nets = [small_net(seed).to(device) for seed in (0, 1)]
+    x, y = batch(4)
+    with torch.inference_mode():
+        found = call(measure, ea.Ensemble(nets), [(x.half(), y)])
+    plain = call(measure, ea.Ensemble(nets), x.half().float().to(device), y.to(device))
+    assert_close(found.to_dict(), plain.to_dict())
+    assert all(not v.is_cuda for v in vars(found).values() if isinstance(v, torch.Tensor))
+
+
 def assert_close(a, b):
     if isinstance(b, dict):
         assert a.keys() == b.keys()

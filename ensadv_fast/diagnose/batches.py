@@ -122,11 +122,11 @@ def direction(source: BaseSource, x: Tensor, y: Tensor) -> Tensor:
     return widened(source.input_grad(x, y).grad).nan_to_num(0, 0, 0)
 
 
-@torch.no_grad()
 def judged(source: BaseSource, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(cross-entropy [N], at least float32; predictions int64 [N]) of images x."""
-    logits = source.logits(x)
-    return sample_losses(logits, y), logits.argmax(1)
+    with source.session(), torch.no_grad():  # in this order: entering a session turns autograd on
+        logits = source.logits(x)
+        return sample_losses(logits, y), logits.argmax(1)
 
 
 def wrong(source: BaseSource, x: Tensor, y: Tensor) -> Tensor:

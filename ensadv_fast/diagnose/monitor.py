@@ -47,7 +47,9 @@ class OverfittingMonitor:
         eps: the budget trained for, image units. steps: of PGD (Wong et al. 2020 look with 5). every: calls from look
             to look. key: int64 [2], of the noise, the same at every look; None: the package's next.
 
-    A look costs steps + 4 forward and backward passes of x and two forward passes. It warns
+    A look costs steps + 3 forward and backward passes of x and two forward passes: 64 images after each epoch of 4,000
+    digits took 5 % of the time of training network D against FGSM, and take a fifteenth of that where an epoch is
+    60,000. It warns
     (:class:`CatastrophicOverfitting`) where PGD accuracy is at most half its best so far (that being over 0.1), FGSM
     accuracy is at least 0.2 higher, and gradient alignment is at most 0.7 of its highest so far.
     Raises TypeError, ValueError: naming the argument.
