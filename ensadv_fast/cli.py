@@ -1,4 +1,4 @@
-"""The command line: `ensadv-fast train | evaluate | bench | info`, also `python -m ensadv_fast ...`."""
+"""The command line: `ensadv-fast train | evaluate | diagnose | bench | info`, also `python -m ensadv_fast ...`."""
 from __future__ import annotations
 
 import argparse
@@ -57,7 +57,8 @@ def _resumed_folder(out: str | None, resume: str | None) -> tuple[Path, bool]:
         return path, True
     if out is not None:
         return Path(out), True
-    found = sorted(RUNS.glob("*/config.json"), key=lambda p: p.stat().st_mtime)
+    found = sorted((p for p in RUNS.glob("*/config.json") if (p.parent / "models").is_dir()),  # runs of train
+                   key=lambda p: p.stat().st_mtime)
     return (found[-1].parent, True) if found else (RUNS / time.strftime("%Y%m%d-%H%M%S"), False)
 
 
@@ -128,11 +129,13 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from .diagnose import command as diagnose
     from .train import ATTACKS, Config
 
     parser = argparse.ArgumentParser(prog="ensadv-fast", allow_abbrev=False, description="Fast adversarial examples "
                                      "and ensemble adversarial training.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train | evaluate | bench | info")
+    commands = parser.add_subparsers(dest="command", required=True,
+                                       metavar="train | evaluate | diagnose | bench | info")
 
     p = commands.add_parser("train", allow_abbrev=False, help="train sources and targets, and evaluate them",
                             description="With no arguments: the main job, on the embedded MNIST digits.")
@@ -161,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", metavar="FILE", help="write the errors there as JSON")
     p.set_defaults(run=evaluate)
 
+    diagnose.add_parser(commands, number, RUNS)
     commands.add_parser("bench", help="time the ops beside what one would write without them", add_help=False)
     commands.add_parser("info", help="what was built and what is found here", add_help=False)
     return parser

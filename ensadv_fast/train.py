@@ -26,6 +26,7 @@ from tqdm import tqdm
 from . import attacks, checkpoint, data, evaluate, figures, models, ops, report, workers
 from .adversary import EnsembleAdversary, EpsDistribution, mixed_cross_entropy
 from .data import derive_seed
+from .diagnose.monitor import OverfittingMonitor
 from .source import Source
 
 # ------------------------------------------------------------------------------------------------ presets
@@ -143,12 +144,16 @@ class Config:
     threads: int = _option(0, "CPU threads of each worker; 0: the cores divided among the workers")
     save_every: int = _option(0, "steps between checkpoints; 0: once an epoch")
     log_every: int = _option(50, "steps between lines of metrics.jsonl")
+    monitor: int = _option(64, "training images on which adversarial training is watched for catastrophic overfitting, "
+                           "after each epoch; 0: none")
 
     def __post_init__(self) -> None:
         for name in ("epochs", "source_epochs", "batch_size", "eval_steps", "eval_batch_size", "seeds",
                      "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train: {name}: got {getattr(self, name)}, want at least 1")
+        if self.monitor < 0:
+            raise ValueError(f"train: monitor: got {self.monitor}, want 0 or more")
         for name in ("eps", "lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"train: {name}: got {getattr(self, name)}, want a positive number")
@@ -177,7 +182,7 @@ class Config:
 
 
 # What may differ when a run is resumed: nothing that its numbers depend on.
-RUNTIME_OPTIONS = ("device", "workers", "threads", "save_every", "log_every")
+RUNTIME_OPTIONS = ("device", "workers", "threads", "save_every", "log_every", "monitor")
 
 
 # ------------------------------------------------------------------------------------------ the one loop
@@ -261,6 +266,16 @@ def make_adversary(run: Run, job: Job, model: nn.Module, total: int) -> Ensemble
         key=ops.fresh_key("cpu", derive_seed(job.seed, "adversary")))
 
 
+def make_monitor(run: Run, job: Job, model: nn.Module) -> OverfittingMonitor | None:
+    """The watch over an adversarially trained model, on images of its own training set."""
+    train, n = run.dataset.train, min(run.config.monitor, len(run.dataset.train))
+    if job.recipe.attack is None or not n:
+        return None
+    seed = derive_seed(job.seed, "monitor")
+    index = next(iter(data.Sampler(len(train), n, seed, run.device)))
+    return OverfittingMonitor(model, *train.batch(index), eps=run.config.eps, key=ops.fresh_key("cpu", seed))
+
+
 def make_source(config: Config, model: nn.Module, crafting: str = "eval") -> Source:
     dtype = config.source_dtype if config.source_dtype == "auto" else getattr(torch, config.source_dtype)
     return Source(model, dtype=dtype, crafting=crafting)
@@ -281,6 +296,7 @@ def fit(run: Run, job: Job) -> float:
     dropout = torch.get_rng_state()  # building static sources draws initial weights that are replaced at once
     adversary = make_adversary(run, job, model, total)
     torch.set_rng_state(dropout)
+    monitor = make_monitor(run, job, model)
     step, before = 0, 0.0
     if path.exists():
         state = checkpoint.load(path)
@@ -290,6 +306,8 @@ def fit(run: Run, job: Job) -> float:
         sampler.load_state_dict(state["sampler"])
         _set_rng(state["rng"])
         step, before = state["step"], state["seconds"]
+        if monitor and state.get("monitor"):
+            monitor.load_state_dict(state["monitor"])
     save_every = config.save_every or len(sampler)
     autocast = torch.autocast(run.device.type, torch.bfloat16) if config.dtype == "bfloat16" else nullcontext()
     start = last = time.perf_counter()
@@ -313,18 +331,20 @@ def fit(run: Run, job: Job) -> float:
                 step += 1
                 seen += len(index)
                 bar.update(len(index))
-                if step % config.log_every == 0 or step == total:
+                watch = monitor(step) if monitor and step % len(sampler) == 0 else None
+                if step % config.log_every == 0 or step == total or watch:
                     now = time.perf_counter()
                     losses = _losses(logits, batch.y, batch.is_adv)
                     run.log({"job": job.name, "step": step, "epoch": sampler.epoch, "loss": loss.item(), **losses,
-                             "lr": group["lr"], "source": batch.source, "images_per_second": seen / (now - last)})
+                             "lr": group["lr"], "source": batch.source, "images_per_second": seen / (now - last),
+                             "monitor": watch and watch.to_dict()})
                     bar.set_postfix({k: f"{v:.3f}" for k, v in losses.items() if v is not None}, refresh=False)
                     last, seen = now, 0
                 if step % save_every == 0 or step == total:
                     checkpoint.save(path, {
                         "job": job.name, "spec": job.spec, "step": step, "model": model.state_dict(),
                         "optimizer": optimizer.state_dict(), "adversary": adversary.state_dict(),
-                        "sampler": sampler.state_dict(), "rng": _rng(),
+                        "sampler": sampler.state_dict(), "rng": _rng(), "monitor": monitor and monitor.state_dict(),
                         "seconds": before + time.perf_counter() - start})
     seconds = before + time.perf_counter() - start
     if bar.disable and run.progress:  # no terminal: a line for each network instead of the bar

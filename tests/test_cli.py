@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from ensadv_fast import checkpoint, cli, data, models, train
+from ensadv_fast import Source, checkpoint, cli, data, diagnose, models, ops, train
 from ensadv_fast.attacks import fgsm
 from ensadv_fast.train import Config
 
@@ -64,6 +66,9 @@ def test_resume_finds_its_folder(asked, monkeypatch, tmp_path):
     (["train", "--preset", "magic"], "preset: got 'magic'"),
     (["evaluate", "--model", "mnist:D"], "mnist:D has no weights"),
     (["evaluate", "--model", "mnist:D=none.pt"], "none.pt"),
+    (["diagnose", "--model", "mnist:D"], "mnist:D has no weights"),
+    (["diagnose", "--model", "mnist:D=none.pt"], "none.pt"),
+    (["diagnose", "--model", "mnist:D=none.pt", "--images", "0"], "images: got 0"),
 ])
 def test_errors_are_one_clear_line(capsys, monkeypatch, tmp_path, argv, message):
     monkeypatch.chdir(tmp_path)
@@ -74,7 +79,8 @@ def test_errors_are_one_clear_line(capsys, monkeypatch, tmp_path, argv, message)
 
 
 @pytest.mark.parametrize("argv", [[], ["prove"], ["train", "--epoch", "3"], ["train", "--eps", "a/b"],
-                                  ["train", "--eps", "1/0"], ["evaluate"]])
+                                  ["train", "--eps", "1/0"], ["evaluate"], ["diagnose"],
+                                  ["diagnose", "--model", "mnist:D=x.pt", "--eps", "much"]])
 def test_wrong_usage(capsys, argv):
     with pytest.raises(SystemExit) as e:
         cli.main(argv)
@@ -110,6 +116,58 @@ def test_evaluate_measures_saved_networks(folder, tmp_path, capsys):  # noqa: F8
     assert errors["white_box"]["fgsm"] == pytest.approx(wrong)
     assert errors["clean"] == pytest.approx((nets["target"](x).argmax(1) != y).float().mean().item())
     assert set(errors["black_box"]["rand_fgsm"]) == {"D_2"}
+
+
+def test_diagnose_measures_saved_networks(folder, tmp_path, capsys):  # noqa: F811
+    torch.manual_seed(0)
+    nets = {name: models.build("mnist:D").eval() for name in ("target", "source")}
+    for name, net in nets.items():
+        torch.save(net.state_dict(), tmp_path / f"{name}.pt")
+    out = tmp_path / "diagnosis"
+    argv = ["diagnose", "--data", f"mnist:{folder}", "--model", f"mnist:D={tmp_path / 'target.pt'}", "--source",
+            f"mnist:D={tmp_path / 'source.pt'}", "--device", "cpu", "--eps", "1/10", "--images", "12", "--steps", "3",
+            "--points", "3", "--seed", "4", "--out", str(out)]
+    assert cli.main(argv) == 0
+    said = capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert json.loads((out / "config.json").read_text())["steps"] == 3
+    assert results["command"] == "diagnose" and results["images"] == 12 and results["eps"] == 0.1
+    assert results["sources"] == {"D_2": f"mnist:D={tmp_path / 'source.pt'}"}
+    found = results["models"]["D"]
+    assert found["masking"]["verdict"] in said and all(c["name"] in said for c in found["masking"]["checks"])
+
+    test = data.load(f"mnist:{folder}").test
+    index = torch.tensor(results["index"])
+    assert len(set(results["index"])) == 12
+    x, y = test.batch(index)
+    key = ops.fresh_key("cpu", data.derive_seed(4, "diagnose", "D"))
+    norm = diagnose.gradient_norm(nets["target"], x, y)
+    assert found["gradient_norm"]["mean_l2"] == pytest.approx(norm.mean_l2)
+    cone = diagnose.cone_dimension(nets["target"], x, y, eps=0.1, orders=(1, 4, 16, 36, 64, 100), key=key, index=index)
+    assert found["cone_dimension"]["dimension"] == cone.dimension.tolist()
+    wide, near = found["surfaces"]
+    surface = diagnose.loss_surface(nets["target"], x[:4], y[:4], eps=0.1, points=3, key=key, index=index[:4],
+                                    other=Source(nets["source"]))
+    assert torch.allclose(torch.tensor(wide["loss"]), surface.loss) and wide["other"] == "D_2"
+    assert near["eps"] == 0.025 and near["along"] == pytest.approx([-0.025, 0, 0.025])
+
+    examples = found["examples"]
+    assert {e["attack"] for e in examples} == {"clean", "fgsm", "rand_fgsm", "pgd"} and len(examples) == 4 * 8
+    for e in examples:
+        with Image.open(out / e["file"]) as picture:
+            pixels = torch.from_numpy(np.array(picture))
+        i = results["index"].index(e["image"])
+        clean = test.images[e["image"], 0]
+        assert pixels.shape == (28, 28) and (pixels.int() - clean.int()).abs().max() <= 26 and e["label"] == y[i]
+        assert e["attack"] != "clean" or torch.equal(pixels, clean)
+    assert cli.main(argv) == 1 and "already holds a run" in capsys.readouterr().err
+
+
+def test_resume_looks_for_runs_of_train_alone(asked, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "diagnose-1").mkdir(parents=True)
+    (tmp_path / "runs" / "diagnose-1" / "config.json").write_text("{}")
+    assert cli.main(["train", "--resume"]) == 0 and asked[-1][2] == {"resume": False}
 
 
 def test_the_module_is_the_command(folder, tmp_path):  # noqa: F811

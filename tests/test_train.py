@@ -113,11 +113,28 @@ def test_metrics_and_config(done):
     config, run, *_ = done
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [r["step"] for r in lines if r["job"] == "D_ens-seed1"]
-    assert steps == [4, 8, 12]
+    assert steps == [4, 6, 8, 12]  # every fourth, and each epoch's end, where the monitor looks
+    watched = [r for r in lines if r["monitor"]]
+    assert {r["job"] for r in watched} == {f"D_{kind}-seed{s}" for kind in ("adv", "ens") for s in (0, 1)}
+    assert all(r["step"] == r["monitor"]["step"] in (6, 12) for r in watched)
+    assert all(0 <= r["monitor"][f"{a}_accuracy"] <= 1 for r in watched for a in ("fgsm", "pgd"))
     assert all(r["adv_loss"] is None and r["source"] == -1 for r in lines if r["job"] == "D-seed0")
     assert all(r["adv_loss"] > 0 and r["images_per_second"] > 0 for r in lines if r["job"] == "D_adv-seed0")
     assert {r["source"] for r in lines if r["job"].startswith("D_ens")} == {0, 1}
     assert train.load_config(run) == config
+
+
+def test_the_monitor_changes_no_weight(small, tmp_path):
+    config = replace(small, preset="fgsm-at", held_out=(), seeds=1)
+    for name, images in (("watched", 64), ("alone", 0)):
+        train.run(replace(config, monitor=images), tmp_path / name, progress=False, say=lambda text: None)
+    assert_same_weights(tmp_path / "watched", tmp_path / "alone")
+    lines = [json.loads(line) for line in (tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()]
+    assert lines and all(r["monitor"] is None for r in lines)
+    state = checkpoint.load(tmp_path / "watched" / "models" / "D_adv-seed0.pt")
+    assert state["monitor"]["calls"] == 2
+    with pytest.raises(ValueError, match="monitor: got -1"):
+        replace(config, monitor=-1)
 
 
 def test_sources_are_other_networks_than_targets(done):

@@ -1,0 +1,309 @@
+"""Is a model robust, or does it only mask its gradients? A list of checks, each with its numbers, and a verdict.
+
+The checks follow Tramer et al. 2018 (section 4), Athalye, Carlini and Wagner 2018 ("Obfuscated gradients give a false
+sense of security", section 3.1) and Carlini et al. 2019 ("On evaluating adversarial robustness", section 4).
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import attacks, ops
+from ..attacks import Attack
+from ..protocol import BaseSource
+from ..source import as_source
+from . import batches, gradients, perturbations
+from .batches import Data, Model, Result, Rows
+from .statistics import Interval, average, difference, proportion
+
+PASSED, SUSPICIOUS, UNDECIDED = "passed", "suspicious", "not decidable at this sample size"
+
+TOLERANCE = 0.05  # of a share of samples: what a check must exclude to be passed
+GAP = 0.104  # the largest R+FGSM minus FGSM gap of an undefended network in table 2 of Tramer et al. 2018
+LEAKED = 0.005  # Kurakin et al. 2017 saw 0.0079 leaked labels on MNIST and call it leaking
+MISSED = 0.01  # noise may find this share where gradients found nothing: a finite attack misses a few
+COSINE = 0.05  # between the 0.13 of v3 and the 0.02 of the masked v3adv, Tramer et al. 2018, section 4.1
+RATIO = 0.10  # between the 19 % of v3 and the 7 % of v3adv, ibid.
+ALIGNMENT = 0.20  # below it: catastrophic overfitting, in the figures of Andriushchenko and Flammarion 2020
+MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of eps, in the check that error grows with it
+
+# What no model with useful gradients does. The others say that single steps fail, which many steps may mend.
+HARD = ("single step against many", "black box against white box, PGD", "unbounded eps", "growing eps", "random search",
+        "zero gradients")
+
+
+@dataclass(frozen=True)
+class Check(Result):
+    """One question: its name, its numbers, PASSED, SUSPICIOUS or UNDECIDED, and a sentence that says why."""
+
+    name: str
+    status: str
+    numbers: dict[str, Any]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class MaskingReport(Result):
+    """checks; verdict: in words; masked: True, False, or None where the checks could not tell.
+
+    errors: {what was tried: error with Wilson's interval}, "clean" first; strongest: the key of the largest of them.
+    worst_case: the share of samples that at least one of them fools. eps: the budget; n: the samples.
+    """
+
+    checks: tuple[Check, ...]
+    verdict: str
+    masked: bool | None
+    errors: dict[str, Interval]
+    strongest: str
+    worst_case: Interval
+    eps: float
+    n: int
+
+    def __getitem__(self, name: str) -> Check:
+        return next(c for c in self.checks if c.name == name)
+
+
+def masking_report(target: Model, x: Data, y: Tensor | None = None, *, eps: float = 8 / 255,
+                   sources: Mapping[str, Model] | None = None, steps: int = 20, noises: int = 50,
+                   alpha: float | None = None, key: Tensor | None = None, index: Tensor | None = None,
+                   batch_size: int = batches.BATCH_SIZE) -> MaskingReport:
+    """Run the checklist on `target` and say in words whether its gradients can be believed.
+
+    target: what is diagnosed; a plain module is attacked as it is and left as it was. sources: held-out models by name
+    that the target was not trained on, for black-box attacks; without them that check is not decidable. eps: the budget
+    in image units, images in [0, 1]. steps: of PGD; noises: draws of random search; alpha: the random part of R+FGSM
+    (None: eps / 2). x is walked through once. Other arguments and errors:
+    :func:`ensadv_fast.diagnose.batches.over`.
+
+    Checks, all over all samples and, where they compare two attacks, sample by sample (95 % intervals; several
+    comparisons in one check share that level):
+
+    - single step against many: FGSM must not find more errors than PGD of the same eps;
+    - black box against white box, PGD; the same, FGSM: nor may examples crafted on a held-out source find more than the
+      same attack on the target itself. With FGSM, TOLERANCE more is allowed: at a large eps one step overshoots on any
+      network, and on another's gradient sometimes less;
+    - random start: R+FGSM may find at most GAP more than FGSM (table 2 of Tramer et al. 2018);
+    - unbounded eps: iterated steps with eps = 1 must fool every sample;
+    - growing eps: PGD's error must not fall from one multiple of eps to the next;
+    - random search: signs of noise of size eps must not fool what PGD could not, in more than MISSED of the samples;
+    - zero gradients: at most TOLERANCE of the samples may have a true float32 gradient that is zero or not finite;
+    - direction: the mean cosine of FGSM's and PGD's perturbations must not be near zero (COSINE);
+    - linear approximation: the mean of loss(FGSM) / loss(PGD) must not be near zero (RATIO);
+    - gradient alignment: of x and x + U(-eps, eps) must not be near zero (ALIGNMENT);
+    - label leaking: accuracy under FGSM with the true label must not exceed clean accuracy, and at most LEAKED of the
+      labels may leak.
+
+    PGD here is without random start (so that a gradient of zero shows), but its error counts with a random start too.
+    """
+    op = "masking_report"
+    eps = batches.eps_of(op, eps)
+    batches.count_of(op, "noises", noises)
+    batches.count_of(op, "steps", steps)
+    sources = {name: as_source(s) for name, s in (sources or {}).items()}
+    tried = _attacks(eps, steps, alpha)
+    craft_key, noise_key, align_key = batches.child_keys(op, key, 3)
+    noise_keys = ops.split(noise_key, noises).unbind()
+    elements: list[int] = []
+
+    def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> Rows:
+        elements[:] = [x[0].numel()]
+        clean_loss, predicted = batches.judged(source, x, y)
+        rows = {"clean": predicted != y, "clean_loss": clean_loss}
+        made = {}
+        for name, attack in tried.items():
+            labels = None if attack.rule == "predicted" else y
+            made[name] = attack(source, x, labels, key=craft_key, index=index)
+            rows[f"{name}_loss"], predicted = batches.judged(source, made[name], y)
+            rows[name] = predicted != y
+        rows["random noise"] = torch.zeros_like(predicted, dtype=torch.bool)
+        for k in noise_keys:
+            images = (x + batches.noise(x, k, eps, "rademacher", index)).clamp_(0, 1)
+            rows["random noise"] |= batches.wrong(source, images, y)
+        for s, other in sources.items():
+            for name in ("FGSM", "PGD"):
+                images = tried[name](other, x, y, key=craft_key, index=index)
+                rows[f"{name} from {s}"] = batches.wrong(source, images, y)
+        grad = batches.gradient(source, x, y)
+        moved = batches.gradient(source, x + batches.noise(x, align_key, eps, "uniform", index), y)
+        rows |= {"cosine": batches.cosine(made["FGSM"] - x, made["PGD"] - x), "alignment": batches.cosine(grad, moved),
+                 **gradients.norm_rows(grad)}
+        return rows
+
+    rows = batches.over(op, target, x, y, index, batch_size, measure)
+    checks = (_single_step(rows), _black_box(rows, "FGSM", tuple(sources)),
+              _black_box(rows, "PGD", tuple(sources)), _random_start(rows), _unbounded(rows, tried),
+              _growing(rows), _random_search(rows, noises), _zero_gradients(rows, *elements), _direction(rows),
+              _approximation(rows), _alignment(rows), _leaking(rows))
+    within = [k for k in rows if rows[k].dtype == torch.bool and not k.startswith(("eps", "unbounded"))]
+    errors = {k: proportion(rows[k]) for k in within}
+    strongest = max(within, key=lambda k: errors[k].value)
+    worst = proportion(torch.stack([rows[k] for k in within]).any(0))
+    masked, verdict = _verdict(checks, errors, strongest, worst, eps)
+    return MaskingReport(checks, verdict, masked, errors, strongest, worst, eps, worst.n)
+
+
+def _attacks(eps: float, steps: int, alpha: float | None) -> dict[str, Attack]:
+    fgsm = attacks.fgsm(eps)
+
+    def pgd(size: float, random_start: bool = False) -> Attack:
+        return attacks.pgd(size, steps=steps, random_start=random_start)
+
+    return {"FGSM": fgsm, "FGSM without the label": perturbations.label_free(fgsm, "predicted"),
+            "R+FGSM": attacks.rand_fgsm(eps, alpha), "PGD": pgd(eps), "PGD with random start": pgd(eps, True),
+            **{f"eps x {m:g}": pgd(min(1.0, m * eps)) for m in MULTIPLES if m != 1 and m * eps < 1},
+            "unbounded": pgd(1.0)}
+
+
+# -------------------------------------------------------------------------------------------------- the checks
+
+
+def _status(bad: bool, good: bool) -> str:
+    return SUSPICIOUS if bad else PASSED if good else UNDECIDED
+
+
+def _no_more(name: str, pairs: dict[str, tuple[Tensor, Tensor]], weak: str, strong: str, allowed: float = 0.0) -> Check:
+    """A check that passes where in no pair (weaker, stronger), bool [N] each, the weaker one finds more errors, and is
+    suspicious where in some pair it finds more than `allowed` more."""
+    gaps = {k: difference(a, b, len(pairs)) for k, (a, b) in pairs.items()}
+    status = _status(any(g.low > allowed for g in gaps.values()), all(g.high <= TOLERANCE for g in gaps.values()))
+    worst = max(gaps, key=lambda k: gaps[k].low if status == SUSPICIOUS else gaps[k].high)
+    a, b = (proportion(t) for t in pairs[worst])
+    which = f" ({worst})" if len(pairs) > 1 else ""
+    said = {SUSPICIOUS: f"{weak} finds more errors than {strong}{which}", PASSED: f"{weak} finds no more than {strong}",
+            UNDECIDED: f"whether {weak} finds more than {strong} is open{which}"}[status]
+    return Check(name, status, {"differences": gaps, "weaker": a, "stronger": b},
+                 f"{said[0].upper()}{said[1:]}: {a.percent()} against {b.percent()}.")
+
+
+def _single_step(rows: Rows) -> Check:
+    return _no_more("single step against many", {"FGSM": (rows["FGSM"], rows["PGD"])}, "one step", "many")
+
+
+def _black_box(rows: Rows, attack: str, sources: tuple[str, ...]) -> Check:
+    name = f"black box against white box, {attack}"
+    if not sources:
+        return Check(name, UNDECIDED, {}, "No held-out source was given, so no black-box attack was tried.")
+    pairs = {f"from {s}": (rows[f"{attack} from {s}"], rows[attack]) for s in sources}
+    return _no_more(name, pairs, f"transferred {attack}", f"{attack} on the model itself",
+                    TOLERANCE if attack == "FGSM" else 0.0)
+
+
+def _random_start(rows: Rows) -> Check:
+    found = perturbations.gap_summary(rows["FGSM"], rows["R+FGSM"])
+    status = _status(found.gap.low > GAP, found.gap.high <= GAP)
+    said = {SUSPICIOUS: "more than undefended networks show", PASSED: "no more than undefended networks show",
+            UNDECIDED: "which may or may not be more than undefended networks show"}[status]
+    return Check("random start", status, {"FGSM": found.plain, "R+FGSM": found.random, "gap": found.gap},
+                 f"A random step before FGSM changes its error by {found.gap.percent(' points')}, {said} "
+                 f"({100 * GAP:.1f}).")
+
+
+def _unbounded(rows: Rows, tried: dict[str, Attack]) -> Check:
+    error = proportion(rows["unbounded"])
+    status = _status(error.high < 0.99, error.value == 1 or error.low >= 1 - TOLERANCE)
+    said = {SUSPICIOUS: "which should be 100 %", PASSED: "as it should",
+            UNDECIDED: "too few samples to tell whether that is 100 %"}[status]
+    return Check("unbounded eps", status, {"error": error},
+                 f"PGD that may change every pixel to anything fools {error.percent()} of the images, {said}.")
+
+
+def _growing(rows: Rows) -> Check:
+    curve = {0.0: rows["clean"], **{m: rows["PGD" if m == 1 else f"eps x {m:g}"] for m in MULTIPLES
+                                    if m == 1 or f"eps x {m:g}" in rows}}
+    sizes = list(curve)
+    found = _no_more("growing eps", {f"{a:g} to {b:g} times eps": (curve[a], curve[b])
+                                     for a, b in zip(sizes, sizes[1:])}, "a smaller eps", "a larger one")
+    return replace(found, numbers={**found.numbers, "error": {f"{m:g}": proportion(w) for m, w in curve.items()}})
+
+
+def _random_search(rows: Rows, noises: int) -> Check:
+    only = proportion(rows["random noise"] & ~rows["PGD"])
+    status = _status(only.low > MISSED, only.high <= TOLERANCE)
+    return Check("random search", status, {"noise only": only, "noise": proportion(rows["random noise"])},
+                 f"{noises} draws of random signs fool {only.percent()} of the images that PGD could not fool.")
+
+
+def _zero_gradients(rows: Rows, elements: int) -> Check:
+    useless = proportion((rows["zero"] == elements) | (rows["nonfinite"] > 0))
+    norm = gradients.summary({k: rows[k] for k in ("l2", "l1", "zero", "nonfinite")}, elements)
+    status = _status(useless.low > TOLERANCE, useless.high <= TOLERANCE)
+    return Check("zero gradients", status, {"useless": useless, "zero elements": norm.zero_elements,
+                                            "nonfinite elements": norm.nonfinite_elements, "mean l2": norm.mean_l2},
+                 f"The true gradient is zero everywhere, or not finite, for {useless.percent()} of the images; "
+                 f"{100 * norm.zero_elements:.1f} % of all elements are zero, the mean norm is {norm.mean_l2:.3g}.")
+
+
+def _average(name: str, values: Tensor, threshold: float, what: str, undefined: str) -> Check:
+    found = average(values)
+    status = _status(found.high < threshold, found.low > threshold)
+    said = {SUSPICIOUS: "near zero", PASSED: "not near zero", UNDECIDED: "on both sides of the threshold"}[status]
+    if not found.n:
+        return Check(name, UNDECIDED, {"mean": found}, undefined)
+    return Check(name, status, {"mean": found, "defined": found.n}, f"{what} is {found}: {said} ({threshold:g}).")
+
+
+def _direction(rows: Rows) -> Check:
+    return _average("direction", rows["cosine"], COSINE, "The mean cosine of one step and of many",
+                    "An attack moved no image at all.")
+
+
+def _approximation(rows: Rows) -> Check:
+    name = "linear approximation"
+    found = perturbations.ratio_summary(rows["clean_loss"], rows["FGSM_loss"], rows["PGD_loss"])
+    if average(rows["PGD_loss"] - rows["clean_loss"]).low <= 0:
+        return Check(name, UNDECIDED, {"ratio of means": found.ratio_of_means},
+                     "PGD raised the loss of no image noticeably: there is nothing to compare one step with.")
+    checked = _average(name, found.ratios, RATIO, "The mean of loss(FGSM) / loss(PGD)", "No loss of PGD is above 0.")
+    return replace(checked, numbers={**checked.numbers, "ratio of means": found.ratio_of_means,
+                                     "increase ratio": found.increase_ratio})
+
+
+def _alignment(rows: Rows) -> Check:
+    return _average("gradient alignment", rows["alignment"], ALIGNMENT, "The mean cosine of the gradients at x and at "
+                    "x + U(-eps, eps)", "No image has a gradient to compare.")
+
+
+def _leaking(rows: Rows) -> Check:
+    found = perturbations.leak_summary(rows["clean"], rows["FGSM"], {"predicted": rows["FGSM without the label"]})
+    leaked = found.share["predicted"]
+    status = _status(leaked.low > LEAKED or found.advantage.low > 0,
+                     leaked.high <= TOLERANCE and found.advantage.high <= TOLERANCE)
+    return Check("label leaking", status, {"leaked": found.leaked["predicted"], "share": leaked,
+                                           "advantage": found.advantage},
+                 f"{found.leaked['predicted']} labels leak ({leaked.percent()}); accuracy under FGSM with the true "
+                 f"label minus clean accuracy is {found.advantage.percent(' points')}.")
+
+
+# -------------------------------------------------------------------------------------------------- the verdict
+
+
+def _verdict(checks: tuple[Check, ...], errors: dict[str, Interval], strongest: str, worst: Interval,
+             eps: float) -> tuple[bool | None, str]:
+    suspicious = [c.name for c in checks if c.status == SUSPICIOUS]
+    hard = [name for name in suspicious if name in HARD]
+    open_ = [c.name for c in checks if c.status == UNDECIDED]
+    found = (f"The strongest attack tried at eps {eps:.3g} ({strongest}) finds {errors[strongest].percent()} error, "
+             f"all together {worst.percent()}; on clean images it is {errors['clean'].percent()}.")
+    if hard:
+        masked, said = True, (f"The model masks its gradients ({'; '.join(suspicious)}): what gradient attacks find, "
+                              "also with many steps, understates its error.")
+    elif suspicious:
+        masked, said = True, (f"The model masks its gradients from single steps ({'; '.join(suspicious)}): what they "
+                              "find understates its error. Nothing here speaks against attacks with many steps.")
+    elif len(open_) > len(checks) // 2:
+        masked, said = None, f"{worst.n} images are too few to tell whether the model masks its gradients."
+    else:
+        masked, said = False, ("No sign of masked gradients: what white-box attacks with many steps find can be "
+                               "believed.")
+    if open_ and masked is not None:
+        said += f" Not decided: {'; '.join(open_)}."
+    lost = worst.low - errors["clean"].high
+    strength = ("The model is not robust at this eps." if lost > 0.5 else
+                "The model loses much at this eps." if lost > 0.1 else
+                "Nothing tried here makes it much worse than on clean images" +
+                (", which proves little while gradients are masked." if masked else "."))
+    return masked, f"{said} {found} {strength}"

@@ -1,0 +1,93 @@
+"""The loss around an image, along the gradient's sign and an orthogonal direction: figure 1 of Tramer et al. 2018."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..source import as_source
+from . import batches
+from .batches import Data, Model, Result
+
+
+@dataclass(frozen=True)
+class LossSurface(Result):
+    """loss[n, i, j], float32: cross-entropy of sample n at x + along[i] * g + across[j] * g_orthogonal, and
+    predicted[n, i, j] the class (int64) there. along, across: [P], in image units. labels: int64 [n].
+    """
+
+    along: Tensor
+    across: Tensor
+    loss: Tensor
+    predicted: Tensor
+    labels: Tensor
+
+
+def orthogonal_signs(g: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+    """Signs like v, orthogonal to the signs g, sample by sample: [N, ...] each.
+
+    Of the elements where v agrees with g (or opposes it, whichever are more) those of smallest weight are flipped until
+    both are equally many; where g has an odd number of non-zero elements one becomes 0. Where v is 0 it counts as +1.
+    """
+    shape, g, v, weight = g.shape, g.flatten(1), v.flatten(1), weight.flatten(1)
+    v = torch.where(v == 0, 1, v.sign())
+    agree = g * v
+    excess = agree.sum(1, keepdim=True)
+    weight = torch.where(agree * excess > 0, weight.abs(), math.inf)  # what may be flipped comes first
+    rank = weight.argsort(dim=1, stable=True).argsort(dim=1)
+    half = excess.abs().div(2, rounding_mode="floor")
+    odd = excess.abs() % 2
+    v = torch.where(rank < half, -v, v)
+    return torch.where((rank == half) & (odd == 1), 0, v).view(shape)
+
+
+def loss_surface(model: Model, x: Data, y: Tensor | None = None, *, eps: float = 16 / 255, points: int = 21,
+                 other: Model | None = None, clip: bool = False, key: Tensor | None = None,
+                 index: Tensor | None = None, batch_size: int = batches.BATCH_SIZE) -> LossSurface:
+    """The loss at x + e1 * g + e2 * g_orthogonal for e1, e2 on a grid of `points` x `points` in [-eps, eps].
+
+    Tramer et al. 2018, figure 1: g is the sign of the gradient of the cross-entropy at x, g_orthogonal a vector of
+    signs orthogonal to it. A masked model shows sharp curvature close to x; a small eps zooms into it.
+
+    x: a few images, or a loader: points^2 images are looked at for each. other: a model (which transfers) whose
+    gradient's sign g_orthogonal follows, as in the paper: just enough of its elements, those where that gradient is
+    smallest, are flipped or zeroed to make it orthogonal to g. None: random signs (Rademacher), made orthogonal in the
+    same way. clip: clip to [0, 1] before the model; by default the surface is the model's own, not bent by the box.
+    points: >= 2; an odd number has x itself in the middle. batch_size: images in a forward pass, about.
+    Other arguments and errors: :func:`ensadv_fast.diagnose.batches.over`.
+    """
+    op = "loss_surface"
+    eps = batches.eps_of(op, eps)
+    if batches.count_of(op, "points", points) < 2:
+        raise ValueError(f"{op}: points must be >= 2, got {points}")
+    if not isinstance(clip, bool):
+        raise TypeError(f"{op}: clip must be a bool, got {type(clip).__name__}")
+    batches.count_of(op, "batch_size", batch_size)
+    other = None if other is None else as_source(other)
+    sign_key, weight_key = batches.child_keys(op, key, 2)
+    steps = torch.linspace(-eps, eps, points, dtype=torch.float64)
+
+    def measure(source, x, y, index):
+        g = batches.direction(source, x, y).sign()
+        if other is None:
+            v, weight = (batches.noise(x, k, 1.0, kind, index) for k, kind in
+                         ((sign_key, "rademacher"), (weight_key, "uniform")))
+        else:
+            v = weight = batches.direction(other, x, y)
+        h = orthogonal_signs(g, v, weight)
+        grid = torch.cartesian_prod(steps, steps).to(x)  # [P * P, 2]
+        losses, predicted = [], []
+        for e in grid.split(max(1, batch_size // len(x))):
+            e1, e2 = (e[:, i].view(-1, *[1] * x.dim()) for i in (0, 1))
+            images = (x + e1 * g + e2 * h).flatten(0, 1)
+            images = images.clamp(0, 1) if clip else images
+            for kept, values in zip((losses, predicted), batches.judged(source, images, y.repeat(len(e)))):
+                kept.append(values.view(len(e), len(x)))
+        loss, predicted = (torch.cat(v).T.unflatten(1, (points, points)) for v in (losses, predicted))
+        return {"loss": loss.float(), "predicted": predicted, "labels": y}
+
+    size = max(1, batch_size // points) if isinstance(x, Tensor) else batch_size
+    rows = batches.over(op, model, x, y, index, size, measure)
+    return LossSurface(steps.float(), steps.float().clone(), **rows)
