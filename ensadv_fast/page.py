@@ -68,13 +68,14 @@ def show(value: float | None, form: str = ".1%") -> str:
 @dataclass(frozen=True)
 class Number:
     """A value with what is known of its uncertainty: a standard deviation, or an interval (low, high) that is shown
-    instead. mark: "best" or "tied", set by `mark_best`."""
+    instead. mark: "best" or "tied", set by `mark_best`. form: in place of its column's."""
 
     value: float | None
     spread: float | None = None
     low: float | None = None
     high: float | None = None
     mark: str = ""
+    form: str = ""
 
     def bounds(self) -> tuple[float, float]:
         value, spread = self.value or 0.0, self.spread or 0.0
@@ -131,7 +132,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, form: str | Se
     forms = [form] * (len(head) - 1) if isinstance(form, str) else form
     body = [tag("tr", tag("th", row[0], scope="row"), [
         _cell(number(c), f) for c, f in zip(row[1:], forms, strict=True)]) for row in rows]
-    words = [any(isinstance(row[i], str) for row in rows) for i in range(len(head))]
+    words = [all(isinstance(row[i], str) for row in rows) for i in range(len(head))]
     marks = {c.mark for row in rows for c in row if isinstance(c, Number)}
     legend = [meaning for mark, meaning in (
         ("best", "●\u00a0best of its row"), ("tied", "○\u00a0tied with it: the intervals meet"))
@@ -147,7 +148,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, form: str | Se
 def _cell(cell: Number | str, form: str) -> Markup:
     if isinstance(cell, str):
         return tag("td", cell, class_="words")
-    sign = {"best": "●", "tied": "○"}.get(cell.mark, "")
+    sign, form = {"best": "●", "tied": "○"}.get(cell.mark, ""), cell.form or form
     small = cell.uncertainty(form)
     return tag("td", tag("span", sign, class_="mark", title=cell.mark) if sign else None, show(cell.value, form),
                tag("small", small) if small else None, class_=cell.mark or None)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import checkpoint, layouts
+from . import checkpoint, diagnose_page, evaluate_page, layouts, train_page
 from .evaluate import TransferMatrix, black_box
 
 
@@ -49,7 +49,7 @@ def results(matrix: TransferMatrix, dataset: str, eps: float, roles: dict[str, s
         trees = list(per_seed.values())
         models[name] = {**_over_seeds(trees, lambda v: float(np.mean(v))), "std": _over_seeds(trees, _std),
                         "per_seed": per_seed}
-    return {"kind": "train", "dataset": dataset, "eps": eps, "sources": roles, "models": models, "versions": versions(),
+    return {"command": "train", "dataset": dataset, "eps": eps, "sources": roles, "models": models, "versions": versions(),
             "seconds": seconds}
 
 
@@ -93,7 +93,7 @@ def text(results: dict[str, Any]) -> str:
          "black-box max", "mean", "worst case"],
         [[name, _percent(m["clean"], m["std"]["clean"]),
           *(_percent(m["white_box"][a], m["std"]["white_box"][a]) for a in attacks),
-          *(_percent(m[k], m["std"][k]) for k in layouts.SUMMARY)] for name, m in models.items()])
+          *(_percent(m[k], m["std"][k]) for k in train_page.SUMMARY)] for name, m in models.items()])
     black = table(
         ["crafted on", "attack", *models],
         [[f"{s} ({role.replace('_', '-')})", layouts.TITLES.get(a, a),
@@ -117,7 +117,7 @@ def text(results: dict[str, Any]) -> str:
 def findings(results: dict[str, Any]) -> list[str]:
     """The claims of Tramer et al. that these models allow to check, each with the numbers and whether it held."""
     lines = [f"- {c.text}: {'holds' if c.holds else 'does NOT hold here'} ({c.numbers})"
-             for c in layouts.claims_of(results)]
+             for c in train_page.claims_of(results)]
     plain, *others = results["models"].items()
     for name, m in others:
         if name.endswith("_ens"):
@@ -129,6 +129,9 @@ def findings(results: dict[str, Any]) -> list[str]:
 # --------------------------------------------------------------------------------------------------- files
 
 
+PAGES = {"train": train_page.render, "evaluate": evaluate_page.render, "diagnose": diagnose_page.render}
+
+
 def save(folder: Path, results: dict[str, Any]) -> None:
     """results.json in the run folder."""
     body = json.dumps(results, indent=2, allow_nan=False) + "\n"
@@ -136,17 +139,18 @@ def save(folder: Path, results: dict[str, Any]) -> None:
 
 
 def write(folder: str | Path) -> Path:
-    """Make report.html from the files of a run folder, by the "kind" of its results.json; the path of the page.
+    """Make report.html from the files of a run folder, by the "command" of its results.json (train where it has none);
+    the path of the page.
 
-    FileNotFoundError without results.json; ValueError for damaged files and unknown kinds. The same files give the
+    FileNotFoundError without results.json; ValueError for damaged files and other commands. The same files give the
     same page.
     """
     folder = Path(folder)
     files = layouts.Folder.read(folder)
-    kind = files.results.get("kind", "train")
-    if kind not in layouts.KINDS:
-        raise ValueError(f"report: kind: got {kind!r}, want one of {', '.join(layouts.KINDS)}")
-    text = layouts.KINDS[kind](files)
+    command = files.results.get("command", "train")
+    if command not in PAGES:
+        raise ValueError(f"report: command: got {command!r}, want one of {', '.join(PAGES)}")
+    text = PAGES[command](files)
     path = folder / "report.html"
     checkpoint.atomic_write(path, lambda f: f.write(text.encode()))
     return path

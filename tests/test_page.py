@@ -11,7 +11,7 @@ import torch
 from html_reader import read
 from torch import nn
 
-from ensadv_fast import attacks, figures, layouts, ops, page, report, samples, style
+from ensadv_fast import attacks, figures, layouts, ops, page, report, samples, style, train_page
 from ensadv_fast.data import Split
 from ensadv_fast.page import Number
 
@@ -33,8 +33,8 @@ def test_text_is_escaped_and_markup_is_not():
     assert {"class": "c", "title": EVIL} in reader.all("p")
 
 
-@pytest.mark.parametrize("value, form, want", [(0.1234, ".1%", "12.3"), (1.0, ".1%", "100.0"), (0.5, ".3f", "0.500"),
-                                               (None, ".1%", "–"), (math.nan, ".1%", "–"), (math.inf, ".2f", "–")])
+@pytest.mark.parametrize("value, form, want", [(0.1234, ".1%", "12.3"), (1.0, ".1%", "100.0"),
+                                               (0.5, ".3f", "0.500"), (None, ".1%", "–"), (math.nan, ".1%", "–"), (math.inf, ".2f", "–")])
 def test_numbers_as_they_are_shown(value, form, want):
     assert page.show(value, form) == want
 
@@ -274,14 +274,14 @@ def results(seeds=2):
     def errors():
         return {"clean": rng.random(), "white_box": {a: rng.random() for a in ("fgsm", "rand_fgsm", "mine")},
                 "black_box": {a: {s: rng.random() for s in sources} for a in ("fgsm", "rand_fgsm", "mine")},
-                **{k: rng.random() for k in layouts.SUMMARY}}
+                **{k: rng.random() for k in train_page.SUMMARY}}
 
     def none(tree):
         return {k: none(v) for k, v in tree.items()} if isinstance(tree, dict) else None
 
     models = {n: {**errors(), "std": errors() if seeds > 1 else none(errors()),
                   "per_seed": {str(s): errors() for s in range(seeds)}} for n in names}
-    return {"kind": "train", "dataset": EVIL, "eps": 0.3, "sources": sources, "models": models,
+    return {"command": "train", "dataset": EVIL, "eps": 0.3, "sources": sources, "models": models,
             "versions": {"torch": "2", "ensadv_fast": "1"}, "seconds": {"total": 12.0, "train": {"D": 1.0}}}
 
 
@@ -328,7 +328,7 @@ def test_the_page_of_a_training_run_shows_the_numbers_of_its_results(run):
         for row, (source, role) in zip(table[2:], body["sources"].items(), strict=True):
             assert row == [f"{source} ({role.replace('_', '-')})",
                            *cells(lambda m, a=attack, s=source: m["black_box"][a][s])]
-    for key, words in layouts.SUMMARY.items():
+    for key, words in train_page.SUMMARY.items():
         assert plain(errors[f"black-box, {words}"]) == cells(lambda m, k=key: m[k])
         best = min(models.values(), key=lambda m, k=key: m[k])[key]
         assert f"●{100 * best:.1f}" in " ".join(errors[f"black-box, {words}"])
@@ -337,7 +337,7 @@ def test_the_page_of_a_training_run_shows_the_numbers_of_its_results(run):
         assert f"{100 * max(m['white_box'].values()):.1f} %" in reader.text
     assert "eps 0.3" in reader.text and "2 seeds" in reader.text and "12 s" in reader.text
     assert ["static", "a b"] in reader.tables[-3] and ["total", "12"] in reader.tables[-1]
-    assert [c.text in reader.text for c in layouts.claims_of(body)] == [True, True]
+    assert [c.text in reader.text for c in train_page.claims_of(body)] == [True, True]
 
 
 def test_training_curves_are_those_of_the_metrics(run):
@@ -375,8 +375,8 @@ def test_one_seed_no_held_out_source_and_no_other_files(tmp_path):
     body = results(seeds=1)
     body["sources"] = {}
     for m in body["models"].values():
-        m |= dict.fromkeys(layouts.SUMMARY)
-    del body["kind"]  # older runs have none
+        m |= dict.fromkeys(train_page.SUMMARY)
+    del body["command"]  # older runs have none
     (tmp_path / "results.json").write_text(json.dumps(body))
     reader = read(report.write(tmp_path).read_text())
     assert "±" not in reader.text and "black-box, " not in reader.text and "one seed" in reader.text
@@ -400,9 +400,9 @@ SECTIONS = [
     {"title": "empty"}]
 
 
-@pytest.mark.parametrize("kind", ["evaluate", "diagnose"])
-def test_results_may_bring_sections_as_data(tmp_path, kind):
-    body = {"kind": kind, "title": EVIL, "verdict": "Suspicious.", "facts": ["10 images"], "sections": SECTIONS}
+@pytest.mark.parametrize("command", ["evaluate", "diagnose"])
+def test_results_may_bring_sections_as_data(tmp_path, command):
+    body = {"command": command, "title": EVIL, "verdict": "Suspicious.", "facts": ["10 images"], "sections": SECTIONS}
     (tmp_path / "results.json").write_text(json.dumps(body))
     reader = read(report.write(tmp_path).read_text())
     for words in ("Suspicious.", "10 images", "50.0 40.0 to 60.0", "? not decidable"):
@@ -423,8 +423,8 @@ def test_wrong_blocks_are_named(block, error):
 def test_wrong_folders_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="report: no results in"):
         report.write(tmp_path)
-    (tmp_path / "results.json").write_text('{"kind": "party"}')
-    with pytest.raises(ValueError, match="report: kind: got 'party', want one of train, evaluate, diagnose"):
+    (tmp_path / "results.json").write_text('{"command": "party"}')
+    with pytest.raises(ValueError, match="report: command: got 'party', want one of train, evaluate, diagnose"):
         report.write(tmp_path)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match="report: a file of the run in .* is corrupt"):
