@@ -1,8 +1,8 @@
 """The report page of `ensadv-fast diagnose`.
 
 It reads "models" from results.json: {name: {"masking", "gradient_norm", "gradient_alignment", "approximation_ratio",
-"perturbation_cosine", "random_start_gap", "label_leaking", "cone_dimension", "surfaces": [...], "examples": [...]}}, with
-the fields of what `diagnose` measures; whatever is missing is left out.
+"perturbation_cosine", "random_start_gap", "label_leaking", "cone_dimension", "surfaces": [...], "examples": [...]}},
+with the fields of what `diagnose` measures; whatever is missing is left out.
 """
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def render(folder: Folder) -> str:
 
 
 def _verdict(name: str, masking: Mapping[str, Any]) -> dict[str, str]:
-    state, word = {True: ("bad", "masked"), False: ("good", "believable")}.get(masking["masked"], ("open", "undecided"))
+    state, word = {True: ("bad", "masked"), False: ("good", "no masking")}.get(masking["masked"], ("open", "undecided"))
     return {"state": state, "word": word, "claim": name, "evidence": masking["verdict"]}
 
 
@@ -115,28 +115,32 @@ def _cones(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
             series.append(_banded(name, sorted((float(k), v) for k, v in found.items()), look))
     note = ("Of the images that are classified correctly: the share around which at least k orthogonal directions, all "
             "along the gradient, lead to errors (Tramèr et al. 2018).")
-    return [Section("Adversarial cone", [page.text(note, note=True), page.grid(figures.curves(
-        series, title="Directions that fool", x_label="k", y_label="images, %", y_range=(0.0, 1.0)))])] if series else []
+    if not series:
+        return []
+    chart = figures.curves(series, title="Directions that fool", x_label="k", y_label="images, %", y_range=(0.0, 1.0))
+    return [Section("Adversarial cone", [page.text(note, note=True), page.grid(chart)])]
 
 
 # ----------------------------------------------------------------------------------- surfaces and examples
 
 
 def _surfaces(name: str, surfaces: list[Mapping[str, Any]]) -> list[Section]:
-    """Every image's surfaces, the first image's at once and the others behind a heading."""
+    """Every image's surfaces, the first image's at once and the others behind a heading. loss[i][j] is at along[i],
+    across[j]: along goes to the right."""
     by_image: dict[int, list[Markup]] = {}
     for s in surfaces:
         second = f"gradient of {s['other']}" if s.get("other") else "a random direction"
         for i, (loss, label) in enumerate(zip(s["loss"], s["labels"], strict=True)):
+            title = f"image {i + 1}, class {label}, within eps {s['eps']:.3g}"
             by_image.setdefault(i, []).append(figures.surface(
-                loss, s["along"], s["across"], title=f"image {i + 1}, class {label}, within eps {s['eps']:.3g}",
-                x_label="along its gradient", y_label=second, z_label="loss"))
+                list(zip(*loss, strict=True)), s["along"], s["across"], title=title, x_label="along its gradient",
+                y_label=second, z_label="loss"))
     if not by_image:
         return []
     first, *others = by_image.values()
-    more = [page.folded(f"{len(others)} more images", *(block for blocks in others for block in blocks))]
-    note = ("Cross-entropy around a test image, along the sign of its gradient and an orthogonal direction (figure 1 of "
-            "Tramèr et al. 2018). Sharp curvature close to the middle hides errors from single steps.")
+    more = [page.folded(f"Other images ({len(others)})", *(block for blocks in others for block in blocks))]
+    note = ("Cross-entropy around a test image, along the sign of its gradient and an orthogonal direction (figure 1 "
+            "of Tramèr et al. 2018). Sharp curvature close to the middle hides errors from single steps.")
     return [Section(f"Loss around images, {name}", [page.text(note, note=True), *first, *(more if others else [])])]
 
 

@@ -71,8 +71,8 @@ def _errors(matrix: Mapping[str, Any], cells: Cells, black_box: Mapping[str, Any
         rows += [["transferred, highest", *(highest.get(t) for t in targets)]] if highest else []
     note = "In % of all test inputs; small print: 95 % intervals (Wilson's); lower is better"
     if black_box:
-        note += (". Black-box: over all attacks from other networks; an input counts in the worst case if any of them "
-                 "fools the target")
+        note += (". Black-box: over all attacks from other networks; an input counts in the worst case if any of "
+                 "them fools the target")
     return page.table(["", *targets], [[name, *page.mark_best(row)] for name, *row in rows], note=note)
 
 

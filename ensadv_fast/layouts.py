@@ -161,4 +161,4 @@ def document(folder: Folder, title: str, verdict: str, sections: Sequence[Sectio
 
 def ranked(errors: Mapping[str, float]) -> str:
     """Models with their errors, the lowest first, for a verdict."""
-    return ", ".join(f"{name} {page.show(e)} %" for name, e in sorted(errors.items(), key=lambda item: item[1]))
+    return ", ".join(f"{name} {page.show(e)}\u00a0%" for name, e in sorted(errors.items(), key=lambda item: item[1]))

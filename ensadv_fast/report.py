@@ -49,8 +49,8 @@ def results(matrix: TransferMatrix, dataset: str, eps: float, roles: dict[str, s
         trees = list(per_seed.values())
         models[name] = {**_over_seeds(trees, lambda v: float(np.mean(v))), "std": _over_seeds(trees, _std),
                         "per_seed": per_seed}
-    return {"command": "train", "dataset": dataset, "eps": eps, "sources": roles, "models": models, "versions": versions(),
-            "seconds": seconds}
+    return {"command": "train", "dataset": dataset, "eps": eps, "sources": roles, "models": models,
+            "versions": versions(), "seconds": seconds}
 
 
 def versions() -> dict[str, Any]:

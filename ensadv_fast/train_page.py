@@ -102,14 +102,18 @@ def _matrix(results: Mapping[str, Any], attack: str) -> Markup:
 PANELS = (("clean_loss", "Loss on clean samples", "cross-entropy", ".3f", None),
           ("adv_loss", "Loss on adversarial samples", "cross-entropy", ".3f", None),
           ("clean_accuracy", "Accuracy on clean samples", "accuracy, %", ".1%", (0.0, 1.0)),
-          ("adv_accuracy", "Accuracy on adversarial samples", "accuracy, %", ".1%", (0.0, 1.0)))
+          ("adv_accuracy", "Accuracy on adversarial samples", "accuracy, %", ".1%", (0.0, 1.0)),
+          ("monitor.fgsm_accuracy", "Accuracy under FGSM, images that are watched", "accuracy, %", ".1%", (0.0, 1.0)),
+          ("monitor.pgd_accuracy", "Accuracy under PGD, images that are watched", "accuracy, %", ".1%", (0.0, 1.0)),
+          ("monitor.alignment", "Gradient alignment, images that are watched", "cosine", ".3f", None))
 
 
 def _training(folder: Folder) -> list[Section]:
     """Curves of the targets, over seeds; those of sources behind a heading."""
     by_job: dict[str, list[dict[str, Any]]] = {}
     for record in folder.metrics:
-        by_job.setdefault(record["job"], []).append(record)
+        watched = {f"monitor.{k}": v for k, v in (record.get("monitor") or {}).items()}
+        by_job.setdefault(record["job"], []).append(record | watched)
     targets = {name: [by_job[job] for seed in m["per_seed"] if (job := f"{name}-seed{seed}") in by_job]
                for name, m in folder.results["models"].items()}
     sources = {job.removeprefix("source-"): [records] for job, records in sorted(by_job.items())
@@ -121,6 +125,10 @@ def _training(folder: Folder) -> list[Section]:
     panels = {kind: [chart for panel in PANELS if (chart := _panel(jobs, *panel))]
               for kind, jobs in (("targets", targets), ("sources", sources))}
     blocks = [page.text(note, note=True), page.grid(*panels["targets"])] if panels["targets"] else []
+    overfit = [{"state": "bad", "word": "overfits", "claim": f"{job.replace('-seed', ', seed ')} at step {r['step']}",
+                "evidence": "It withstands one step and no longer many: catastrophic overfitting."}
+               for job, records in by_job.items() for r in records if r.get("monitor.overfitting")]
+    blocks[:0] = [page.checklist(overfit)] if overfit else []
     if panels["sources"]:
         blocks.append(page.folded("Sources", page.grid(*panels["sources"])))
     return [Section("Training", blocks)] if blocks else []

@@ -33,8 +33,9 @@ def test_text_is_escaped_and_markup_is_not():
     assert {"class": "c", "title": EVIL} in reader.all("p")
 
 
-@pytest.mark.parametrize("value, form, want", [(0.1234, ".1%", "12.3"), (1.0, ".1%", "100.0"),
-                                               (0.5, ".3f", "0.500"), (None, ".1%", "–"), (math.nan, ".1%", "–"), (math.inf, ".2f", "–")])
+@pytest.mark.parametrize("value, form, want", [
+    (0.1234, ".1%", "12.3"), (1.0, ".1%", "100.0"), (0.5, ".3f", "0.500"), (None, ".1%", "–"), (math.nan, ".1%", "–"),
+    (math.inf, ".2f", "–")])
 def test_numbers_as_they_are_shown(value, form, want):
     assert page.show(value, form) == want
 
@@ -287,7 +288,9 @@ def results(seeds=2):
 
 def metrics(names, seeds=2):
     return [{"job": f"{n}-seed{s}", "step": step, "clean_loss": 1 / step + s, "adv_loss": None if n == "D" else 2.0,
-             "clean_accuracy": 0.5, "adv_accuracy": None if n == "D" else 0.25}
+             "clean_accuracy": 0.5, "adv_accuracy": None if n == "D" else 0.25,
+             "monitor": {"pgd_accuracy": 0.75, "fgsm_accuracy": 0.9, "alignment": 0.5, "overfitting": n == "D_adv"}
+             if step == 10 and n != "D" else None}
             for n in names for s in range(seeds) for step in (5, 10)]
 
 
@@ -348,7 +351,8 @@ def test_training_curves_are_those_of_the_metrics(run):
     assert "<title>D: 25.0 at 10</title>" not in text and "<title>A: 1.200 at 5</title>" not in text
     looks = {a["class"] for a in read(text).all("polyline")}
     assert looks == {"line s0", "line s1", "line s2", "line s3"}
-    assert "Sources" in text
+    assert "Sources" in text and "<title>D_ens: 75.0 at 10</title>" in text
+    assert "✗ overfits D_adv, seed 1 at step 10" in read(text).text and "✗ overfits D_ens" not in read(text).text
 
 
 def test_examples_show_what_was_seen_and_what_it_was_taken_for(run):
@@ -430,3 +434,121 @@ def test_wrong_folders_are_named(tmp_path):
     with pytest.raises(ValueError, match="report: a file of the run in .* is corrupt"):
         report.write(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+# ------------------------------------------------------------------------------------- evaluate and diagnose
+
+
+def rate(count, n=40):
+    return {"value": count / n, "count": count, "n": n, "low": max(0.0, count / n - 0.05), "high": count / n + 0.05}
+
+
+def evaluated():
+    """results.json of an evaluation: D attacked itself, D_ens too, and both see what was crafted on EVIL."""
+    counts = {("fgsm", "D", "D"): 40, ("fgsm", "D_ens", "D_ens"): 22, ("fgsm", EVIL, "D"): 30,
+              ("fgsm", EVIL, "D_ens"): 10, ("mine", EVIL, "D"): 33, ("mine", EVIL, "D_ens"): 7}
+    cells = [{"attack": a, "source": s, "target": t, "white_box": s == t, "error": {"top1": rate(c), "top5": None},
+              "transfer_rate": {"top1": rate(c // 2) if s == EVIL else None, "top5": None}}
+             for (a, s, t), c in counts.items()]
+    curve = {"attack": "fgsm", "source": "D", "target": "D", "white_box": True, "eps": [0.0, 0.1],
+             "top1": [rate(39), rate(1)], "top5": [rate(40), rate(9)]}
+    return {"command": "evaluate", "dataset": "digits", "eps": 0.3, "n": 40, "data": None, "attacks": ["fgsm", "mine"],
+            "sources": [EVIL, "D", "D_ens"], "targets": ["D", "D_ens"], "cells": cells,
+            "clean": {"D": {"top1": rate(2), "top5": None}, "D_ens": {"top1": rate(3), "top5": None}},
+            "tied_targets": [{"attack": "fgsm", "source": EVIL, "targets": ["D_ens"]}], "curves": [curve],
+            "black_box": {"D": {"max": 0.825, "mean": 0.7, "worst_case": 0.9, "max_interval": [0.8, 0.85],
+                                "worst_case_interval": [0.85, 0.95], "pair": ["mine", EVIL], "tied": [], "n": 40}}}
+
+
+@pytest.mark.parametrize("under", [None, "matrix"])
+def test_the_page_of_an_evaluation(tmp_path, under):
+    body = evaluated()
+    if under:
+        matrix = {k: body.pop(k) for k in ("n", "attacks", "sources", "targets", "cells", "clean", "tied_targets")}
+        body[under] = matrix
+    (tmp_path / "results.json").write_text(json.dumps(body))
+    text = report.write(tmp_path).read_text()
+    reader = read(text)
+    errors, *matrices = reader.tables
+    assert errors == [
+        ["", "D", "D_ens"], ["clean", "●5.00.0 to 10.0", "○7.52.5 to 12.5"],
+        ["white-box FGSM", "100.095.0 to 105.0", "●55.050.0 to 60.0"],
+        ["black-box, highest", "82.580.0 to 85.0", "–"], ["black-box, mean", "70.0", "–"],
+        ["black-box, worst case per example", "90.085.0 to 95.0", "–"]]
+    fgsm, mine, fgsm_rate, mine_rate, ties = matrices[:5]
+    assert fgsm[1:] == [["the target itself", "100.095.0 to 105.0", "55.050.0 to 60.0"],
+                        [EVIL, "75.070.0 to 80.0", "25.020.0 to 30.0"]]
+    assert [row[0] for row in mine[1:]] == [EVIL] and mine[1][1].startswith("82.5")
+    assert [row[1][:4] for row in (fgsm_rate[2], mine_rate[1])] == ["37.5", "40.0"]
+    assert ties[1] == ["FGSM", EVIL, "D_ens"]
+    assert "transferred attacks: D_ens 25.0 %, D 82.5 %. Under white-box" in reader.text
+    assert "attacks: D_ens 55.0 %, D 100.0 %." in reader.text
+    assert "40 test inputs" in reader.text and "<title>FGSM, white-box: 2.5 at 0.1</title>" in text
+    assert sum("own" in (a.get("class") or "") for a in reader.all("td")) == 4  # once by error, once by transfer rate
+
+
+def test_an_evaluation_without_summaries_and_of_a_target_among_the_sources(tmp_path):
+    body = evaluated()
+    del body["black_box"], body["curves"], body["tied_targets"]
+    body["cells"].append({**body["cells"][2], "source": "D", "target": "D_ens", "error": {"top1": rate(5)}})
+    (tmp_path / "results.json").write_text(json.dumps(body))
+    errors, fgsm, *_ = read(report.write(tmp_path).read_text()).tables
+    assert errors[-1] == ["transferred, highest", "82.577.5 to 87.5", "●25.020.0 to 30.0"]
+    assert fgsm[1:] == [["the target itself", "–", "55.050.0 to 60.0"], [EVIL, "75.070.0 to 80.0", "25.020.0 to 30.0"],
+                        ["D", "100.095.0 to 105.0", "12.57.5 to 17.5"]]
+
+
+def diagnosed(folder):
+    """results.json of a diagnosis of two models, one of them without most measurements, and its example images."""
+    def interval(value):
+        return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 40}
+
+    checks = [{"name": "single step against many", "status": "suspicious", "numbers": {}, "sentence": EVIL},
+              {"name": "growing eps", "status": "passed", "sentence": "It grows.",
+               "numbers": {"error": {"0.5": interval(0.2), "0": interval(0.1), "10": interval(0.9)}}},
+              {"name": "label leaking", "status": "not decidable at this sample size", "numbers": {},
+               "sentence": "Few."}]
+    masking = {"checks": checks, "verdict": "The model masks its gradients: a. More words. End.", "masked": True,
+               "errors": {"clean": interval(0.1), "FGSM": interval(0.5)}, "worst_case": interval(0.6),
+               "strongest": "FGSM"}
+    examples = []
+    for attack, shade in (("clean", 10), ("fgsm", 30)):
+        for i in range(2):
+            file = f"examples/{attack}-{i}.png"
+            (folder / "examples").mkdir(exist_ok=True)
+            image = np.full((8, 8), shade + i, np.uint8)
+            (folder / file).write_bytes(base64.b64decode(page.png(image).partition(",")[2]))
+            examples.append({"file": file, "attack": attack, "image": i, "label": i, "predicted": 0})
+    full = {"masking": masking, "gradient_norm": {"mean_l2": 0.1234}, "gradient_alignment": {"mean": None},
+            "random_start_gap": {"gap": interval(-0.04)}, "label_leaking": {"leaked": {"predicted": 7}, "advantage":
+                                                                          interval(0.2)},
+            "cone_dimension": {"at_least": {"1": interval(0.8), "16": interval(0.3), "4": interval(0.5)}},
+            "surfaces": [{"other": None, "eps": 0.3, "along": [-0.3, 0.3], "across": [-0.3, 0.3],
+                          "loss": [[[0, 1], [2, 3]], [[1, None], [1, 1]]], "labels": [4, 5]}], "examples": examples}
+    return {"command": "diagnose", "dataset": "digits", "eps": 0.3, "images": 40, "seconds": 2.5,
+            "models": {EVIL: full, "D": {"masking": {**masking, "masked": None}, "spec": "mnist:D"}}}
+
+
+def test_the_page_of_a_diagnosis(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(diagnosed(tmp_path)))
+    text = report.write(tmp_path).read_text()
+    reader = read(text)
+    assert f"{EVIL}: The model masks its gradients: a. D: The model masks its gradients: a." in reader.text
+    for words in ("✗ masked", "? undecided", "✗ suspicious", "✓ passed", "? not decidable", "It grows.",
+                  "40 test images", "2 s", "image 1, class 4, within eps 0.3", "Other images (1)"):
+        assert words in reader.text, words
+    errors, measured, *_ = reader.tables
+    assert errors[1] == ["clean", "●10.00.0 to 20.0", "●10.00.0 to 20.0"] and errors[-1][0] == "any of these"
+    assert measured[1:] == [["mean L2 norm of the gradient", "0.123", "–"],
+                            ["R+FGSM minus FGSM, percentage points", "-4.0-14.0 to 6.0", "–"],
+                            ["accuracy under FGSM minus clean, percentage points", "20.010.0 to 30.0", "–"],
+                            ["leaked labels, by what stood in for the label", "predicted: 7", ""]]
+    points = [t for t in reader.titles if t.startswith(f"{EVIL}: ")]
+    assert [p.split(": ")[-1] for p in dict.fromkeys(points)] == [
+        "10.0 at 0", "20.0 at 0.5", "90.0 at 10", "80.0 at 1", "50.0 at 4", "30.0 at 16"]
+    # loss[i][j] is at along[i], across[j]: to the right it grows by 2, upward by 1.
+    picture = decoded(reader.all("image")[0]["href"]).sum(axis=2).astype(int)
+    assert picture[-1, 0] < picture[0, 0] < picture[-1, -1] < picture[0, -1]
+    pictures = [decoded(a["src"]) for a in reader.all("img")]
+    assert [int(p[0, 0]) for p in pictures] == [10, 11, 30, 31, 161, 161]  # 128 + 20 * 127 / 76.5
+    assert len([a for a in reader.all("span") if a.get("class") == "wrong"]) == 2
