@@ -17,7 +17,7 @@ import numpy as np
 
 from . import figures, layouts, page
 from .layouts import Folder
-from .page import Cell, Markup, Section
+from .page import Cell, Markup, Number, Section
 from .samples import Samples
 
 # What is measured: the words, where it stands in a model's results, and its form.
@@ -102,9 +102,10 @@ def _measurements(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
         found = [page.number((m.get(measurement) or {}).get(field)) for m in models.values()]
         if any(n.value is not None for n in found):
             rows.append([words, *(replace(n, form=form) for n in found)])
-    leaked = [", ".join(f"{rule}: {n}" for rule, n in (m.get("label_leaking") or {}).get("leaked", {}).items())
-              for m in models.values()]
-    rows += [["leaked labels, by what stood in for the label", *leaked]] if any(leaked) else []
+    leaked = [(m.get("label_leaking") or {}).get("leaked", {}) for m in models.values()]
+    for rule in dict.fromkeys(rule for counts in leaked for rule in counts):
+        rows.append([f"labels leaked, beside {rule.replace('_', ' ')} labels",
+                     *(Number(counts.get(rule), form="d") for counts in leaked)])
     return [Section("Measurements", [page.table(["", *models], rows)])] if rows else []
 
 

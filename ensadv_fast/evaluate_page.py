@@ -1,7 +1,8 @@
 """The report page of `ensadv-fast evaluate`.
 
-It reads from results.json what `TransferMatrix.to_dict()` gives, at the top or under "matrix", and besides, where they
-are there, "black_box": {target: what `BlackBox.to_dict()` gives} and "curves": [what `Curve.to_dict()` gives].
+It reads from results.json "matrix": what `TransferMatrix.to_dict()` gives, and where they are there "models": {target:
+{"black_box_summary": what `BlackBox.to_dict()` gives, or null}}, "curves": [what `Curve.to_dict()` gives] and "sets":
+[{"source", "attack", "eps"}], the saved sets among the sources.
 """
 from __future__ import annotations
 
@@ -18,14 +19,15 @@ Cells = dict[tuple[str, str, str], dict[str, Any]]  # (attack, source, target) -
 def render(folder: Folder) -> str:
     """The page of an evaluation; without a matrix, what else results.json brings."""
     r = folder.results
-    matrix = r.get("matrix", r)
+    matrix = r.get("matrix", {})
     cells: Cells = {(c["attack"], c["source"], c["target"]): c for c in matrix.get("cells", [])}
     sections, told, title = [], "", "Errors under attack"
     if cells:
         title = f"Errors under attack: {', '.join(matrix['targets'])}"
         told = _verdict(cells)
-        sections = [Section("Errors", [_errors(matrix, cells, r.get("black_box", {}))]),
-                    Section("White-box and transferred attacks", _matrices(matrix, cells))]
+        summaries = {t: m["black_box_summary"] for t, m in r.get("models", {}).items() if m.get("black_box_summary")}
+        sections = [Section("Errors", [_errors(matrix, cells, summaries)]),
+                    Section("White-box and transferred attacks", _matrices(matrix, cells, r.get("sets", [])))]
     sections += [*_curves(r.get("curves", [])), *layouts.examples(folder.samples, r.get("eps"))]
     more = [f"{matrix['n']:,} test inputs"] if "n" in matrix else []
     return layouts.document(folder, title, told, sections, more)
@@ -71,8 +73,8 @@ def _errors(matrix: Mapping[str, Any], cells: Cells, black_box: Mapping[str, Any
         rows += [["transferred, highest", *(highest.get(t) for t in targets)]] if highest else []
     note = "In % of all test inputs; small print: 95 % intervals (Wilson's); lower is better"
     if black_box:
-        note += (". Black-box: over all attacks from other networks; an input counts in the worst case if any of "
-                 "them fools the target")
+        note += (". Black-box: over all attacks from networks that are no targets; an input counts in the worst case "
+                 "if any of them fools the target")
     return page.table(["", *targets], [[name, *page.mark_best(row)] for name, *row in rows], note=note)
 
 
@@ -83,8 +85,11 @@ def _summary(summary: Mapping[str, Any] | None, key: str) -> Number:
     return Number(summary[key], low=low, high=high)
 
 
-def _matrices(matrix: Mapping[str, Any], cells: Cells) -> list[Markup]:
+def _matrices(matrix: Mapping[str, Any], cells: Cells, sets: Sequence[Mapping[str, Any]]) -> list[Markup]:
     note = "Error in % of all test inputs. Framed: white-box, crafted on the target itself."
+    saved = [f"{TITLES.get(s['attack'], s['attack'])} on {s['source']}"
+             + ("" if s.get("eps") is None else f", {layouts.budget(s['eps'])}") for s in sets]
+    note += f" From saved sets, which keep their own eps: {'; '.join(saved)}." if saved else ""
     blocks = [page.text(note, note=True), page.flow(*(_heatmap(matrix, cells, a) for a in matrix["attacks"])),
               page.scale("0 %", "100 % error")]
     rates = [_heatmap(matrix, cells, a, "transfer_rate") for a in matrix["attacks"]

@@ -14,7 +14,7 @@ from .attacks import Attack
 from .data import Split
 from .source import Source
 
-FILE = "samples.npz"
+FILE = "examples.npz"
 SIDE = 128  # larger images are thinned out to at most this many pixels a side
 
 
@@ -29,12 +29,10 @@ class Samples:
     predictions: dict[str, dict[str, np.ndarray]]
 
     def save(self, folder: Path) -> None:
-        """Write samples.npz."""
-        rows = list(self.pictures)
-        models = list(self.predictions[rows[0]])
-        arrays = {"source": np.array(self.source), "labels": self.labels, "rows": np.array(rows),
-                  "models": np.array(models, np.str_), "pictures": np.stack([self.pictures[r] for r in rows]),
-                  "predictions": np.array([[self.predictions[r][m] for m in models] for r in rows], np.int64)}
+        """Write examples.npz: "source", "labels", "pictures/ROW" and "predictions/ROW/MODEL"."""
+        arrays = {"source": np.array(self.source), "labels": self.labels}
+        arrays |= {f"pictures/{row}": pictures for row, pictures in self.pictures.items()}
+        arrays |= {f"predictions/{row}/{m}": p for row, by in self.predictions.items() for m, p in by.items()}
         checkpoint.atomic_write(folder / FILE, lambda f: np.savez_compressed(f, **arrays))
 
 
@@ -45,10 +43,12 @@ def load(folder: Path) -> Samples | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as f:
-            rows, models = f["rows"].tolist(), f["models"].tolist()
-            pictures = dict(zip(rows, f["pictures"], strict=True))
-            predictions = {r: dict(zip(models, p, strict=True)) for r, p in zip(rows, f["predictions"], strict=True)}
-            return Samples(str(f["source"]), f["labels"], pictures, predictions)
+            def under(prefix: str) -> dict[str, np.ndarray]:
+                return {name.removeprefix(prefix): f[name] for name in f.files if name.startswith(prefix)}
+
+            pictures = under("pictures/")
+            return Samples(str(f["source"]), f["labels"], pictures,
+                           {row: under(f"predictions/{row}/") for row in pictures})
     except (ValueError, KeyError, OSError) as e:
         raise ValueError(f"samples: {path} is corrupt or of another version ({e})") from e
 

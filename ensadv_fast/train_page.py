@@ -15,7 +15,7 @@ SUMMARY = {"max_black_box": "highest", "mean_black_box": "mean", "worst_case_bla
 
 
 def render(folder: Folder) -> str:
-    """The page of a training run, from results.json, metrics.jsonl, config.json and samples.npz."""
+    """The page of a training run, from results.json, metrics.jsonl, config.json and examples.npz."""
     r = folder.results
     models = r["models"]
     seeds = len(next(iter(models.values()))["per_seed"])

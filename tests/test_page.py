@@ -452,20 +452,19 @@ def evaluated():
              for (a, s, t), c in counts.items()]
     curve = {"attack": "fgsm", "source": "D", "target": "D", "white_box": True, "eps": [0.0, 0.1],
              "top1": [rate(39), rate(1)], "top5": [rate(40), rate(9)]}
-    return {"command": "evaluate", "dataset": "digits", "eps": 0.3, "n": 40, "data": None, "attacks": ["fgsm", "mine"],
-            "sources": [EVIL, "D", "D_ens"], "targets": ["D", "D_ens"], "cells": cells,
-            "clean": {"D": {"top1": rate(2), "top5": None}, "D_ens": {"top1": rate(3), "top5": None}},
-            "tied_targets": [{"attack": "fgsm", "source": EVIL, "targets": ["D_ens"]}], "curves": [curve],
-            "black_box": {"D": {"max": 0.825, "mean": 0.7, "worst_case": 0.9, "max_interval": [0.8, 0.85],
-                                "worst_case_interval": [0.85, 0.95], "pair": ["mine", EVIL], "tied": [], "n": 40}}}
+    matrix = {"n": 40, "data": None, "attacks": ["fgsm", "mine"], "sources": [EVIL, "D", "D_ens"],
+              "targets": ["D", "D_ens"], "cells": cells,
+              "clean": {"D": {"top1": rate(2), "top5": None}, "D_ens": {"top1": rate(3), "top5": None}},
+              "tied_targets": [{"attack": "fgsm", "source": EVIL, "targets": ["D_ens"]}]}
+    summary = {"max": 0.825, "mean": 0.7, "worst_case": 0.9, "max_interval": [0.8, 0.85],
+               "worst_case_interval": [0.85, 0.95], "pair": ["mine", EVIL], "tied": [], "n": 40}
+    return {"command": "evaluate", "dataset": "digits", "eps": 0.3, "matrix": matrix, "curves": [curve],
+            "models": {"D": {"black_box_summary": summary}, "D_ens": {"black_box_summary": None}},
+            "sets": [{"source": EVIL, "attack": "mine", "eps": 8 / 255, "folder": "x"}]}
 
 
-@pytest.mark.parametrize("under", [None, "matrix"])
-def test_the_page_of_an_evaluation(tmp_path, under):
+def test_the_page_of_an_evaluation(tmp_path):
     body = evaluated()
-    if under:
-        matrix = {k: body.pop(k) for k in ("n", "attacks", "sources", "targets", "cells", "clean", "tied_targets")}
-        body[under] = matrix
     (tmp_path / "results.json").write_text(json.dumps(body))
     text = report.write(tmp_path).read_text()
     reader = read(text)
@@ -483,14 +482,16 @@ def test_the_page_of_an_evaluation(tmp_path, under):
     assert ties[1] == ["FGSM", EVIL, "D_ens"]
     assert "transferred attacks: D_ens 25.0 %, D 82.5 %. Under white-box" in reader.text
     assert "attacks: D_ens 55.0 %, D 100.0 %." in reader.text
+    assert f"their own eps: mine on {EVIL}, eps 8/255." in reader.text
     assert "40 test inputs" in reader.text and "<title>FGSM, white-box: 2.5 at 0.1</title>" in text
     assert sum("own" in (a.get("class") or "") for a in reader.all("td")) == 4  # once by error, once by transfer rate
 
 
 def test_an_evaluation_without_summaries_and_of_a_target_among_the_sources(tmp_path):
     body = evaluated()
-    del body["black_box"], body["curves"], body["tied_targets"]
-    body["cells"].append({**body["cells"][2], "source": "D", "target": "D_ens", "error": {"top1": rate(5)}})
+    del body["models"], body["curves"], body["sets"], body["matrix"]["tied_targets"]
+    cells = body["matrix"]["cells"]
+    cells.append({**cells[2], "source": "D", "target": "D_ens", "error": {"top1": rate(5)}})
     (tmp_path / "results.json").write_text(json.dumps(body))
     errors, fgsm, *_ = read(report.write(tmp_path).read_text()).tables
     assert errors[-1] == ["transferred, highest", "82.577.5 to 87.5", "●25.020.0 to 30.0"]
@@ -542,7 +543,7 @@ def test_the_page_of_a_diagnosis(tmp_path):
     assert measured[1:] == [["mean L2 norm of the gradient", "0.123", "–"],
                             ["R+FGSM minus FGSM, percentage points", "-4.0-14.0 to 6.0", "–"],
                             ["accuracy under FGSM minus clean, percentage points", "20.010.0 to 30.0", "–"],
-                            ["leaked labels, by what stood in for the label", "predicted: 7", ""]]
+                            ["labels leaked, beside predicted labels", "7", "–"]]
     points = [t for t in reader.titles if t.startswith(f"{EVIL}: ")]
     assert [p.split(": ")[-1] for p in dict.fromkeys(points)] == [
         "10.0 at 0", "20.0 at 0.5", "90.0 at 10", "80.0 at 1", "50.0 at 4", "30.0 at 16"]
