@@ -74,7 +74,7 @@ def train(args: argparse.Namespace) -> int:
     config = replace(driver.load_config(folder), **given) if going_on else driver.Config(**given)
     print(f"run folder: {folder}", file=sys.stderr)
     driver.run(config, folder, resume=resume)
-    print(f"\nresults.json, report.md, report.png, metrics.jsonl and checkpoints are in {folder}")
+    print(f"\nreport.html, results.json, metrics.jsonl and checkpoints are in {folder}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a run reports: results.json, the tables it prints, and report.md with its figure."""
+"""What a run reports: results.json, the tables that it prints, and report.html."""
 from __future__ import annotations
 
 import json
@@ -10,32 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from . import checkpoint, figures
-from .attacks import Attack
-from .data import Split
+from . import checkpoint, diagnose_page, evaluate_page, layouts, train_page
 from .evaluate import TransferMatrix, black_box
-from .source import Source
-
-SUMMARY = ("max_black_box", "mean_black_box", "worst_case_black_box")
-
-
-def sample(test: Split, attacks: Mapping[str, Attack], name: str | None, source: Source | None,
-           targets: Mapping[str, nn.Module], key: torch.Tensor) -> figures.Samples:
-    """The first test image of each class, clean and under each attack crafted on `source`."""
-    classes = torch.unique(test.labels)[:10]
-    index = torch.stack([(test.labels == c).nonzero()[0, 0] for c in classes])
-    x, y = test.batch(index)
-    rows = {"clean": x}
-    if source is not None:
-        rows |= {a: attack(source, x, y, key=key.to(x.device), index=index) for a, attack in attacks.items()}
-    with torch.no_grad():
-        predictions = {row: {t: model(images).argmax(1).cpu().numpy() for t, model in targets.items()}
-                       for row, images in rows.items()}
-    pictures = {row: (images * 255).round().byte().permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()
-                for row, images in rows.items()}
-    return figures.Samples(name, y.cpu().numpy(), pictures, predictions)
 
 
 def _over_seeds(trees: list[Any], f: Callable[[list[float]], float | None]) -> Any:
@@ -72,8 +49,8 @@ def results(matrix: TransferMatrix, dataset: str, eps: float, roles: dict[str, s
         trees = list(per_seed.values())
         models[name] = {**_over_seeds(trees, lambda v: float(np.mean(v))), "std": _over_seeds(trees, _std),
                         "per_seed": per_seed}
-    return {"dataset": dataset, "eps": eps, "sources": roles, "models": models, "versions": versions(),
-            "seconds": seconds}
+    return {"command": "train", "dataset": dataset, "eps": eps, "sources": roles, "models": models,
+            "versions": versions(), "seconds": seconds}
 
 
 def versions() -> dict[str, Any]:
@@ -105,21 +82,21 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def text(results: dict[str, Any]) -> str:
-    """The tables and the findings, as they are printed and written to report.md."""
+    """The tables and the findings, as they are printed."""
     models, roles = results["models"], results["sources"]
     some = next(iter(models.values()))
     attacks = list(some["white_box"])
     seeds = len(some["per_seed"])
     held_out = [s for s, role in roles.items() if role == "held_out"]
     white = table(
-        ["model", "clean", *(f"white-box {figures.TITLES.get(a, a)}" for a in attacks),
+        ["model", "clean", *(f"white-box {layouts.TITLES.get(a, a)}" for a in attacks),
          "black-box max", "mean", "worst case"],
         [[name, _percent(m["clean"], m["std"]["clean"]),
           *(_percent(m["white_box"][a], m["std"]["white_box"][a]) for a in attacks),
-          *(_percent(m[k], m["std"][k]) for k in SUMMARY)] for name, m in models.items()])
+          *(_percent(m[k], m["std"][k]) for k in train_page.SUMMARY)] for name, m in models.items()])
     black = table(
         ["crafted on", "attack", *models],
-        [[f"{s} ({role.replace('_', '-')})", figures.TITLES.get(a, a),
+        [[f"{s} ({role.replace('_', '-')})", layouts.TITLES.get(a, a),
           *(_percent(m["black_box"][a][s], m["std"]["black_box"][a][s]) for m in models.values())]
          for s, role in roles.items() for a in attacks])
     parts = [f"Errors in % of all test inputs, {results['dataset']}, eps {results['eps']:.4g}, mean"
@@ -139,33 +116,41 @@ def text(results: dict[str, Any]) -> str:
 
 def findings(results: dict[str, Any]) -> list[str]:
     """The claims of Tramer et al. that these models allow to check, each with the numbers and whether it held."""
-    by_suffix = {name.rpartition("_")[2]: m for name, m in results["models"].items() if "_" in name}
-    plain = next(iter(results["models"].values()))
-    adv, ens = by_suffix.get("adv"), by_suffix.get("ens")
-    lines = []
-
-    def line(claim: str, low: float, high: float, what: str) -> None:
-        verdict = "holds" if high > low else "does NOT hold here"
-        lines.append(f"- {claim}: {verdict} ({what})")
-
-    if adv and ens and adv["max_black_box"] is not None:
-        a, e = adv["max_black_box"], ens["max_black_box"]
-        line("Ensemble training lowers the held-out black-box error of adversarial training", e, a,
-             f"maximum {100 * a:.1f} % -> {100 * e:.1f} %")
-    if adv and {"fgsm", "rand_fgsm"} <= adv["white_box"].keys():
-        f, r = adv["white_box"]["fgsm"], adv["white_box"]["rand_fgsm"]
-        line("A random start finds more errors on the adversarially trained model than FGSM alone", f, r,
-             f"FGSM {100 * f:.1f} %, R+FGSM {100 * r:.1f} %")
-    if ens and plain is not ens:
-        lines.append(f"- Clean error of plain and of ensemble adversarial training: {100 * plain['clean']:.1f} % and "
-                     f"{100 * ens['clean']:.1f} %")
+    lines = [f"- {c.text}: {'holds' if c.holds else 'does NOT hold here'} ({c.numbers})"
+             for c in train_page.claims_of(results)]
+    plain, *others = results["models"].items()
+    for name, m in others:
+        if name.endswith("_ens"):
+            lines.append("- Clean error of plain and of ensemble adversarial training: "
+                         f"{100 * plain[1]['clean']:.1f} % and {100 * m['clean']:.1f} %")
     return ["\n".join(lines)] if lines else []
 
 
-def write(folder: Path, results: dict[str, Any], samples: figures.Samples) -> None:
-    """results.json, report.png and report.md in the run folder."""
+# --------------------------------------------------------------------------------------------------- files
+
+
+PAGES = {"train": train_page.render, "evaluate": evaluate_page.render, "diagnose": diagnose_page.render}
+
+
+def save(folder: Path, results: dict[str, Any]) -> None:
+    """results.json in the run folder."""
     body = json.dumps(results, indent=2, allow_nan=False) + "\n"
     checkpoint.atomic_write(folder / "results.json", lambda f: f.write(body.encode()))
-    figures.draw(folder / "report.png", results, samples)
-    page = f"# Errors under attack\n\n{text(results)}\n\n![adversarial images and errors](report.png)\n"
-    checkpoint.atomic_write(folder / "report.md", lambda f: f.write(page.encode()))
+
+
+def write(folder: str | Path) -> Path:
+    """Make report.html from the files of a run folder, by the "command" of its results.json (train where it has none);
+    the path of the page.
+
+    FileNotFoundError without results.json; ValueError for damaged files and other commands. The same files give the
+    same page.
+    """
+    folder = Path(folder)
+    files = layouts.Folder.read(folder)
+    command = files.results.get("command", "train")
+    if command not in PAGES:
+        raise ValueError(f"report: command: got {command!r}, want one of {', '.join(PAGES)}")
+    text = PAGES[command](files)
+    path = folder / "report.html"
+    checkpoint.atomic_write(path, lambda f: f.write(text.encode()))
+    return path

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import attacks, checkpoint, data, evaluate, figures, models, ops, report, workers
+from . import attacks, checkpoint, data, evaluate, models, ops, report, samples, workers
 from .adversary import EnsembleAdversary, EpsDistribution, mixed_cross_entropy
 from .data import derive_seed
 from .diagnose.monitor import OverfittingMonitor
@@ -334,11 +334,11 @@ def fit(run: Run, job: Job) -> float:
                 watch = monitor(step) if monitor and step % len(sampler) == 0 else None
                 if step % config.log_every == 0 or step == total or watch:
                     now = time.perf_counter()
-                    losses = _losses(logits, batch.y, batch.is_adv)
-                    run.log({"job": job.name, "step": step, "epoch": sampler.epoch, "loss": loss.item(), **losses,
+                    measured = _measured(logits, batch.y, batch.is_adv)
+                    run.log({"job": job.name, "step": step, "epoch": sampler.epoch, "loss": loss.item(), **measured,
                              "lr": group["lr"], "source": batch.source, "images_per_second": seen / (now - last),
                              "monitor": watch and watch.to_dict()})
-                    bar.set_postfix({k: f"{v:.3f}" for k, v in losses.items() if v is not None}, refresh=False)
+                    bar.set_postfix({k: f"{v:.3f}" for k, v in measured.items() if v is not None}, refresh=False)
                     last, seen = now, 0
                 if step % save_every == 0 or step == total:
                     checkpoint.save(path, {
@@ -353,11 +353,12 @@ def fit(run: Run, job: Job) -> float:
 
 
 @torch.no_grad()
-def _losses(logits: Tensor, y: Tensor, is_adv: Tensor) -> dict[str, float | None]:
-    """Mean cross-entropy of the clean and of the adversarial samples of a batch; None where there are none."""
-    losses = F.cross_entropy(logits.float(), y, reduction="none")
-    return {name: losses[mask].mean().item() if mask.any() else None
-            for name, mask in (("clean_loss", ~is_adv), ("adv_loss", is_adv))}
+def _measured(logits: Tensor, y: Tensor, is_adv: Tensor) -> dict[str, float | None]:
+    """Mean cross-entropy and accuracy of the clean and of the adversarial samples of a batch; None where there are
+    none."""
+    values = {"loss": F.cross_entropy(logits.float(), y, reduction="none"), "accuracy": (logits.argmax(1) == y).float()}
+    return {f"{part}_{name}": v[mask].mean().item() if mask.any() else None
+            for name, v in values.items() for part, mask in (("clean", ~is_adv), ("adv", is_adv))}
 
 
 def _rng() -> dict[str, Any]:
@@ -482,7 +483,9 @@ def run(config: Config, folder: str | Path, *, resume: bool = False, progress: b
     results = report.results(matrix, shared.dataset.name, config.eps, roles, targets, {
         "train": seconds, "training": middle - begin, "evaluation": now - middle, "total": now - begin,
         "workers": n, "threads_per_worker": threads})
-    report.write(folder, results, _samples(shared, sources, targets))
+    report.save(folder, results)
+    _samples(shared, sources, targets).save(folder)
+    report.write(folder)
     say(report.text(results))
     return results
 
@@ -550,12 +553,12 @@ def _evaluation_key(config: Config) -> Tensor:
     return ops.fresh_key("cpu", derive_seed(config.seed, "evaluation"))
 
 
-def _samples(run: Run, sources: dict[str, Job | str], targets: dict[str, dict[int, Job]]) -> figures.Samples:
-    """A few test images, attacked on the last source (a held-out one if there is any), for the figure."""
+def _samples(run: Run, sources: dict[str, Job | str], targets: dict[str, dict[int, Job]]) -> samples.Samples:
+    """A few test images, attacked on the last source (a held-out one if there is any), for the report."""
     name = next(reversed(sources), None)
     source = None if name is None else make_source(run.config, run.build(trained(sources[name], run.folder),
                                                                          run.config.download))
     first = {t: run.build(trained(next(iter(per_seed.values())), run.folder)).eval()
              for t, per_seed in targets.items()}
-    return report.sample(run.dataset.test, evaluation_attacks(run.config), name, source, first,
+    return samples.craft(run.dataset.test, evaluation_attacks(run.config), name, source, first,
                          _evaluation_key(run.config))

@@ -1,4 +1,4 @@
-"""train.py, checkpoint.py, report.py and figures.py: runs that go on after kill -9, and what a run leaves behind."""
+"""train.py, checkpoint.py and report.py: runs that go on after kill -9, and what a run leaves behind."""
 import json
 import os
 import signal
@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from html_reader import read
 from torch import nn
 
 from ensadv_fast import checkpoint, report, train
@@ -101,12 +102,14 @@ def test_the_errors_are_those_of_the_saved_networks(done):
 
 def test_what_is_printed_and_the_report(done):
     _, run, results, said = done
-    page = (run / "report.md").read_text()
-    assert said in page and "report.png" in page
+    page = read((run / "report.html").read_text()).text
     for word in ("D_adv", "D_ens", "R+FGSM", "held-out", "C_tanh", "Ensemble training lowers"):
         assert word in said
-    assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
-    assert f"{100 * results['models']['D_ens']['max_black_box']:.1f}" in said
+    for text in (said, page):
+        assert f"{100 * results['models']['D_ens']['max_black_box']:.1f}" in text
+    for part in ("Errors", "White-box and transferred attacks", "Training", "Examples", "How it was run"):
+        assert part in page
+    assert report.write(run).read_text() == (run / "report.html").read_text()
 
 
 def test_metrics_and_config(done):

@@ -1,0 +1,161 @@
+"""The report page of `ensadv-fast diagnose`.
+
+It reads "models" from results.json: {name: {"masking", "gradient_norm", "gradient_alignment", "approximation_ratio",
+"perturbation_cosine", "random_start_gap", "label_leaking", "cone_dimension", "surfaces": [...], "examples": [...]}},
+with the fields of what `diagnose` measures; whatever is missing is left out.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from io import BytesIO
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import figures, layouts, page
+from .layouts import Folder
+from .page import Cell, Markup, Number, Section
+from .samples import Samples
+
+# What is measured: the words, where it stands in a model's results, and its form.
+MEASUREMENTS = (
+    ("mean L2 norm of the gradient", ("gradient_norm", "mean_l2"), ".3g"),
+    ("gradient alignment: cosine at x and at x + noise", ("gradient_alignment", "mean"), ".3f"),
+    ("loss after one step / after many", ("approximation_ratio", "ratio"), ".3f"),
+    ("cosine of one step and of many", ("perturbation_cosine", "mean"), ".3f"),
+    ("R+FGSM minus FGSM, percentage points", ("random_start_gap", "gap"), ".1%"),
+    ("accuracy under FGSM minus clean, percentage points", ("label_leaking", "advantage"), ".1%"),
+)
+
+
+def render(folder: Folder) -> str:
+    """The page of a diagnosis."""
+    r = folder.results
+    models: Mapping[str, Mapping[str, Any]] = r.get("models", {})
+    masking = {name: m["masking"] for name, m in models.items() if m.get("masking")}
+    sections = []
+    if masking:
+        sections.append(Section("Verdicts", [page.checklist(_verdict(name, m) for name, m in masking.items())]))
+        sections += [Section(f"Checks of {name}", [page.checklist(map(_check, m["checks"]))])
+                     for name, m in masking.items()]
+        sections.append(Section("Errors", [_errors(masking), *_growing(masking)]))
+    sections += [*_measurements(models), *_cones(models)]
+    for name, m in models.items():
+        sections += _surfaces(name, m.get("surfaces") or [])
+    for name, m in models.items():
+        found = _samples(folder.path, name, m.get("examples") or [])
+        sections += [Section(f"{s.title} on {name}", s.blocks) for s in layouts.examples(found, r.get("eps"))]
+    told = " ".join(f"{name}: {m['verdict'].split('. ')[0].rstrip('.')}." for name, m in masking.items())
+    title = f"Robust, or masked gradients? {', '.join(models)}" if models else "Diagnosis"
+    return layouts.document(folder, title, told, sections, [f"{r['images']:,} test images"] if "images" in r else [])
+
+
+# ------------------------------------------------------------------------------------------------- checks
+
+
+def _verdict(name: str, masking: Mapping[str, Any]) -> dict[str, str]:
+    state, word = {True: ("bad", "masked"), False: ("good", "no masking")}.get(masking["masked"], ("open", "undecided"))
+    return {"state": state, "word": word, "claim": name, "evidence": masking["verdict"]}
+
+
+def _check(check: Mapping[str, Any]) -> dict[str, str]:
+    state = {"passed": "good", "suspicious": "bad"}.get(check["status"], "open")
+    return {"state": state, "claim": check["name"], "evidence": check["sentence"]}
+
+
+def _errors(masking: Mapping[str, Mapping[str, Any]]) -> Markup:
+    rows: dict[str, list[Cell]] = {}
+    for attack in dict.fromkeys(a for m in masking.values() for a in m["errors"]):
+        rows[attack] = [m["errors"].get(attack) for m in masking.values()]
+    rows["any of these"] = [m["worst_case"] for m in masking.values()]
+    return page.table(["", *masking], [[name, *page.mark_best(row)] for name, row in rows.items()],
+                      note="Error in % of the test images that were looked at; small print: 95 % intervals (Wilson's); "
+                           "lower is better")
+
+
+def _growing(masking: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
+    """PGD's error against multiples of eps, from the check that it does not fall."""
+    series = []
+    for look, (name, m) in enumerate(masking.items()):
+        numbers = [c["numbers"].get("error", {}) for c in m["checks"] if c["name"] == "growing eps"]
+        if numbers and numbers[0]:
+            points = sorted((float(k), v) for k, v in numbers[0].items())
+            series.append(_banded(name, points, look))
+    return [page.grid(figures.curves(series, title="Error under PGD as eps grows", x_label="times eps",
+                                     y_label="error, %", y_range=(0.0, 1.0)))] if series else []
+
+
+def _banded(name: str, points: list[tuple[float, Mapping[str, float]]], look: int) -> figures.Series:
+    return figures.Series(name, [x for x, _ in points], *([v[k] for _, v in points] for k in ("value", "low", "high")),
+                          look=look)
+
+
+# ------------------------------------------------------------------------------------------- measurements
+
+
+def _measurements(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+    rows = []
+    for words, (measurement, field), form in MEASUREMENTS:
+        found = [page.number((m.get(measurement) or {}).get(field)) for m in models.values()]
+        if any(n.value is not None for n in found):
+            rows.append([words, *(replace(n, form=form) for n in found)])
+    leaked = [(m.get("label_leaking") or {}).get("leaked", {}) for m in models.values()]
+    for rule in dict.fromkeys(rule for counts in leaked for rule in counts):
+        rows.append([f"labels leaked, beside {rule.replace('_', ' ')} labels",
+                     *(Number(counts.get(rule), form="d") for counts in leaked)])
+    return [Section("Measurements", [page.table(["", *models], rows)])] if rows else []
+
+
+def _cones(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+    series = []
+    for look, (name, m) in enumerate(models.items()):
+        if found := (m.get("cone_dimension") or {}).get("at_least"):
+            series.append(_banded(name, sorted((float(k), v) for k, v in found.items()), look))
+    note = ("Of the images that are classified correctly: the share around which at least k orthogonal directions, all "
+            "along the gradient, lead to errors (Tramèr et al. 2018).")
+    if not series:
+        return []
+    chart = figures.curves(series, title="Directions that fool", x_label="k", y_label="images, %", y_range=(0.0, 1.0))
+    return [Section("Adversarial cone", [page.text(note, note=True), page.grid(chart)])]
+
+
+# ----------------------------------------------------------------------------------- surfaces and examples
+
+
+def _surfaces(name: str, surfaces: list[Mapping[str, Any]]) -> list[Section]:
+    """Every image's surfaces, the first image's at once and the others behind a heading. loss[i][j] is at along[i],
+    across[j]: along goes to the right."""
+    by_image: dict[int, list[Markup]] = {}
+    for s in surfaces:
+        second = f"gradient of {s['other']}" if s.get("other") else "a random direction"
+        for i, (loss, label) in enumerate(zip(s["loss"], s["labels"], strict=True)):
+            title = f"image {i + 1}, class {label}, within eps {s['eps']:.3g}"
+            by_image.setdefault(i, []).append(figures.surface(
+                list(zip(*loss, strict=True)), s["along"], s["across"], title=title, x_label="along its gradient",
+                y_label=second, z_label="loss"))
+    if not by_image:
+        return []
+    first, *others = by_image.values()
+    more = [page.folded(f"Other images ({len(others)})", *(block for blocks in others for block in blocks))]
+    note = ("Cross-entropy around a test image, along the sign of its gradient and an orthogonal direction (figure 1 "
+            "of Tramèr et al. 2018). Sharp curvature close to the middle hides errors from single steps.")
+    return [Section(f"Loss around images, {name}", [page.text(note, note=True), *first, *(more if others else [])])]
+
+
+def _samples(folder: Path, name: str, examples: list[Mapping[str, Any]]) -> Samples | None:
+    """The example images of a model, from their files; None where there are none."""
+    from PIL import Image
+
+    found = {attack: list(group) for attack, group in groupby(examples, key=lambda e: e["attack"])}
+    if "clean" not in found:
+        return None
+
+    def image(file: str) -> np.ndarray:
+        return np.asarray(Image.open(BytesIO((folder / file).read_bytes())))
+
+    return Samples("", np.array([e["label"] for e in found["clean"]]),
+                   {a: np.stack([image(e["file"]) for e in g]) for a, g in found.items()},
+                   {a: {name: np.array([e["predicted"] for e in g])} for a, g in found.items()})
