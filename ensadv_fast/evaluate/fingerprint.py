@@ -71,12 +71,12 @@ def image_checksums(x: Tensor) -> Tensor:
     uint8 images have the checksum of their levels / 255. It is a guard against mistakes, not against forgery; and it
     is the same for any batch size, memory format and device, without a synchronisation.
     """
-    elements = x[:1].numel()
+    elements = x.shape[1:].numel()
     place = torch.arange(elements, device=x.device)
-    weights = (place * -7046029254386353131).bitwise_xor(place + 1 << 31).bitwise_or(1)
+    weights = (place * -7046029254386353131).bitwise_xor((place + 1) << 31).bitwise_or(1)
     parts = []
     for part in x.detach().split(max(1, ELEMENTS // max(1, elements))):
         wide = widen(part).contiguous().flatten(1)
-        bits = wide.view(torch.int64 if wide.dtype == torch.float64 else torch.int32).long()
-        parts.append(bits.mul_(weights).sum(1))
+        bits = wide.view(torch.int64 if wide.dtype == torch.float64 else torch.int32)
+        parts.append((bits * weights).sum(1))
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=x.device)

@@ -38,6 +38,7 @@ from .batches import Batch
 
 FORMAT = "ensadv_fast adversarial set, version 1"
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
+ABOUT = "ensadv_fast"  # one metadata entry, as safetensors writes several in any order: files are bitwise reproducible
 PARTS = ("x_adv", "labels", "index", "checksums", "counted")
 SLACK = 255 * 2.0**-24  # levels: what float32 adds to a budget in [0, 1]
 
@@ -180,7 +181,7 @@ class SetWriter:
         parts = {name: t.contiguous() for name, t in parts.items()}
         about = {"cell": self.head["cell"], "batch": digest, "sha256": checkpoint.digest(parts)}
         path = self.folder / self._name()
-        checkpoint.atomic_write(path, lambda f: f.write(to_bytes(parts, metadata=about)))
+        checkpoint.atomic_write(path, lambda f: f.write(to_bytes(parts, metadata={ABOUT: json.dumps(about)})))
         self._list(path, x_adv, digest)
 
     def _name(self) -> str:
@@ -209,7 +210,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         body = json.loads(path.read_text())
         intact = body.pop("sha256") == _manifest_sha256(body)
-    except (ValueError, KeyError, AttributeError) as e:
+    except (ValueError, KeyError, AttributeError, TypeError) as e:
         raise ValueError(f"load_set: {path} is corrupt or no manifest ({type(e).__name__}: {e})") from e
     if not intact:
         raise ValueError(f"load_set: {path} is corrupt or was altered: its contents do not match their SHA-256")
@@ -237,6 +238,7 @@ def _read_shard(path: Path, rows: slice = slice(None)) -> tuple[dict[str, Tensor
     """The parts of these rows, and what the file says about itself. ValueError where it is no shard."""
     try:
         with safe_open(path, framework="pt") as f:
-            return {name: f.get_slice(name)[rows] for name in PARTS}, f.metadata() or {}
-    except (SafetensorError, OSError) as e:
+            about = json.loads((f.metadata() or {}).get(ABOUT, "{}"))
+            return {name: f.get_slice(name)[rows] for name in PARTS}, about
+    except (SafetensorError, OSError, ValueError) as e:
         raise ValueError(f"load_set: {path} is corrupt or no shard of a set ({e})") from e

@@ -218,9 +218,9 @@ class _Run:
 
     def _mark(self, models: Mapping[int, BaseSource]) -> None:
         if self.marked:
-            made_with = {name: versions()[name] for name in ("ensadv_fast", "torch")}
-            # A plain module judges alike whether it was given as it is or as the live source made of it.
-            self.marks = {i: fingerprint(m, made_with, str(self.device)) for i, m in models.items()}
+            made_with = versions()
+            made_with = [made_with["ensadv_fast"], made_with["torch"], str(self.device)]
+            self.marks = {i: fingerprint(m, made_with) for i, m in models.items()}
 
     def open_writers(self, folder_of: Callable[[str, str], Path], set_dtype: str, data: str | None) -> None:
         folders: dict[Path, str] = {}
