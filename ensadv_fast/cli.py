@@ -56,7 +56,8 @@ def _resumed_folder(out: str | None, resume: str | None) -> tuple[Path, bool]:
         return path, True
     if out is not None:
         return Path(out), True
-    found = sorted((p for p in RUNS.glob("*/config.json") if (p.parent / "models").is_dir()), key=lambda p: p.stat().st_mtime)
+    found = [p for p in RUNS.glob("*/config.json") if (p.parent / "models").is_dir()]  # evaluations have no models
+    found.sort(key=lambda p: p.stat().st_mtime)
     return (found[-1].parent, True) if found else (RUNS / time.strftime("%Y%m%d-%H%M%S"), False)
 
 

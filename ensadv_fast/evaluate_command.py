@@ -15,7 +15,8 @@ from), matrix.json (`TransferMatrix.load` reads it), examples.npz and results.js
      "examples": "examples.npz", or null where only this file is written,
      "versions", "seconds": {"total"}}
 
-e is an error: the fraction of all test inputs, 0..1. With --out FILE.json only results.json is written, under that name.
+e is an error: the fraction of all test inputs, 0..1. With --out FILE.json only results.json is written, under that
+name.
 
 examples.npz has a few test images, one a class, clean and under each attack crafted on the first source, or else on
 the first target: "source" (a string), "labels" int64 [n], "pictures/clean" and "pictures/ATTACK" uint8 [n, H, W] or

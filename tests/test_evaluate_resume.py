@@ -151,7 +151,8 @@ def test_the_journal_is_appended_to(tmp_path):
     again.close()
     last = Journal(tmp_path)
     last.close()
-    assert [last.get("c", b, m) for b, m in (("b", "m"), ("b", "n"), ("b2", "m"), ("b", "x"))] == [b"12", b"", b"3", None]
+    found = [last.get("c", batch, model) for batch, model in (("b", "m"), ("b", "n"), ("b2", "m"), ("b", "x"))]
+    assert found == [b"12", b"", b"3", None]
 
 
 def test_curves_go_on_too(tmp_path):

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from ..attacks import Attack
 from ..ops import _checks as check
 from .matrix import TransferMatrix
 from .statistics import Rate
-from .transfer import Model, Progress, Sources, measure
+from .run import Model, Sources
+from .transfer import Progress, measure
 
 AnyEps = Attack | Callable[[float], Attack]
 
@@ -90,7 +91,7 @@ def accuracy_curve(target: Model, source: Model, attack: AnyEps, eps_values: Seq
 
 
 def _sized(attack: AnyEps, eps: float) -> Attack:
-    return replace(attack, eps=eps) if isinstance(attack, Attack) else attack(eps)
+    return replace(attack, eps=eps) if is_dataclass(attack) else attack(eps)
 
 
 def _renamed(whole: TransferMatrix, names: Mapping[str, str]) -> TransferMatrix:

@@ -17,7 +17,7 @@ from ..ensemble import Ensemble
 from ..ops._reference import widen
 from ..source import Source
 
-ELEMENTS = 1 << 22  # looked at together: bounds the memory that checksums take
+ELEMENTS = 1 << 18  # looked at together: bounds the memory that checksums take
 
 
 def describe(value: Any) -> Any:

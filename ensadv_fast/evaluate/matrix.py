@@ -4,7 +4,7 @@ Two measures that are often mixed up stand apart here, by name. The *error* (rat
 section 4) is the fraction of ALL test inputs that the target misclassifies. The *transfer rate* of Kurakin et al.
 (ICLR 2017, section 2.3) is that fraction among the inputs which the SOURCE classifies correctly when clean and wrongly
 when attacked. Top-5 measures take "misclassifies" to mean that the label is not among the five highest logits, for
-the target and, in the transfer rate's condition, for the source.
+the target and, in the transfer rate's condition, for the source; with five classes or fewer nothing is.
 """
 from __future__ import annotations
 

@@ -137,8 +137,10 @@ def load_set(folder: str | Path) -> AdversarialSet:
 def find_sets(folder: str | Path) -> list[AdversarialSet]:
     """The set in `folder`, or all finished ones one level below it. FileNotFoundError where there is none."""
     folder = Path(folder)
-    paths = [folder] if (folder / "manifest.json").exists() else sorted(p.parent for p in folder.glob("*/manifest.json"))
-    return [AdversarialSet(p) for p in paths] or [AdversarialSet(folder)]  # the latter says what is missing
+    below = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    if (folder / "manifest.json").exists() or not below:
+        return [load_set(folder)]
+    return [load_set(path) for path in below]
 
 
 class SetWriter:

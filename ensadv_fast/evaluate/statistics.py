@@ -77,8 +77,9 @@ def ties(bits: Mapping[Name, np.ndarray], *, best: str = "lowest", test: str = "
     Args:
         bits: name -> bool [N], over the same N examples.
         best: "lowest" or "highest" proportion of True.
-        test: "mcnemar", paired, for one set of examples shown to all; or "independent", the two-proportion z-test, which
-            calls more pairs tied. Tramer et al. 2018 mark "ties at 95 % confidence" and name no test.
+        test: "mcnemar", paired, for one set of examples shown to all; or "independent", the two-proportion z-test,
+            which finds more ties where the errors are alike. Tramer et al. 2018 mark ties at 95 % confidence; which
+            test they used is not known here.
 
     No correction is made for the number of comparisons. Raises ValueError: no bits, unequal lengths, unknown words.
     """

@@ -14,7 +14,7 @@ from ..protocol import BaseSource
 
 
 def judge(model: BaseSource, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
-    """uint8 [N] for images x, float: bit 0, the label is not the highest logit; bit 1, it is not among the five highest.
+    """uint8 [N] for float images x: bit 0, the label is not the highest logit; bit 1, it is not among the five highest.
 
     key: of whatever the model draws where it crafts in train mode, in which it is then judged as well.
     """
