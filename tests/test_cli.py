@@ -49,6 +49,8 @@ def test_resume_finds_its_folder(asked, monkeypatch, tmp_path):
         train.open_folder(Config(epochs=7), tmp_path / "runs" / name, False)
         path = tmp_path / "runs" / name / "config.json"
         os.utime(path, (path.stat().st_mtime - age,) * 2)
+    (tmp_path / "runs" / "newer").mkdir()
+    (tmp_path / "runs" / "newer" / "config.json").write_text("{}")  # an evaluation's, which has no models
     assert cli.main(["train", "--resume", "auto"]) == 0
     config, folder_, kw = asked[-1]
     assert folder_.name == "new" and kw == {"resume": True} and config.epochs == 7

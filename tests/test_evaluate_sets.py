@@ -1,7 +1,7 @@
 """evaluate/sets.py: adversarial sets keep the budget and the numbers, and tell when they were damaged."""
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -242,3 +242,23 @@ def test_sets_of_ensembles_and_of_attacks_that_are_no_dataclass(tmp_path):
     found = save_set(tmp_path / "b", net(0), brighter, batches(), attack_name="brighter")
     clean = torch.cat([x for x, _, _ in batches()])
     assert found.eps is None and torch.allclose(found.rows(0, N).x_adv, (clean + 3 / 255).clamp(max=1), atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Outward:
+    """Every pixel by the same amount, to the L2 size eps."""
+
+    name: str = "outward"
+    eps: float = 1.0
+    direction: str = "l2"
+
+    def __call__(self, model, x, y, *, key, index):
+        return (x + self.eps / 48**0.5 * (0.5 - x).sign()).clamp(0, 1)
+
+
+def test_an_l2_budget_is_kept_too(tmp_path):
+    found = save_set(tmp_path, net(0), Outward(), batches())
+    clean = torch.cat([x for x, _, _ in batches()]).double()
+    stored = torch.cat([load_file(p)["x_adv"] for p in sorted(tmp_path.glob("*.safetensors"))]).double() / 255
+    norms = (stored - clean).flatten(1).norm(dim=1)
+    assert found.manifest["norm"] == "l2" and norms.max() <= 1 + 1e-6 and norms.min() > 0.95
