@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ class Counting(Attack):
 
 
 def counting(attack):
-    return Counting(**{name: getattr(attack, name) for name in attack.__dataclass_fields__})
+    return Counting(**{f.name: getattr(attack, f.name) for f in fields(attack)})
 
 
 def evaluate(folder, targets=None, sources=None, attacks=None, size=BATCH, key=KEY, **kw):
