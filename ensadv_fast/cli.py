@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import types
@@ -57,8 +56,8 @@ def _resumed_folder(out: str | None, resume: str | None) -> tuple[Path, bool]:
         return path, True
     if out is not None:
         return Path(out), True
-    found = sorted((p for p in RUNS.glob("*/config.json") if (p.parent / "models").is_dir()),  # runs of train
-                   key=lambda p: p.stat().st_mtime)
+    found = [p for p in RUNS.glob("*/config.json") if (p.parent / "models").is_dir()]  # only runs of train have models
+    found.sort(key=lambda p: p.stat().st_mtime)
     return (found[-1].parent, True) if found else (RUNS / time.strftime("%Y%m%d-%H%M%S"), False)
 
 
@@ -79,53 +78,9 @@ def train(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    import torch
-    from tqdm import tqdm
+    from . import evaluate_command
 
-    from . import checkpoint, data, models, ops, report
-    from . import evaluate as evaluation
-    from .source import Source
-    from .train import make_attack, unique
-
-    unknown = [spec for spec in (*args.model, *args.source) if models.parse(spec)[2] is None and not args.download]
-    if unknown:
-        raise ValueError(f"evaluate: {unknown[0]} has no weights: want {unknown[0]}=CHECKPOINT (or --download)")
-    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    dataset = data.load(args.data).to(device)
-
-    def build(spec: str) -> torch.nn.Module:
-        return models.build(spec, dataset.classes, dataset.in_shape, args.download).to(device).eval()
-
-    target_specs = unique(tuple(args.model), {})
-    source_specs = unique(tuple(args.source), target_specs)
-    targets = {name: build(spec) for name, spec in target_specs.items()}
-    sources = {name: Source(build(spec)) for name, spec in source_specs.items()}
-    attacks = {name: make_attack(name, args.eps, alpha=args.alpha, steps=args.steps,
-                                 step=1 / args.steps if name in ("ifgsm", "iter_ll") else None)
-               for name in args.attack}
-    key = ops.fresh_key("cpu", args.seed)
-    with tqdm(total=len(dataset.test) * len(attacks) * (len(sources) + len(targets)), unit=" attacks",
-              unit_scale=True, disable=None) as bar:
-        matrix = evaluation.transfer_matrix(targets, sources, attacks, dataset.test.batches(args.batch_size), key=key,
-                                            progress=bar.update)
-        for name, model in targets.items():
-            matrix = matrix.merge(evaluation.transfer_matrix({name: model}, {name: model}, attacks,
-                                                             dataset.test.batches(args.batch_size), key=key,
-                                                             progress=bar.update))
-    rows = [[name, "-", "clean", f"{100 * matrix.clean_error(name):.2f}"] for name in targets]
-    rows += [[t, "itself (white-box)" if s == t else s, a, f"{100 * matrix.error(a, s, t):.2f}"]
-             for a, s, t in matrix.wrong]
-    print(report.table(["model", "crafted on", "attack", "error %"], rows))
-    if args.out:
-        body = {"dataset": dataset.name, "eps": args.eps, "versions": report.versions(),
-                "models": {t: {"spec": spec, "clean": matrix.clean_error(t),
-                               "white_box": {a: matrix.error(a, t, t) for a in attacks},
-                               "black_box": {a: {s: matrix.error(a, s, t) for s in sources} for a in attacks}}
-                           for t, spec in target_specs.items()},
-                "sources": source_specs}
-        text = json.dumps(body, indent=2, allow_nan=False) + "\n"
-        checkpoint.atomic_write(Path(args.out), lambda f: f.write(text.encode()))
-    return 0
+    return evaluate_command.run(args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -153,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--attack", nargs="+", default=["fgsm", "rand_fgsm", "ifgsm", "pgd"], choices=ATTACKS,
                    metavar="ATTACK", help=f"any of {', '.join(ATTACKS)} (default: fgsm rand_fgsm ifgsm pgd)")
     p.add_argument("--data", default=Config.data, help="as for train (default: %(default)s)")
-    p.add_argument("--eps", type=number, default=Config.eps, help="L-infinity budget (default: %(default)s)")
+    p.add_argument("--eps", type=number, nargs="+", default=[Config.eps], help="L-infinity budget; of several, the "
+                   f"largest is the matrix's, all make curves of accuracy (default: {Config.eps})")
     p.add_argument("--alpha", type=number, default=Config.alpha, help="random part of R+FGSM, in units of eps "
                    "(default: 1/6)")
     p.add_argument("--steps", type=int, default=Config.eval_steps, help="of iterative attacks (default: %(default)s)")
@@ -161,7 +117,16 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="of the attacks' noise (default: %(default)s)")
     p.add_argument("--device", default=Config.device, help="auto, cpu or cuda (default: %(default)s)")
     p.add_argument("--download", action="store_true", help="let timm and torchvision download pretrained weights")
-    p.add_argument("--out", metavar="FILE", help="write the errors there as JSON")
+    p.add_argument("--top5", action="store_true", help="print top-5 errors too")
+    p.add_argument("--save-sets", metavar="DIR", help="keep the adversarial images there, one set for each source and "
+                   "attack, to be shown to other models later")
+    p.add_argument("--set-dtype", default="uint8", choices=("uint8", "float32"), help="of --save-sets (default: "
+                   "%(default)s)")
+    p.add_argument("--set", nargs="*", default=[], metavar="DIR", help="saved sets, or folders of them: more sources")
+    p.add_argument("--out", metavar="DIR|FILE.json", help="a run folder: config.json, results.json, matrix.json and "
+                   "examples.npz; or the errors alone as JSON")
+    p.add_argument("--resume", action="store_true", help="go on with the run in --out DIR: what it has is not computed "
+                   "again, unless an option changed it")
     p.set_defaults(run=evaluate)
 
     diagnose.add_parser(commands, number, RUNS)

@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 
 from . import checkpoint, diagnose_page, evaluate_page, layouts, train_page
 from .evaluate import TransferMatrix, black_box
+from .versions import versions
 
 
 def _over_seeds(trees: list[Any], f: Callable[[list[float]], float | None]) -> Any:
@@ -51,18 +50,6 @@ def results(matrix: TransferMatrix, dataset: str, eps: float, roles: dict[str, s
                         "per_seed": per_seed}
     return {"command": "train", "dataset": dataset, "eps": eps, "sources": roles, "models": models,
             "versions": versions(), "seconds": seconds}
-
-
-def versions() -> dict[str, Any]:
-    """What the numbers were made with."""
-    try:
-        ours = metadata.version("ensadv_fast")
-    except metadata.PackageNotFoundError:
-        ours = "not installed: run from its source folder"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"ensadv_fast": ours, "torch": torch.__version__, "numpy": np.__version__,
-            "python": platform.python_version(), "machine": platform.machine(), "gpu": gpu,
-            "threads": torch.get_num_threads()}
 
 
 # ------------------------------------------------------------------------------------------------- tables

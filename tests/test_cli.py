@@ -11,6 +11,7 @@ from PIL import Image
 
 from ensadv_fast import Source, checkpoint, cli, data, diagnose, models, ops, train
 from ensadv_fast.attacks import fgsm
+from ensadv_fast.evaluate import TransferMatrix
 from ensadv_fast.train import Config
 
 
@@ -49,6 +50,8 @@ def test_resume_finds_its_folder(asked, monkeypatch, tmp_path):
         train.open_folder(Config(epochs=7), tmp_path / "runs" / name, False)
         path = tmp_path / "runs" / name / "config.json"
         os.utime(path, (path.stat().st_mtime - age,) * 2)
+    (tmp_path / "runs" / "newer").mkdir()
+    (tmp_path / "runs" / "newer" / "config.json").write_text("{}")  # an evaluation's, which has no models
     assert cli.main(["train", "--resume", "auto"]) == 0
     config, folder_, kw = asked[-1]
     assert folder_.name == "new" and kw == {"resume": True} and config.epochs == 7
@@ -168,6 +171,75 @@ def test_resume_looks_for_runs_of_train_alone(asked, monkeypatch, tmp_path):
     (tmp_path / "runs" / "diagnose-1").mkdir(parents=True)
     (tmp_path / "runs" / "diagnose-1" / "config.json").write_text("{}")
     assert cli.main(["train", "--resume"]) == 0 and asked[-1][2] == {"resume": False}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """SPECs of two saved networks."""
+    path = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    for name in ("target", "source"):
+        torch.save(models.build("mnist:D").state_dict(), path / f"{name}.pt")
+    return f"mnist:D={path / 'target.pt'}", f"mnist:D={path / 'source.pt'}"
+
+
+def evaluated(folder, weights, out, *more, source=True):  # noqa: F811
+    """results.json of a run folder, and of the command with these options."""
+    argv = ["evaluate", "--data", f"mnist:{folder}", "--model", weights[0], *(["--source", weights[1]] * source),
+            "--attack", "fgsm", "pgd", "--steps", "2", "--device", "cpu", "--out", str(out), *more]
+    assert cli.main(argv) == 0
+    return json.loads((out / "results.json").read_text())
+
+
+def test_evaluate_writes_a_run_folder_and_goes_on_with_it(folder, weights, tmp_path, capsys, monkeypatch):  # noqa: F811
+    out = tmp_path / "run"
+    found = evaluated(folder, weights, out, "--eps", "0.1", "0", "0.05", "--top5")
+    said = capsys.readouterr().out
+    assert "top-5 error %" in said and "worst case %" in said
+    assert {p.name for p in out.iterdir()} == {"config.json", "results.json", "cells.jsonl", "matrix.json",
+                                               "examples.npz", "report.html"}
+    assert json.loads((out / "config.json").read_text())["eps"] == [0.1, 0, 0.05]
+    errors, matrix = found["models"]["D"], TransferMatrix.load(out / "matrix.json")
+    assert found["eps"] == 0.1 and found["sources"] == {"D_2": "held_out"} and found["matrix"]["n"] == 40
+    assert errors["max_black_box"] == max(matrix.error(a, "D_2", "D") for a in ("fgsm", "pgd"))
+    assert errors["black_box_summary"]["pair"][1] == "D_2"
+    assert errors["white_box"]["pgd"] == matrix.error("pgd", "D", "D")
+    assert len(found["curves"]) == 4
+    for curve in found["curves"]:
+        assert curve["eps"] == [0, 0.05, 0.1] and curve["top1"][0]["value"] == pytest.approx(1 - errors["clean"])
+        assert curve["top1"][2]["value"] == pytest.approx(1 - matrix.error(curve["attack"], curve["source"], "D"))
+    with np.load(out / "examples.npz") as examples:
+        assert str(examples["source"]) == "D_2" and len(examples["labels"]) == 10
+        for row in ("clean", "fgsm", "pgd"):
+            assert examples[f"pictures/{row}"].shape == (10, 28, 28) and examples[f"pictures/{row}"].dtype == np.uint8
+            assert examples[f"predictions/{row}/D"].shape == (10,)
+        assert np.abs(examples["pictures/pgd"].astype(int) - examples["pictures/clean"]).max() in (25, 26)
+
+    assert cli.main(["evaluate", "--model", weights[0], "--out", str(out)]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    kind, calls = type(fgsm()), []
+    craft = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, *a, **kw: calls.append(self.name) or craft(self, *a, **kw))
+    again = evaluated(folder, weights, out, "--eps", "0.1", "0", "0.05", "--resume")
+    assert calls == ["fgsm", "pgd"]  # of the examples
+    assert {**again, "seconds": 0, "config": 0} == {**found, "seconds": 0, "config": 0}
+
+
+def test_evaluate_saves_sets_and_takes_them_for_sources(folder, weights, tmp_path, capsys):  # noqa: F811
+    sets = tmp_path / "sets"
+    first = evaluated(folder, weights, tmp_path / "one", "--eps", "0.1", "--save-sets", str(sets))
+    later = evaluated(folder, weights, tmp_path / "two", "--eps", "0.1", "--set", str(sets / "D_2-fgsm"),
+                      str(sets / "D_2-pgd"), source=False)
+    assert later["sources"] == {"D_2": "held_out"} and [s["eps"] for s in later["sets"]] == [0.1, 0.1]
+    assert later["models"]["D"]["black_box"] == first["models"]["D"]["black_box"]
+    own = evaluated(folder, weights, tmp_path / "three", "--set", str(sets / "D-fgsm"), source=False)
+    assert list(own["sources"]) == ["D_2"]  # a set of the name of a target is not taken for white-box
+    capsys.readouterr()
+    for argv, message in ((["--save-sets", "x", "--eps", "0.1", "0.2"], "one --eps"), (["--resume"], "needs --out DIR"),
+                          (["--resume", "--out", "x.json"], "needs --out DIR"),
+                          (["--set", str(tmp_path)], "no finished adversarial set")):
+        assert cli.main(["evaluate", "--data", f"mnist:{folder}", "--model", weights[0], *argv]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_the_module_is_the_command(folder, tmp_path):  # noqa: F811

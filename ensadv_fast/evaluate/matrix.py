@@ -1,0 +1,248 @@
+"""What is known once attacks have been shown to targets: bits per example, and every measure derived from them.
+
+Two measures that are often mixed up stand apart here, by name. The *error* (rate) of Tramer et al. (ICLR 2018,
+section 4) is the fraction of ALL test inputs that the target misclassifies. The *transfer rate* of Kurakin et al.
+(ICLR 2017, section 2.3) is that fraction among the inputs which the SOURCE classifies correctly when clean and wrongly
+when attacked. Top-5 measures take "misclassifies" to mean that the label is not among the five highest logits, for
+the target and, in the transfer rate's condition, for the source; with five classes or fewer nothing is.
+"""
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import checkpoint
+from .statistics import Rate, ties, wilson
+
+
+class PackedBools(MutableMapping):
+    """name -> bool [N], kept as one bit each."""
+
+    def __init__(self, items: Mapping[Any, np.ndarray] | Iterable[tuple[Any, np.ndarray]] = ()):
+        self._packed: dict[Any, tuple[int, np.ndarray]] = {}
+        self.update(items)
+
+    def __setitem__(self, name: Any, bits: np.ndarray) -> None:
+        bits = np.asarray(bits)
+        if bits.dtype != bool or bits.ndim != 1:
+            raise ValueError(f"TransferMatrix: {name}: want bool [N], got {bits.dtype} {bits.shape}")
+        self._packed[name] = len(bits), np.packbits(bits)
+
+    def __getitem__(self, name: Any) -> np.ndarray:
+        n, packed = self._packed[name]
+        return np.unpackbits(packed, count=n).astype(bool)
+
+    def __delitem__(self, name: Any) -> None:
+        del self._packed[name]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def sizes(self) -> set[int]:
+        return {n for n, _ in self._packed.values()}
+
+
+def _bools() -> PackedBools:
+    return field(default_factory=PackedBools)
+
+
+@dataclass
+class TransferMatrix:
+    """wrong[attack, source, target]: bool [N], true where `target` misclassifies the example that `attack` crafted
+    on `source`; clean[target]: bool [N], the same for the unperturbed inputs; wrong5 and clean5 the same by top-5.
+
+    counted[attack, source]: bool [N], true where `source` classifies the clean input correctly and the adversarial
+    one wrongly: what the transfer rate is counted among; counted5 by top-5. Any of these may lack entries. A source
+    of the same name as a target is that target: the diagonal is white-box. data: digest of the test inputs, or None.
+    """
+
+    wrong: MutableMapping[tuple[str, str, str], np.ndarray] = _bools()
+    clean: MutableMapping[str, np.ndarray] = _bools()
+    wrong5: MutableMapping[tuple[str, str, str], np.ndarray] = _bools()
+    clean5: MutableMapping[str, np.ndarray] = _bools()
+    counted: MutableMapping[tuple[str, str], np.ndarray] = _bools()
+    counted5: MutableMapping[tuple[str, str], np.ndarray] = _bools()
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in BITS:
+            if not isinstance(bits := getattr(self, name), PackedBools):
+                setattr(self, name, PackedBools(bits))
+        if len(sizes := self._sizes()) > 1:
+            raise ValueError(f"TransferMatrix: all must be of the same test inputs, got {sorted(sizes)} of them")
+
+    def _sizes(self) -> set[int]:
+        return set().union(*(getattr(self, name).sizes() for name in BITS))
+
+    def __len__(self) -> int:
+        """N, the number of test inputs."""
+        return next(iter(self._sizes()), 0)
+
+    def error_rate(self, attack: str, source: str, target: str, *, top: int = 1) -> Rate:
+        """Misclassified of all test inputs. top: 1 or 5."""
+        return _rate(_of(self.wrong, self.wrong5, top)[attack, source, target])
+
+    def error(self, attack: str, source: str, target: str) -> float:
+        """The fraction of all test inputs that are misclassified, 0..1."""
+        return self.error_rate(attack, source, target).value
+
+    def clean_rate(self, target: str, *, top: int = 1) -> Rate:
+        """Misclassified of all unperturbed test inputs."""
+        return _rate(_of(self.clean, self.clean5, top)[target])
+
+    def clean_error(self, target: str) -> float:
+        return self.clean_rate(target).value
+
+    def transfer_rate(self, attack: str, source: str, target: str, *, top: int = 1) -> Rate:
+        """Kurakin's: misclassified by the target, of the inputs that fool the source (n may be 0)."""
+        wrong = _of(self.wrong, self.wrong5, top)[attack, source, target]
+        return _rate(wrong[_of(self.counted, self.counted5, top)[attack, source]])
+
+    def tied_targets(self, attack: str, source: str, *, test: str = "mcnemar") -> list[str]:
+        """Targets, other than the source itself, whose error is the lowest or tied with it (:func:`ties`)."""
+        bits = {t: w for (a, s, t), w in self.wrong.items() if (a, s) == (attack, source) and t != source}
+        return ties(bits, test=test) if bits else []
+
+    def merge(self, other: TransferMatrix) -> TransferMatrix:
+        """Both matrices in one. ValueError where they are not of the same test inputs."""
+        if None not in (self.data, other.data) and self.data != other.data:
+            raise ValueError("TransferMatrix: merge: the two are of different test inputs")
+        return TransferMatrix(**{name: PackedBools({**getattr(self, name), **getattr(other, name)}) for name in BITS},
+                              data=self.data or other.data)
+
+    @property
+    def attacks(self) -> list[str]:
+        return list(dict.fromkeys(attack for attack, _, _ in self.wrong))
+
+    @property
+    def sources(self) -> list[str]:
+        return list(dict.fromkeys(source for _, source, _ in self.wrong))
+
+    @property
+    def targets(self) -> list[str]:
+        return list(dict.fromkeys([*self.clean, *(target for _, _, target in self.wrong)]))
+
+    def to_dict(self, *, bits: bool = False) -> dict[str, Any]:
+        """Everything as JSON holds it. A rate is {"value", "count", "n", "low", "high"} (:class:`Rate`, 95 %).
+
+        {"n": test inputs, "data": their digest or null, "attacks", "sources", "targets": names in order,
+         "clean": {target: {"top1": rate, "top5": rate or null}},
+         "cells": [{"attack", "source", "target", "white_box": bool,
+                    "error": {"top1": rate, "top5": rate or null},
+                    "transfer_rate": {"top1": rate, "top5": rate or null}}],   a rate that was not measured is null
+         "tied_targets": [{"attack", "source", "targets": those with the lowest error or tied with it}]}
+
+        bits: add "bits", from which :meth:`load` restores the matrix.
+        """
+        def rate(measure, have: Mapping, have5: Mapping, key: Any, *args: str) -> dict[str, Any]:
+            return {f"top{top}": measure(*args, top=top).to_dict() if key in known else None
+                    for top, known in ((1, have), (5, have5))}
+
+        body = {
+            "n": len(self), "data": self.data, "attacks": self.attacks, "sources": self.sources,
+            "targets": self.targets,
+            "clean": {t: rate(self.clean_rate, self.clean, self.clean5, t, t) for t in self.clean},
+            "cells": [{"attack": a, "source": s, "target": t, "white_box": s == t,
+                       "error": rate(self.error_rate, self.wrong, self.wrong5, (a, s, t), a, s, t),
+                       "transfer_rate": rate(self.transfer_rate, self.counted, self.counted5, (a, s), a, s, t)}
+                      for a, s, t in self.wrong],
+            "tied_targets": [{"attack": a, "source": s, "targets": self.tied_targets(a, s)}
+                             for a, s in dict.fromkeys((a, s) for a, s, _ in self.wrong)]}
+        if bits:
+            body["bits"] = {name: [[key, base64.b64encode(np.packbits(b)).decode()]
+                                   for key, b in getattr(self, name).items()] for name in BITS}
+        return body
+
+    def save(self, path: str | Path) -> None:
+        """Write :meth:`to_dict` with its bits as one JSON file, atomically."""
+        text = json.dumps(self.to_dict(bits=True), indent=1, allow_nan=False) + "\n"
+        checkpoint.atomic_write(Path(path), lambda f: f.write(text.encode()))
+
+    @classmethod
+    def load(cls, path: str | Path) -> TransferMatrix:
+        """What :meth:`save` wrote. FileNotFoundError, or ValueError naming a file that is none."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"TransferMatrix: no file {path}")
+        try:
+            body = json.loads(path.read_text())
+            n = body["n"]
+            found = {name: PackedBools(
+                (key if isinstance(key, str) else tuple(key),
+                 np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=n).astype(bool))
+                for key, text in body["bits"][name]) for name in BITS}
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"TransferMatrix: {path} is corrupt or no saved matrix ({type(e).__name__}: {e})") from e
+        return cls(**found, data=body["data"])
+
+
+BITS = tuple(f.name for f in fields(TransferMatrix) if f.name != "data")
+
+
+def _rate(bits: np.ndarray) -> Rate:
+    return Rate(int(bits.sum()), len(bits))
+
+
+def _of(top1: Mapping, top5: Mapping, top: int) -> Mapping:
+    if top not in (1, 5):
+        raise ValueError(f"TransferMatrix: top must be 1 or 5, got {top!r}")
+    return top1 if top == 1 else top5
+
+
+@dataclass(frozen=True)
+class BlackBox:
+    """A target's errors over (attack, source) pairs: the highest of the pairs' errors (the papers' "Max.
+    Black-Box"), their mean, and the fraction of inputs that at least one pair fools (per-example worst case).
+
+    pair: the (attack, source) of the highest error; tied: the pairs whose error does not differ from it at 95 %
+    (:func:`ensadv_fast.evaluate.ties`), itself among them. n: test inputs. max and worst_case are counts over n, with
+    Wilson's interval; that of max does not mind that it is a maximum over pairs.
+    """
+
+    max: float
+    mean: float
+    worst_case: float
+    pair: tuple[str, str]
+    tied: tuple[tuple[str, str], ...]
+    n: int
+
+    @property
+    def max_interval(self) -> tuple[float, float]:
+        return wilson(round(self.max * self.n), self.n)
+
+    @property
+    def worst_case_interval(self) -> tuple[float, float]:
+        return wilson(round(self.worst_case * self.n), self.n)
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"max", "mean", "worst_case", "max_interval", "worst_case_interval", "pair", "tied", "n"}."""
+        return {"max": self.max, "mean": self.mean, "worst_case": self.worst_case,
+                "max_interval": list(self.max_interval), "worst_case_interval": list(self.worst_case_interval),
+                "pair": list(self.pair), "tied": [list(pair) for pair in self.tied], "n": self.n}
+
+
+def black_box(matrix: TransferMatrix, target: str, sources: Sequence[str] | None = None, *, top: int = 1,
+              test: str = "mcnemar") -> BlackBox:
+    """Summarise `target` over all attacks crafted on `sources`, the held-out ones.
+
+    sources: None means every source of the matrix but the target itself, whether or not the target was trained on
+    it. top: 1 or 5. test: of ties. ValueError if there is no such pair.
+    """
+    asked = [s for s in matrix.sources if s != target] if sources is None else sources
+    bits = {(a, s): w for (a, s, t), w in _of(matrix.wrong, matrix.wrong5, top).items() if t == target and s in asked}
+    if not bits:
+        raise ValueError(f"black_box: the matrix has no attack from {list(asked)} on {target!r}")
+    errors = {pair: float(w.mean()) for pair, w in bits.items()}
+    pair = max(errors, key=errors.get)
+    return BlackBox(errors[pair], float(np.mean(list(errors.values()))),
+                    float(np.logical_or.reduce(list(bits.values())).mean()), pair,
+                    tuple(ties(bits, best="highest", test=test)), len(matrix))

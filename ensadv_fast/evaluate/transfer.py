@@ -1,0 +1,129 @@
+"""Crafting on sources, showing to targets: one pass over a loader, in constant memory but for bits per example."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import ops
+from ..attacks import Attack
+from ..data import derive_seed
+from ..ops import _checks as check
+from .batches import read
+from .journal import Journal
+from .matrix import TransferMatrix
+from .run import OP, Model, Run, Sources
+from .sets import DTYPES, AdversarialSet, load_set, set_folder
+
+Progress = Callable[[int], object] | bool
+
+
+def transfer_matrix(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str, Attack],
+                    loader: Iterable[Any] | None, *, key: Tensor | None = None, progress: Progress = False,
+                    white_box: bool = False, folder: str | Path | None = None,
+                    save_sets: str | Path | None = None, set_dtype: str = "uint8",
+                    data: str | None = None) -> TransferMatrix:
+    """Craft every attack on every source and show the examples to every target.
+
+    A target that is named among the sources too gives the white-box errors wrong[attack, name, name]. The true
+    labels are used in crafting.
+
+    Args:
+        targets: :class:`Source`, :class:`Ensemble`, or plain modules, which are used as they are, in eval mode
+            meanwhile, and left exactly as they were, also after an exception.
+        sources: the same, or saved sets: an :class:`AdversarialSet` or several of one source. A set brings its attack
+            with it and must hold this loader's examples in this order, which is checked.
+        attacks: name -> :class:`Attack`. The noise depends on (key, attack's name, source's name, index) alone.
+        loader: batches (x, y) or (x, y, index): x [N, ...] in [0, 1], float or uint8 levels; y int64 [N]; index
+            int64 [N], positions in the test set, counted where absent. They are moved to the models' device. None
+            where all sources are sets: their own labels serve and clean errors are unknown.
+        key: int64 [2] from `ops.fresh_key`; None draws one, or with folder or save_sets, which are there to be
+            gone on with, stands for fresh_key(seed=0).
+        progress: True for a bar on stderr, or called with the batch size after each (batch, source, attack).
+        white_box: attack each target too that is not among the sources, and show it alone what was crafted on it.
+        folder: keep what is found there (:class:`Journal`) and reuse what was: a killed call that is repeated with
+            the same key goes on where it stopped; the attack that was under way (on a GPU: the batches that were, two
+            at the most) is computed again. Nothing computed from another model, attack, key, image or version of
+            ensadv_fast or torch is used.
+        save_sets: write each (source, attack) as an adversarial set into a folder of this folder; crafting then
+            happens at most once for a batch, also for targets that come later. Targets are shown the examples as
+            saved.
+        set_dtype: of saved sets, "uint8" (levels within the budget) or "float32" (exactly what was crafted).
+        data: what the sets' manifests call the data.
+
+    Labels tied with others count as the label only where the others come later; NaN logits count as wrong.
+    Nothing waits for a GPU within a batch, unless folder is given and the loader's images are on it (once a batch), or
+    sets are read or written. On top of the attacks this costs each target, and each source for the transfer rate, a
+    forward pass on every version of a batch.
+
+    Raises TypeError, ValueError: no target, models on several devices, batches of wrong types or shapes, labels out of
+    range (on the CPU; on a GPU those count as wrong), an empty loader, sets that are damaged or of other examples.
+    """
+    return measure(targets, sources, attacks, loader, key=key, progress=progress, white_box=white_box, folder=folder,
+                   save_sets=None if save_sets is None else partial(set_folder, save_sets), set_dtype=set_dtype,
+                   data=data)
+
+
+def save_set(folder: str | Path, source: Model, attack: Attack, loader: Iterable[Any], *, name: str = "source",
+             attack_name: str | None = None, key: Tensor | None = None, dtype: str = "uint8", data: str | None = None,
+             progress: Progress = False) -> AdversarialSet:
+    """Craft one adversarial set and keep it in `folder`; a killed call that is repeated goes on where it stopped.
+
+    name, attack_name: what the source and the attack are called, in the manifest and in matrices; default for the
+    latter: the attack's own name. loader, key (None: fresh_key(seed=0)), dtype, data, progress: as for
+    :func:`transfer_matrix`, and with the same noise for the same key and names. Each batch is a shard.
+    Raises TypeError, ValueError: also where the folder holds another set.
+    """
+    attack_name = getattr(attack, "name", "attack") if attack_name is None else attack_name
+    measure({name: source}, {name: source}, {attack_name: attack}, loader, key=key, progress=progress,
+            save_sets=lambda *_: Path(folder), set_dtype=dtype, data=data)
+    return load_set(folder)
+
+
+def measure(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str, Attack],
+            loader: Iterable[Any] | None, *, key: Tensor | None = None, progress: Progress = False,
+            white_box: bool = False, folder: str | Path | None = None,
+            save_sets: Callable[[str, str], Path] | None = None, set_dtype: str = "uint8", data: str | None = None,
+            noise: Mapping[str, str] | None = None) -> TransferMatrix:
+    """:func:`transfer_matrix`. save_sets: (source, attack) -> the folder of its set. noise: attack -> the name that its
+    noise is drawn under, where it is not its own."""
+    if not targets:
+        raise ValueError(f"{OP}: targets: got none, want at least one")
+    if set_dtype not in DTYPES:
+        raise ValueError(f"{OP}: set_dtype must be uint8 or float32, got {set_dtype!r}")
+    kept = folder is not None or save_sets is not None
+    if key is None:
+        key = ops.fresh_key("cpu", 0 if kept else None)
+    check.key(OP, key, getattr(key, "device", None))
+    run = Run(targets, sources, kept)
+    run.plan(attacks, derive_seed(*key.tolist()), white_box, noise or {}, set_dtype if save_sets is not None else None)
+    if loader is None and not (run.cells and all(cell.saved for cell in run.cells)):
+        raise ValueError(f"{OP}: loader: got None, want one unless all sources are saved sets")
+    batches = run.saved_batches() if loader is None else read(OP, loader, run.device)
+    with ExitStack() as stack:
+        if folder is not None:
+            run.journal = Journal(folder)
+            stack.callback(run.journal.close)
+        if save_sets is not None:
+            run.open_writers(save_sets, set_dtype, data)
+        for source in run.borrowed:
+            stack.enter_context(source.session())
+        if progress is True:
+            data_set = getattr(loader, "dataset", None)
+            total = len(data_set) * len(run.cells) if hasattr(data_set, "__len__") else None
+            done = stack.enter_context(tqdm(total=total, unit=" attacks", unit_scale=True, disable=None)).update
+        else:
+            done = progress or (lambda n: None)
+        for batch in batches:
+            run.clean(batch)
+            for cell in run.cells:
+                run.attack(cell, batch)
+                done(len(batch))
+            run.arrivals.settle(keep=len(run.cells) + 2)
+        run.arrivals.settle()
+    return run.finish()
