@@ -4,6 +4,7 @@ All are linear maps of an image, so that the gradient by the image is the transp
 transformed one; nothing of them is recorded by autograd. Everything happens on the images' device without a look at a
 value: draws become weights of matrices, not sizes of tensors.
 """
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -94,7 +95,7 @@ class InputDiversity(Transform):
             whether, size, top, left = draws[:, number].unbind(1)
             rows, columns = (self._weights(side, image.dtype, whether, size, before)
                              for side, before in zip(image.shape[2:], (top, left)))
-            return _separable(rows, image, columns), lambda grad: _separable(rows.mT, grad, columns.mT)
+            return _product(rows, image, columns.mT), lambda grad: _product(rows.mT, grad, columns)
 
         return apply
 
@@ -108,7 +109,7 @@ class InputDiversity(Transform):
         weights = (weights * ((pixel >= 0) & (pixel < size[:, None]))[..., None]).to(dtype)
         if large > side:
             pixel = torch.arange(side, device=size.device, dtype=torch.float64)
-            weights = _resize(pixel, large, side, "bilinear").to(dtype) @ weights
+            weights = _product(_resize(pixel, large, side, "bilinear").to(dtype), weights)
         same = torch.eye(side, dtype=dtype, device=size.device)
         return torch.where((whether < self.prob)[:, None, None], weights, same)[:, None]
 
@@ -164,7 +165,7 @@ class TranslationInvariance(Transform):
 
     def smoother(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         rows, columns = (self._weights(side, x.dtype, x.device) for side in x.shape[2:])
-        return lambda grad: _separable(rows, grad, columns)
+        return lambda grad: _product(rows, grad, columns)
 
     def _weights(self, side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The convolution along one dimension, as a symmetric matrix [side, side]."""
@@ -216,7 +217,7 @@ def _resize(pixel: Tensor, source: int, size: "Tensor | int", mode: str) -> Tens
     return (1 - (where[..., None] - at).abs()).clamp(min=0)
 
 
-def _separable(rows: Tensor, images: Tensor, columns: Tensor) -> Tensor:
-    """rows @ image @ columns^T for every image and channel, in the images' own dtype whatever autocast says."""
-    with torch.autocast(images.device.type, enabled=False):
-        return rows @ images @ columns.mT
+def _product(*factors: Tensor) -> Tensor:
+    """The matrix product, in the factors' own dtype whatever autocast says."""
+    with torch.autocast(factors[0].device.type, enabled=False):
+        return functools.reduce(torch.matmul, factors)
