@@ -5,7 +5,9 @@ from .agreement import Agreement
 from .attacks import (
     Attack,
     AttackResult,
+    AutoAttack,
     CwLinf,
+    autoattack,
     cw_linf,
     difgsm,
     fast_entropy,
@@ -36,9 +38,9 @@ from .source import Source
 from .transforms import di, si, ti, vt
 
 __all__ = [
-    "AdversarialBatch", "Agreement", "Attack", "AttackResult", "CwLinf", "Ensemble", "EnsembleAdversary",
-    "EpsDistribution", "InputGrad", "LogitGrad", "Source", "cw_linf", "di", "difgsm", "evaluate", "fast_entropy",
-    "fast_grad_l2", "fast_grad_linf", "fgsm", "fresh_key", "ifgsm", "iter_ll", "manual_seed", "mifgsm",
+    "AdversarialBatch", "Agreement", "Attack", "AttackResult", "AutoAttack", "CwLinf", "Ensemble", "EnsembleAdversary",
+    "EpsDistribution", "InputGrad", "LogitGrad", "Source", "autoattack", "cw_linf", "di", "difgsm", "evaluate",
+    "fast_entropy", "fast_grad_l2", "fast_grad_linf", "fgsm", "fresh_key", "ifgsm", "iter_ll", "manual_seed", "mifgsm",
     "mixed_cross_entropy", "nifgsm", "ops", "pgd", "pgd_l2", "rand_fgsm", "rand_step_ll", "random_normal",
     "random_sign", "si", "sinifgsm", "split", "step_ll", "step_rnd", "ti", "tifgsm", "vmifgsm", "vnifgsm", "vt",
 ]

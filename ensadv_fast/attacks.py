@@ -4,13 +4,14 @@ All take the keywords rule, targeted, loss, kappa, lo and hi; the iterative ones
 variance too, in free combination: :class:`ensadv_fast.Attack` says what they mean. Sizes are in image units (8/255).
 """
 from .attack import Attack, AttackResult, BaseAttack
+from .auto_attack import AutoAttack, autoattack
 from .cw import CwLinf, cw_linf
 from .transforms import Transform, di, si, ti, vt
 
 __all__ = [
-    "Attack", "AttackResult", "BaseAttack", "CwLinf", "cw_linf", "difgsm", "fast_entropy", "fast_grad_l2",
-    "fast_grad_linf", "fgsm", "ifgsm", "iter_ll", "mifgsm", "nifgsm", "pgd", "pgd_l2", "rand_fgsm", "rand_step_ll",
-    "random_normal", "random_sign", "sinifgsm", "step_ll", "step_rnd", "tifgsm", "vmifgsm", "vnifgsm",
+    "Attack", "AttackResult", "AutoAttack", "BaseAttack", "CwLinf", "autoattack", "cw_linf", "difgsm", "fast_entropy",
+    "fast_grad_l2", "fast_grad_linf", "fgsm", "ifgsm", "iter_ll", "mifgsm", "nifgsm", "pgd", "pgd_l2", "rand_fgsm",
+    "rand_step_ll", "random_normal", "random_sign", "sinifgsm", "step_ll", "step_rnd", "tifgsm", "vmifgsm", "vnifgsm",
 ]
 
 
