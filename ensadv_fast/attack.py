@@ -3,7 +3,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,10 @@ class BaseAttack(ABC):
     """What every attack is: a size, a label rule, a box, and a call. Sizes are in image units (8/255).
 
     eps: size of the ball. rule, targeted, loss, kappa: see :mod:`ensadv_fast.losses`. lo, hi: the range of pixels.
+    capturable: no value of a tensor decides what `_worst_of` does, so that a CUDA graph can hold the whole of it.
     """
 
+    capturable: ClassVar[bool] = False
     name: str
     eps: float
     rule: str = "true"
@@ -176,6 +178,7 @@ class Attack(BaseAttack):
     One forward and backward pass per step, times si's copies, times 1 + n (not in the last step).
     """
 
+    capturable: ClassVar[bool] = True
     start: str | None = None
     alpha: float | None = None
     clip_start: bool = True
@@ -271,10 +274,7 @@ class Attack(BaseAttack):
 
     def _worst_of(self, source: BaseSource, x: Tensor, y: Tensor | None, sizes: "Sizes", start_key: Tensor | None,
                   label_key: Tensor | None, index: Tensor | None, out: Tensor | None) -> AttackResult:
-        """Run once per restart; with more than one, keep per sample the example on which the loss ended worst.
-
-        No value of a tensor decides what is done, so that a CUDA graph can hold the whole.
-        """
+        """Run once per restart; with more than one, keep per sample the example on which the loss ended worst."""
         if self.loss is None:
             x_adv = ops.random_step(x, start_key, sizes.start, kind=self.start, index=index, lo=self.lo, hi=self.hi,
                                     out=out)

@@ -147,8 +147,8 @@ def random_normal(eps: float = 8 / 255, **kw) -> Attack:
 
 def _steps(name: str, eps: float, step: float | None, steps: int, over_eps: float = 1.0, **kw) -> Attack:
     """step None: over_eps * eps / steps."""
-    return Attack(name, eps, steps=steps, step=step, step_over_eps=None if step is not None else over_eps / max(1, steps),
-                  **kw)
+    share = None if step is not None else over_eps / max(1, steps)
+    return Attack(name, eps, steps=steps, step=step, step_over_eps=share, **kw)
 
 
 def _with(kw: dict, transform: Transform, **defaults) -> dict:

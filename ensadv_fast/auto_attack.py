@@ -37,8 +37,8 @@ class AutoAttack(BaseAttack):
         check.choice(op, "version", self.version, VERSIONS)
         check.choice(op, "package", self.package, (None, *PACKAGES))
         if self.targeted or self.loss != "ce" or (self.lo, self.hi) != (0, 1):
-            raise ValueError(f"{op}: targeted, loss, lo and hi are AutoAttack's own, got targeted {self.targeted}, loss "
-                             f"{self.loss!r}, [lo, hi] = [{self.lo}, {self.hi}]")
+            raise ValueError(f"{op}: targeted, loss, lo and hi are AutoAttack's own, got targeted {self.targeted}, "
+                             f"loss {self.loss!r}, [lo, hi] = [{self.lo}, {self.hi}]")
         if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
             raise TypeError(f"{op}: batch_size must be an int, got {type(self.batch_size).__name__}")
         if self.batch_size < 1:
@@ -129,7 +129,8 @@ def _original(module: ModuleType, net: nn.Module, x: Tensor, y: Tensor, attack: 
 def _torchattacks(module: ModuleType, net: nn.Module, x: Tensor, y: Tensor, attack: AutoAttack, eps: float,
                   classes: int, seed: int) -> Tensor:
     """Its parts with the authors' iterations and targets, of which it has 10 and all."""
-    runner = module.AutoAttack(net, norm=NORMS[attack.norm], eps=eps, version=attack.version, n_classes=classes, seed=seed)
+    runner = module.AutoAttack(net, norm=NORMS[attack.norm], eps=eps, version=attack.version, n_classes=classes,
+                               seed=seed)
     for part in runner._autoattack.attacks:
         if hasattr(part, "steps"):
             part.steps = _ITERATIONS
@@ -151,8 +152,8 @@ def autoattack(eps: float = 8 / 255, *, norm: str = "linf", version: str = "stan
         eps: one size for the whole batch; norm: "linf" or "l2", its norm.
         version: "standard", "plus" or "rand", as in the package.
         batch_size: samples searched at a time.
-        package: "autoattack" (its authors', from github.com/fra31/auto-attack), "pyautoattack" (the same, repackaged) or
-            "torchattacks" (its parts, here with the authors' 100 iterations and 9 targets). None: the first found.
+        package: "autoattack" (its authors', from github.com/fra31/auto-attack), "pyautoattack" (the same, repackaged)
+            or "torchattacks" (its parts, here with the authors' 100 iterations and 9 targets). None: the first found.
         kw: rule: which label is to be left. The others are AutoAttack's own.
 
     The packages compute in float32, on `source.logits`; a source in 16 bits answers in its own precision: take an

@@ -61,7 +61,8 @@ def test_the_released_loop(name, targeted, check_every):
                         max_iterations=case["iterations"], initial_const=case["const"], const_factor=case["factor"],
                         largest_const=case["largest"], check_every=check_every)
     info = attack(net, x, labels, eps=eps, return_info=True)
-    wanted = [one_by_one(net, x[i:i + 1], int(labels[i]), float(eps[i]), targeted=targeted, **case) for i in range(len(x))]
+    wanted = [one_by_one(net, x[i:i + 1], int(labels[i]), float(eps[i]), targeted=targeted, **case)
+              for i in range(len(x))]
     assert (info.x_adv - torch.cat([w for w, _ in wanted])).abs().max() <= 1e-6
     passes = [t for _, t in wanted]
     if name in ("abort", "late") and not targeted:

@@ -26,8 +26,8 @@ def convolved(grad, weights):
     return F.conv2d(grad, weights.to(grad.dtype).expand(channels, 1, *weights.shape), padding="same", groups=channels)
 
 
-def transfer(net, x, y, eps, step, steps, *, decay=1.0, lookahead=False, scales=1, diverse=None, weights=None, noise=None,
-             targeted=False):
+def transfer(net, x, y, eps, step, steps, *, decay=1.0, lookahead=False, scales=1, diverse=None, weights=None,
+             noise=None, targeted=False):
     """MI-FGSM and what was made of it.
 
     lookahead: NI. scales: SI's m. diverse(image, number of the forward pass): DI. weights: TI's kernel. noise: VMI's,
