@@ -53,7 +53,7 @@ class InputDiversity(Transform):
     is resized to s and padded to max(H, R), the number of rows above uniform over 0..max(H, R) - s - 1; likewise for
     the width, from the same s where it equals the height. rate > 1: the result is resized back to H bilinearly, which
     the network's input size asks for (the paper's Inception takes the larger image; 299 became 330). rate < 1: it has
-    H already.
+    H already. Where R is H, as for 8 pixels and rate 1.1, images stay as they are.
 
     One draw serves the whole batch, as in the authors' code and its ports, and does not depend on the batch: split
     batches get the same one. per_sample: one per sample, a function of (key, sample index).

@@ -525,3 +525,21 @@ def test_a_label_out_of_range_on_the_gpu_spoils_only_its_sample():
     info = ea.fgsm(EPS)(net, x, y, return_info=True)
     assert info.loss[1].isnan() and torch.equal(info.x_adv[1], x[1])
     assert torch.equal(info.x_adv[[0, 2, 3]], good[[0, 2, 3]])
+
+
+@pytest.mark.gpu
+@every_attack
+def test_nothing_waits_for_the_gpu(attack):
+    if not attack.capturable:
+        pytest.skip("it says when it waits")
+    net, (x, y) = small_net().cuda(), batch(n=4)
+    x, y, eps, where = x.cuda(), y.cuda(), torch.full((4,), EPS, device="cuda"), ea.fresh_key("cuda", seed=1)
+    wanted = attack(net, x, y, key=where, eps=eps)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = attack(net, x, y, key=where, eps=eps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (again - wanted).abs().gt(1e-5).double().mean() < 1e-2
+    alone = attack(net.cpu(), x.cpu(), y.cpu(), key=where.cpu(), eps=eps.cpu())
+    assert (again.cpu() - alone).abs().gt(1e-4).double().mean() < 0.05

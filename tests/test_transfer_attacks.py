@@ -4,6 +4,7 @@ float64 to 1e-6, float32 in exact mode at 99.9 % of pixels or more, both given t
 """
 import importlib.util
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -384,32 +385,43 @@ def test_pgd_l2_starts_uniformly_in_the_ball():
     assert (delta / delta.norm(dim=1, keepdim=True)).mean(0).abs().max() < 5 * (1 / 3 / 20000) ** 0.5
 
 
-def test_pgd_l2_restarts_keep_the_worst_example():
+def plain_loss(name, z, y, targeted):
+    """Of logits [N, C] by the published formulas; kappa 1."""
+    if name == "ce":
+        return F.cross_entropy(z, y, reduction="none")
+    margin = z.gather(1, y[:, None])[:, 0] - z.scatter(1, y[:, None], -torch.inf).amax(1)
+    top = z.sort(1, descending=True).values
+    hinge = ((-margin if targeted else margin) + 1).clamp(min=0)
+    return -margin / (top[:, 0] - top[:, 2] + 1e-12) if name == "dlr" else hinge if targeted else -hinge
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("loss", ["ce", "cw", "dlr"])
+@pytest.mark.parametrize("make, eps", [(ea.pgd, 0.02), (ea.pgd_l2, 0.5)])
+def test_restarts_keep_the_worst_example_by_every_loss(make, eps, loss, targeted):
+    """One that meets the aim before any that does not, then the further loss, then the earlier run."""
     net, x, y = setting(torch.float64)
-    result = ea.pgd_l2(0.5, steps=2, restarts=4)(net, x, y, key=KEY, return_info=True)
-    attack, live = ea.pgd_l2(0.5, steps=2), ea.Source(net, live=True, dtype=None, fold=False, channels_last=False)
-    sizes = attack._sizes(x, 0.5)
-    runs = [attack._run(live, x, y, None, sizes, k, None, None, None).x_adv for k in ea.split(START, 4)]
+    attack = make(eps, steps=2, loss=loss, targeted=targeted, kappa=1.0)
+    result = replace(attack, restarts=4)(net, x, y, key=KEY, return_info=True)
+    live, sizes = ea.Source(net, live=True, dtype=None, fold=False, channels_last=False), attack._sizes(x, eps)
+    runs = torch.stack([attack._run(live, x, y, None, sizes, k, None, None, None).x_adv for k in ea.split(START, 4)])
     logits = torch.stack([net(run).detach() for run in runs])
-    loss = torch.stack([F.cross_entropy(z, y, reduction="none") for z in logits])
-    fooled = logits.argmax(2) != y
-    best = (loss + 1000 * fooled).argmax(0)
-    assert torch.equal(result.x_adv, torch.stack(runs)[best, torch.arange(16)]) and len(best.unique()) > 1
-    assert torch.equal(result.success, fooled.any(0))
+    losses = torch.stack([plain_loss(loss, z, y, targeted) for z in logits])
+    met = (logits.argmax(2) == y) == targeted
+    best = ((-losses if targeted else losses) + 1000.0 * met).argmax(0)
+    assert torch.equal(result.x_adv, runs[best, torch.arange(16)]) and len(best.unique()) > 1
+    assert torch.equal(result.success, met.any(0))
+    assert torch.allclose(result.loss, losses[best, torch.arange(16)], atol=1e-12)
 
 
 @pytest.mark.parametrize("loss", ["cw", "dlr"])
 def test_margin_losses_with_momentum_follow_their_gradient(loss):
     net, x, y = setting(torch.float64)
 
-    def margin(z):
-        return z.gather(1, y[:, None])[:, 0] - z.scatter(1, y[:, None], -torch.inf).amax(1)
-
     leaf = x.clone().requires_grad_()
     z = net(leaf)
-    top = z.sort(1, descending=True).values
-    value = -margin(z) if loss == "cw" else -margin(z) / (top[:, 0] - top[:, 2] + 1e-12)
-    (grad,) = torch.autograd.grad(value.sum(), leaf)
+    margin = z.gather(1, y[:, None])[:, 0] - z.scatter(1, y[:, None], -torch.inf).amax(1)
+    (grad,) = torch.autograd.grad((-margin if loss == "cw" else plain_loss(loss, z, y, False)).sum(), leaf)
     got = ea.mifgsm(0.01, steps=1, loss=loss, kappa=1e3)(net, x, y)
     assert same(got, (x + 0.01 * grad.sign()).clamp(0, 1))
 
