@@ -23,7 +23,8 @@ DIRECTIONS = ("sign", "l2", "max")
 
 class AttackResult(NamedTuple):
     """x_adv, the labels the attack looked at (int64 [N]), and of the last forward pass it did anyway: the loss [N]
-    and whether the attack's aim was met (bool [N]: the label left, or reached where targeted)."""
+    and whether the attack's aim was met (bool [N]: the label left, or reached where targeted). That pass is the last
+    step's first: of the point that nesterov, di and si make of the iterate, where they do."""
 
     x_adv: Tensor
     labels: Tensor
