@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
-from .attacks import Attack, step_ll
+from .attacks import BaseAttack, step_ll
 from .data import derive_seed
 from .ensemble import Ensemble
 from .overlap import SideStream
@@ -94,7 +94,7 @@ class EnsembleAdversary:
     """
 
     def __init__(self, model: nn.Module, static: Sequence[BaseSource | nn.Module] = (),
-                 attack: Attack | None = None, *, fraction: float = 0.5, mix: str = "replace",
+                 attack: BaseAttack | None = None, *, fraction: float = 0.5, mix: str = "replace",
                  eps_dist: EpsDist = None, select: Select = "uniform", live: bool | Source = True, start_step: int = 0,
                  crafting: str = "eval", key: Tensor | None = None) -> None:
         if not isinstance(model, nn.Module):
@@ -107,7 +107,7 @@ class EnsembleAdversary:
             raise ValueError(f"EnsembleAdversary: crafting: got {crafting!r}, want 'eval' or 'train'")
         if start_step < 0:
             raise ValueError(f"EnsembleAdversary: start_step: got {start_step}, want at least 0")
-        if attack is not None and not isinstance(attack, Attack):
+        if attack is not None and not isinstance(attack, BaseAttack):
             raise TypeError(f"EnsembleAdversary: attack: got {type(attack).__name__}, want an Attack")
         if eps_dist is not None and not callable(eps_dist) and not isinstance(eps_dist, (int, float)):
             raise TypeError(f"EnsembleAdversary: eps_dist: got {type(eps_dist).__name__}, want None, a float or a "

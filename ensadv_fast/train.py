@@ -67,11 +67,13 @@ PRESETS = {
 }
 MAIN = ("plain", "fgsm-at", "tramer")
 
-ATTACKS = ("fgsm", "rand_fgsm", "step_ll", "rand_step_ll", "step_rnd", "ifgsm", "iter_ll", "pgd")
+ITERATIVE = ("ifgsm", "iter_ll", "pgd", "mifgsm", "nifgsm", "difgsm", "tifgsm", "sinifgsm", "vmifgsm", "vnifgsm")
+ATTACKS = ("fgsm", "rand_fgsm", "step_ll", "rand_step_ll", "step_rnd", *ITERATIVE, "cw_linf", "fast_grad_l2",
+           "fast_grad_linf", "fast_entropy", "random_sign", "random_normal")
 
 
 def make_attack(name: str, eps: float, *, alpha: float | None = None, step: float | None = None,
-                steps: int | None = None, rule: str | None = None) -> attacks.Attack:
+                steps: int | None = None, rule: str | None = None) -> attacks.BaseAttack:
     """The attack of this name. alpha, step: in units of eps, for those attacks that have one; None is the attack's
     own default. ValueError for a name that is not in ATTACKS."""
     if name not in ATTACKS:
@@ -79,7 +81,7 @@ def make_attack(name: str, eps: float, *, alpha: float | None = None, step: floa
     options: dict[str, Any] = {} if rule is None else {"rule": rule}
     if name.startswith("rand_") and alpha is not None:
         options["alpha"] = alpha * eps
-    iterative = name in ("ifgsm", "iter_ll", "pgd")
+    iterative = name in ITERATIVE
     if iterative and steps is not None:
         options["steps"] = steps
     attack = getattr(attacks, name)(eps=eps, **options)
@@ -514,7 +516,7 @@ def fit_job(config: Config, folder: Path, progress: bool, job: Job) -> float:
         return fit(Run.open(config, folder, progress), job)
 
 
-def evaluation_attacks(config: Config) -> dict[str, attacks.Attack]:
+def evaluation_attacks(config: Config) -> dict[str, attacks.BaseAttack]:
     """FGSM, R+FGSM, I-FGSM (steps of eps/steps, as in the released MNIST code) and PGD."""
     return {"fgsm": make_attack("fgsm", config.eps),
             "rand_fgsm": make_attack("rand_fgsm", config.eps, alpha=config.alpha),
