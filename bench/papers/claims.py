@@ -1,0 +1,136 @@
+"""Numbers with their 95 % intervals, and the rules that say whether a paper's claim came out of them.
+
+A claim is decided by its rule alone. Its interval takes in both what the test images and what the seeds leave open.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "not decidable at this size"
+LEAST = 0.01  # an effect that is certainly smaller than one point is none
+Z = 1.959964
+# Student's t, 97.5 %, by degrees of freedom from 1 on.
+T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+
+
+def student(dof: int) -> float:
+    """The 97.5 % point of Student's t: the table, then Cornish and Fisher's expansion (to 1e-4 from there on)."""
+    return T[dof - 1] if dof <= len(T) else Z + (Z**3 + Z) / (4 * dof) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * dof**2)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of n images (Wilson 1927)."""
+    center = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95 % interval; n images, seeds networks."""
+
+    value: float
+    low: float
+    high: float
+    n: int = 0
+    seeds: int = 1
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
+
+def exactly(value: float) -> Estimate:
+    return Estimate(value, value, value)
+
+
+def spread(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """The standard deviation over seeds, pooled over networks of equally many, and its degrees of freedom."""
+    dof = sum(len(g) - 1 for g in groups)
+    return (math.sqrt(sum(np.var(g, ddof=1) * (len(g) - 1) for g in groups) / dof), dof) if dof else (0.0, 0)
+
+
+def estimate(shares: Sequence[float], n: int, pooled: tuple[float, int] | None = None) -> Estimate:
+    """The mean of the seeds' shares of n images (the same for all seeds), with Wilson's interval for the images and
+    Student's for the seeds, added in quadrature. pooled: a standard deviation from `spread` in place of these seeds'
+    own, for two seeds tell nearly nothing. A single seed's interval is the images' alone."""
+    value = float(np.mean(shares))
+    low, high = wilson(min(max(value, 0.0), 1.0), n)
+    sd, dof = pooled or spread([shares])
+    half = student(dof) * sd / math.sqrt(len(shares)) if dof else 0.0
+    return Estimate(value, max(0.0, value - math.hypot(value - low, half)),
+                    min(1.0, value + math.hypot(high - value, half)), n, len(shares))
+
+
+def column(groups: Sequence[Sequence[float]], n: int) -> list[Estimate]:
+    """An estimate for each network of a table's column; with fewer than three seeds their spread is pooled."""
+    pooled = spread(groups) if all(len(g) < 3 for g in groups) else None
+    return [estimate(g, n, pooled) for g in groups]
+
+
+def accuracy(error: Estimate) -> Estimate:
+    return Estimate(1 - error.value, 1 - error.high, 1 - error.low, error.n, error.seeds)
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """a - b, from their intervals (Newcombe 1998, method 10; images that both share only make it wider)."""
+    d = a.value - b.value
+    return Estimate(d, d - math.hypot(a.value - a.low, b.high - b.value),
+                    d + math.hypot(a.high - a.value, b.value - b.low), min(a.n, b.n), min(a.seeds, b.seeds))
+
+
+def ratio(a: Estimate, b: Estimate) -> Estimate:
+    """a / b for positive b, relative deviations added in quadrature."""
+    r = a.value / b.value
+    down = math.hypot(a.value - a.low, r * (b.high - b.value)) / b.value
+    up = math.hypot(a.high - a.value, r * (b.value - b.low)) / b.value
+    return Estimate(r, max(0.0, r - down), r + up, min(a.n, b.n), min(a.seeds, b.seeds))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule says, and the numbers it says it of."""
+
+    verdict: str
+    because: str
+
+
+def greater(what: str, a: Estimate, b: Estimate | float, least: float = LEAST) -> Finding:
+    """Is a > b? Reproduced where the difference's interval lies above 0, not reproduced where it lies below `least`."""
+    b = exactly(b) if isinstance(b, (int, float)) else b
+    d = difference(a, b)
+    verdict = REPRODUCED if d.low > 0 else NOT_REPRODUCED if d.high < least else UNDECIDED
+    return Finding(verdict, f"{what}: {a} against {b}, difference {d}")
+
+
+def less(what: str, a: Estimate, b: Estimate | float, least: float = LEAST) -> Finding:
+    """Is a < b? As `greater`, the other way round."""
+    b = exactly(b) if isinstance(b, (int, float)) else b
+    return Finding(greater(what, b, a, least).verdict, f"{what}: {a} against {b}, difference {difference(a, b)}")
+
+
+def same(what: str, a: Estimate, b: Estimate, within: float) -> Finding:
+    """Do they differ by less than `within`? Reproduced where the whole interval says so, not where none of it does."""
+    d = difference(a, b)
+    verdict = (REPRODUCED if -within < d.low and d.high < within else
+               NOT_REPRODUCED if d.low >= within or d.high <= -within else UNDECIDED)
+    return Finding(verdict, f"{what}: {a} against {b}, difference {d}, allowed {100 * within:.1f}")
+
+
+def every(findings: Sequence[Finding]) -> str:
+    """The verdict on a claim made of several: one that fails fails it, one that is open leaves it open."""
+    verdicts = [f.verdict for f in findings]
+    if not verdicts:
+        raise ValueError("every: a claim needs at least one finding")
+    return next((v for v in (NOT_REPRODUCED, UNDECIDED) if v in verdicts), REPRODUCED)
+
+
+def claim(text: str, source: str, mark: str, findings: Sequence[Finding]) -> dict:
+    """A paper's claim as it stands in a result. source: where in which paper; mark: V, read there, or M, from memory."""
+    if mark not in ("V", "M"):
+        raise ValueError(f"claim: mark: got {mark!r}, want V (verified) or M (from memory)")
+    return {"claim": text, "source": source, "mark": mark, "verdict": every(findings),
+            "findings": [{"verdict": f.verdict, "because": f.because} for f in findings]}
