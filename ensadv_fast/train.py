@@ -253,7 +253,7 @@ def make_adversary(run: Run, job: Job, model: nn.Module, total: int) -> Ensemble
     config, r = run.config, job.recipe
     if r.attack is None:
         return EnsembleAdversary(model, fraction=0.0, key=ops.fresh_key("cpu", job.seed))
-    attack = r.attack if isinstance(r.attack, attacks.Attack) else make_attack(
+    attack = r.attack if not isinstance(r.attack, str) else make_attack(
         r.attack, config.eps, alpha=config.alpha, step=r.step, steps=r.steps, rule=r.rule)
     return EnsembleAdversary(
         model, [make_source(config, run.build(s, config.download), r.crafting) for s in job.static], attack,

@@ -50,8 +50,8 @@ def run(lab: Lab, sizes: SizesA) -> Result:
     result = Result("Ensemble adversarial training on MNIST",
                     "Error in %, eps 0.3; R+FGSM with alpha 0.05, I-FGSM and PGD (CW loss) of 10 steps. Black-box: from "
                     f"held-out networks {', '.join(sizes.held_out)}, which no target is trained on; maximum and mean over "
-                    f"FGSM, I-FGSM, PGD-CW times these sources. CW: the first {sizes.cw_images} test images, at most "
-                    f"{sizes.cw_iterations} iterations. One static source has the target's architecture; three are B, C, "
+                    f"FGSM, I-FGSM, PGD-CW times these sources. CW: {sizes.cw_images} of the test images, at most "
+                    f"{sizes.cw_iterations} iterations for each constant. One static source has the target's architecture; three are B, C, "
                     "D (A, C, D for A).")
     n = len(lab.split(sizes.test))
     groups = targets(sizes)
@@ -59,9 +59,8 @@ def run(lab: Lab, sizes: SizesA) -> Result:
     sources = mnist.held_out(sizes, sizes.held_out)
     white = lab.white_box(nets, WHITE, sizes.test)
     black = lab.matrix(nets, sources, TRIED, sizes.test)
-    # The least likely to change its n: evenly spaced images, so that all classes are there.
     few = replace(sizes.test, n=sizes.cw_images)
-    carlini = lab.matrix(nets, sources, {"CW": attacks.cw_linf(mnist.EPS, iterations=sizes.cw_iterations)}, few)
+    carlini = lab.matrix(nets, sources, {"CW": attacks.cw_linf(mnist.EPS, max_iterations=sizes.cw_iterations, kappa=100.0)}, few)
 
     def over(matrix: evaluate.TransferMatrix, what: str, images: int) -> dict[str, Estimate]:
         return estimates(every, lambda t: getattr(evaluate.black_box(matrix, t, list(sources)), what), images)

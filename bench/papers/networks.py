@@ -89,4 +89,4 @@ def convnet(width: int = 16) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inner, 10))
 
 
-convnet64 = partial(convnet, 64)
+convnet24, convnet48, convnet64 = (partial(convnet, width) for width in (24, 48, 64))
