@@ -47,12 +47,13 @@ def targets(sizes: Sizes) -> dict[tuple[str, str], Group]:
 
 
 def run(lab: Lab, sizes: SizesA) -> Result:
-    result = Result("Ensemble adversarial training on MNIST",
-                    "Error in %, eps 0.3; R+FGSM with alpha 0.05, I-FGSM and PGD (CW loss) of 10 steps. Black-box: from "
-                    f"held-out networks {', '.join(sizes.held_out)}, which no target is trained on; maximum and mean over "
-                    f"FGSM, I-FGSM, PGD-CW times these sources. CW: {sizes.cw_images} of the test images, at most "
-                    f"{sizes.cw_iterations} iterations for each constant. One static source has the target's architecture; three are B, C, "
-                    "D (A, C, D for A).")
+    result = Result(
+        "Ensemble adversarial training on MNIST",
+        "Error in %, eps 0.3; R+FGSM with alpha 0.05, I-FGSM and PGD (CW loss) of 10 steps. Black-box: from held-out "
+        f"networks {', '.join(sizes.held_out)}, which no target is trained on; maximum and mean over FGSM, I-FGSM, "
+        f"PGD-CW times these sources. CW: {sizes.cw_images} of the test images, at most {sizes.cw_iterations} "
+        "iterations for each constant. One static source has the target's architecture; three are B, C, D (A, C, D for "
+        "A).")
     n = len(lab.split(sizes.test))
     groups = targets(sizes)
     every, nets = list(groups.values()), Group.targets(list(groups.values()))
@@ -60,7 +61,8 @@ def run(lab: Lab, sizes: SizesA) -> Result:
     white = lab.white_box(nets, WHITE, sizes.test)
     black = lab.matrix(nets, sources, TRIED, sizes.test)
     few = replace(sizes.test, n=sizes.cw_images)
-    carlini = lab.matrix(nets, sources, {"CW": attacks.cw_linf(mnist.EPS, max_iterations=sizes.cw_iterations, kappa=100.0)}, few)
+    cw_linf = attacks.cw_linf(mnist.EPS, max_iterations=sizes.cw_iterations, kappa=100.0)
+    carlini = lab.matrix(nets, sources, {"CW": cw_linf}, few)
 
     def over(matrix: evaluate.TransferMatrix, what: str, images: int) -> dict[str, Estimate]:
         return estimates(every, lambda t: getattr(evaluate.black_box(matrix, t, list(sources)), what), images)
@@ -91,8 +93,8 @@ def run(lab: Lab, sizes: SizesA) -> Result:
         *(claim(f"Adversarial training masks gradients ({g}): transferred FGSM is stronger than white-box FGSM",
                 "paper 1, table 7 and released code", "V", [greater("FGSM", single["FGSM"][g], error["FGSM"][g])])
           for g in at),
-        *(claim(f"R+FGSM is stronger than FGSM after adversarial training ({g})", "paper 1, table 7 and released code", "V",
-                [greater("white-box", error["R+FGSM"][g], error["FGSM"][g])]) for g in at),
+        *(claim(f"R+FGSM is stronger than FGSM after adversarial training ({g})", "paper 1, table 7 and released code",
+                "V", [greater("white-box", error["R+FGSM"][g], error["FGSM"][g])]) for g in at),
         *(claim(f"and its gain is larger than on the plain network ({name})", "paper 1, table 7 and released code", "V",
                 [greater("R+FGSM minus FGSM", gap[label(name, "AT")], gap[label(name, "plain")])])
           for name in sizes.networks),
@@ -104,7 +106,7 @@ def run(lab: Lab, sizes: SizesA) -> Result:
         *(claim(f"Ensemble training costs no clean accuracy against adversarial training: within 1 point ({name})",
                 "paper 1, table 8", "M", [same(kind, clean[label(name, kind)], clean[label(name, "AT")], 0.01)
                                           for kind in KINDS[2:]]) for name in sizes.networks),
-        claim("On adversarially trained networks single-step examples transfer better than iterated ones", "paper 1, section "
-              "4.2 (ImageNet)", "V", [greater(f"{g}: FGSM against I-FGSM", single["FGSM"][g], single["I-FGSM"][g])
-                                      for g in at])]
+        claim("On adversarially trained networks single-step examples transfer better than iterated ones",
+              "paper 1, section 4.2 (ImageNet)", "V",
+              [greater(f"{g}: FGSM against I-FGSM", single["FGSM"][g], single["I-FGSM"][g]) for g in at])]
     return result

@@ -21,8 +21,9 @@ PAPER = {"R+FGSM": 90.0, "PGD-20": 18.0}
 
 
 def run(lab: Lab, sizes: Sizes) -> Result:
-    result = Result("R+FGSM adversarial training", "Accuracy in %, white-box, eps 0.3, R+FGSM with alpha 0.05, PGD of 20 "
-                    "steps of 0.0375. The paper's numbers are of network A on 60,000 digits, 100 epochs.")
+    result = Result("R+FGSM adversarial training",
+                    "Accuracy in %, white-box, eps 0.3, R+FGSM with alpha 0.05, PGD of 20 steps of 0.0375. The paper's "
+                    "numbers are of network A on 60,000 digits, 100 epochs.")
     n = len(lab.split(sizes.test))
     groups = [Group(f"{name}, R+FGSM-trained", seeded(lambda s, name=name: mnist.trained(sizes, name, RECIPE, s),
                                                       sizes.seeds)) for name in sizes.networks]

@@ -20,9 +20,11 @@ TRIED = {"FGSM": mnist.FGSM, "FGSM, predicted label": attacks.fgsm(mnist.EPS, ru
 
 
 def run(lab: Lab, sizes: Sizes) -> Result:
-    result = Result("Label leaking", "Error in %, white-box, eps 0.3. An image's label is leaked where the network is right "
-                    "about the example built with it and wrong about the one built without it (with the predicted label, "
-                    "or Step-LL). The paper's 79 of 10,000 is of a maxout network.")
+    result = Result(
+        "Label leaking",
+        "Error in %, white-box, eps 0.3. An image's label is leaked where the network is right about the "
+        "example built with it and wrong about the one built without it (with the predicted label, or Step-LL). The "
+        "paper's 79 of 10,000 is of a maxout network.")
     n = len(lab.split(sizes.test))
     groups = {(name, label): Group(f"{name}, {label} label", seeded(
         lambda s, name=name, recipe=recipe: mnist.trained(sizes, name, recipe, s), sizes.seeds))
@@ -48,13 +50,15 @@ def run(lab: Lab, sizes: Sizes) -> Result:
             cells.append(f"{np.mean(each):.0f} ({', '.join(map(str, each))})"
                          + ("; paper 79 [V]" if (g.label.endswith("true label") and a != "Step-LL") else ""))
         counts.append((g.label, g.size(lab, n), cells))
-    result.block(f"Leaked labels of {n:,}: mean (each seed)", ["against FGSM, predicted label", "against Step-LL"], counts)
+    result.block(f"Leaked labels of {n:,}: mean (each seed)", ["against FGSM, predicted label", "against Step-LL"],
+                 counts)
     of = {key: g.label for key, g in groups.items()}
     pairs = [(name, other) for name in sizes.networks for other in ("predicted", "least likely")]
     result.claims = [
-        claim("Training with the true label leaks it: adversarial error falls below clean error", "paper 2, section 4.2",
-              "V", [less(f"{name}: FGSM against clean", error["FGSM"][of[name, "true"]], clean[of[name, "true"]])
-                    for name in sizes.networks]),
+        claim("Training with the true label leaks it: adversarial error falls below clean error",
+              "paper 2, section 4.2 (ImageNet)", "V",
+              [less(f"{name}: FGSM against clean", error["FGSM"][of[name, "true"]], clean[of[name, "true"]])
+               for name in sizes.networks]),
         claim("On MNIST it does not: adversarial error stays above clean error", "paper 2, appendix", "V",
               [greater(f"{name}: FGSM against clean", error["FGSM"][of[name, "true"]], clean[of[name, "true"]])
                for name in sizes.networks]),

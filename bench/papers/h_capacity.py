@@ -20,8 +20,8 @@ STATIC = ("B", "C", "D")  # as in table (a)
 
 def run(lab: Lab, sizes: SizesH) -> Result:
     result = Result("Capacity, activations, input dropout, binarised digits, static sources",
-                    "White-box, eps 0.3, in %; I-FGSM of 10 steps of 0.03. D is trained as in paper 2 (Step-LL, k = m/2, "
-                    "random eps, lambda 0.3) where it says AT, B as in paper 1 (FGSM, doubled batch).")
+                    "White-box, eps 0.3, in %; I-FGSM of 10 steps of 0.03. D is trained as in paper 2 (Step-LL, k = "
+                    "m/2, random eps, lambda 0.3) where it says AT, B as in paper 1 (FGSM, doubled batch).")
     n = len(lab.split(sizes.test))
     capacity(lab, sizes, result, n)
     activations(lab, sizes, result, n)
@@ -60,7 +60,8 @@ def capacity(lab: Lab, sizes: Sizes, result: Result, n: int) -> None:
     step, iterative = ratios["Step-LL"], ratios["I-FGSM"]
     result.claims += [
         claim("With adversarial training the ratio of adversarial to clean accuracy rises with capacity",
-              "paper 2, figure 1", "V", [greater("Step-LL, width 2 against 0.5", step["width 2, AT"], step["width 0.5, AT"])]),
+              "paper 2, figure 1", "V",
+              [greater("Step-LL, width 2 against 0.5", step["width 2, AT"], step["width 0.5, AT"])]),
         claim("and comes near 1 at width 2 for one-step attacks (over 0.9)", "paper 2, figure 1", "V",
               [greater("Step-LL", step["width 2, AT"], 0.9)]),
         claim("but never for iterative ones (under 0.5 at every width)", "paper 2, figure 1", "V",
@@ -102,7 +103,8 @@ def input_dropout(lab: Lab, sizes: Sizes, result: Result, n: int) -> None:
 
 def binarised(lab: Lab, sizes: Sizes, result: Result, n: int) -> None:
     tried = {"FGSM": mnist.FGSM, "R+FGSM": mnist.RAND_FGSM, "PGD-20": mnist.PGD_20}
-    groups = [Group(label, seeded(lambda s, name=name: mnist.plain(sizes, name, s, epochs=sizes.adv_epochs), sizes.seeds))
+    groups = [Group(label, seeded(
+        lambda s, name=name: mnist.plain(sizes, name, s, epochs=sizes.adv_epochs), sizes.seeds))
               for name, label in (("D", "D, plain"), ("D_binarised", "D on binarised digits, plain"))]
     error = errors(lab, groups, tried, sizes, n)
     result.block("Binarised digits: error (attacks see through the binarisation)", ["clean", *tried], [
@@ -111,11 +113,12 @@ def binarised(lab: Lab, sizes: Sizes, result: Result, n: int) -> None:
     gray = ((pixels > 51) & (pixels < 204)).float().mean().item()  # 0.2 and 0.8 of 255
     # Pixels of one image hang together: n is the number of images.
     share = estimate([gray], n)
-    result.block("Pixels between 0.2 and 0.8", ["share"], [("test digits", f"n {n:,} images", [number(share, 6.0, "V")])])
+    result.block("Pixels between 0.2 and 0.8", ["share"], [
+        ("test digits", f"n {n:,} images", [number(share, 6.0, "V")])])
     bits, plain = groups[1].label, groups[0].label
     result.claims += [
-        claim("Only about 6 % of the pixels can change their binary value at eps 0.3 (4 to 8 %)", "paper 1, appendix", "V",
-              [same("share", share, exactly(0.06), 0.02)]),
+        claim("Only about 6 % of the pixels can change their binary value at eps 0.3 (4 to 8 %)", "paper 1, appendix",
+              "V", [same("share", share, exactly(0.06), 0.02)]),
         claim("Binarising the digits alone is a strong defence: less than half of the plain network's error",
               "paper 1, appendix", "V", [less(a, error[a][bits], error[a][plain].value / 2) for a in tried])]
 

@@ -25,7 +25,8 @@ TABLES = {module[0]: module for module in (
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tables", nargs="+", choices=[*TABLES, "all"], metavar="TABLE", help=f"{', '.join(TABLES)} or all")
+    parser.add_argument("tables", nargs="+", choices=[*TABLES, "all"], metavar="TABLE",
+                        help=f"{', '.join(TABLES)} or all")
     parser.add_argument("--preset", choices=("small", "full"), default="small", help="small: 2 cores; full: a GPU")
     parser.add_argument("--seeds", type=int, help="networks of each kind, in place of the preset's")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "papers")

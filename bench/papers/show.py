@@ -24,8 +24,8 @@ def cell(c: dict | str) -> str:
 def claims(result: dict) -> str:
     """The claims with their verdicts and the numbers that decided."""
     return _head(result) + "\n\n" + _table(["the paper's claim", "where", "verdict", "our numbers, %"], [
-        [c["claim"], f"{c['source']} [{c['mark']}]", f"**{c['verdict']}**", "; ".join(f["because"] for f in c["findings"])]
-        for c in result["claims"]], left=4)
+        [c["claim"], f"{c['source']} [{c['mark']}]", f"**{c['verdict']}**",
+         "; ".join(f["because"] for f in c["findings"])] for c in result["claims"]], left=4)
 
 
 def numbers(result: dict) -> str:
