@@ -5,22 +5,40 @@ from .agreement import Agreement
 from .attacks import (
     Attack,
     AttackResult,
+    CwLinf,
+    cw_linf,
+    difgsm,
+    fast_entropy,
+    fast_grad_l2,
+    fast_grad_linf,
     fgsm,
     ifgsm,
     iter_ll,
+    mifgsm,
+    nifgsm,
     pgd,
+    pgd_l2,
     rand_fgsm,
     rand_step_ll,
+    random_normal,
+    random_sign,
+    sinifgsm,
     step_ll,
     step_rnd,
+    tifgsm,
+    vmifgsm,
+    vnifgsm,
 )
 from .ensemble import Ensemble
 from .ops import LogitGrad, fresh_key, manual_seed, split
 from .protocol import InputGrad
 from .source import Source
+from .transforms import di, si, ti, vt
 
 __all__ = [
-    "AdversarialBatch", "Agreement", "Attack", "AttackResult", "Ensemble", "EnsembleAdversary", "EpsDistribution",
-    "InputGrad", "LogitGrad", "Source", "evaluate", "fgsm", "fresh_key", "ifgsm", "iter_ll", "manual_seed",
-    "mixed_cross_entropy", "ops", "pgd", "rand_fgsm", "rand_step_ll", "split", "step_ll", "step_rnd",
+    "AdversarialBatch", "Agreement", "Attack", "AttackResult", "CwLinf", "Ensemble", "EnsembleAdversary",
+    "EpsDistribution", "InputGrad", "LogitGrad", "Source", "cw_linf", "di", "difgsm", "evaluate", "fast_entropy",
+    "fast_grad_l2", "fast_grad_linf", "fgsm", "fresh_key", "ifgsm", "iter_ll", "manual_seed", "mifgsm",
+    "mixed_cross_entropy", "nifgsm", "ops", "pgd", "pgd_l2", "rand_fgsm", "rand_step_ll", "random_normal",
+    "random_sign", "si", "sinifgsm", "split", "step_ll", "step_rnd", "ti", "tifgsm", "vmifgsm", "vnifgsm", "vt",
 ]

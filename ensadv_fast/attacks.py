@@ -1,235 +1,17 @@
-"""Attacks: one loop, and named constructors that choose its start, label, direction and steps."""
-from dataclasses import dataclass
-from typing import NamedTuple
+"""The attacks by name: each chooses start, label, direction, steps and transforms of the one loop.
 
-import torch
-from torch import Tensor, nn
+All take the keywords rule, targeted, loss, kappa, lo and hi; the iterative ones transforms, momentum, nesterov and
+variance too, in free combination: :class:`ensadv_fast.Attack` says what they mean. Sizes are in image units (8/255).
+"""
+from .attack import Attack, AttackResult, BaseAttack
+from .cw import CwLinf, cw_linf
+from .transforms import Transform, di, si, ti, vt
 
-from . import ops
-from .losses import LOSSES, RULES, choose_labels
-from .ops import _checks as check
-from .ops import _reference as ref
-from .ops import keys
-from .protocol import BaseSource
-from .source import as_source
-
-
-class AttackResult(NamedTuple):
-    """x_adv, the labels the attack looked at (int64 [N]), and of the last forward pass it did anyway: the loss [N]
-    and whether the attack's aim was met (bool [N]: the label left, or reached where targeted)."""
-
-    x_adv: Tensor
-    labels: Tensor
-    loss: Tensor
-    success: Tensor
-
-
-@dataclass(frozen=True)
-class Attack:
-    """An L-inf attack: random start, label, then sign steps, each projected on the ball and the box.
-
-    Make one with a constructor below; ``dataclasses.replace`` varies it. Sizes are in image units (8/255).
-
-    eps: size of the ball. start: None, "rademacher" or "uniform"; alpha: size of a rademacher start (None: eps / 2),
-    taken from the budget, a uniform one fills the ball. clip_start: clip to the box before the first gradient. steps:
-    gradient steps; step: size of each. Where None, both follow from eps as the constructor says. rule, targeted,
-    loss, kappa: see :mod:`ensadv_fast.losses`. restarts: runs from different starts, the worst kept per sample.
-    """
-
-    name: str
-    eps: float
-    start: str | None = None
-    alpha: float | None = None
-    clip_start: bool = True
-    steps: int | None = 1
-    step: float | None = None
-    step_over_eps: float | None = None
-    restarts: int = 1
-    rule: str = "true"
-    targeted: bool = False
-    loss: str = "ce"
-    kappa: float = 0.0
-    lo: float = 0.0
-    hi: float = 1.0
-
-    def __post_init__(self):
-        op = self.name
-        _size(op, "eps", self.eps)
-        check.choice(op, "rule", self.rule, RULES)
-        check.choice(op, "loss", self.loss, LOSSES)
-        check.number(op, "kappa", self.kappa)
-        check.bounds(op, self.lo, self.hi, torch.float32)
-        for name in ("step", "alpha"):
-            if getattr(self, name) is not None:
-                _size(op, name, getattr(self, name))
-        for name in ("steps", "restarts"):
-            value = getattr(self, name)
-            if name == "steps" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{op}: {name} must be >= 1, got {value}")
-        if self.restarts > 1 and self.start is None:
-            raise ValueError(f"{op}: restarts > 1 needs a random start")
-        if self.alpha is not None and self.alpha > self.eps:
-            raise ValueError(
-                f"{op}: alpha belongs to the budget and must not exceed eps = {self.eps}, got {self.alpha}"
-            )
-
-    def __call__(self, source: "BaseSource | nn.Module", x: Tensor, y: Tensor | None = None, *,
-                 key: Tensor | None = None, eps: float | Tensor | None = None, index: Tensor | None = None,
-                 out: Tensor | None = None, return_info: bool = False) -> "Tensor | AttackResult":
-        """Adversarial examples for images x [N, ...] in [lo, hi].
-
-        Args:
-            source: a :class:`Source`, an :class:`Ensemble`, or a plain module, which is used as it is (in eval mode
-                meanwhile) and left exactly as it was.
-            x: float32, float16, bfloat16, float64, or uint8 (level / 255), on the source's device. Iterates are
-                float32 (float64 for float64 x) and rounded once at the end.
-            y: true labels int64 [N]; where absent the prediction on the clean x stands in.
-            key: int64 [2]; the same key, the same result. Default: the next of the package's own stream.
-            eps: overrides the attack's, a number or one per sample [N]; what was left None follows it.
-            index: int64 [N] sample indices (positions in the data set): noise is a function of (key, index).
-            out: written and returned where given; x's shape and dtype, or float32 for uint8 x.
-            return_info: return an :class:`AttackResult` instead.
-
-        Returns:
-            x_adv of x's dtype (float32 for uint8 x) and memory format, without autograd history: within float32(eps)
-            of x (strictly in 16 bits, plus 2^-24 in float32) and within [lo, hi].
-
-        Raises:
-            TypeError, ValueError: naming the argument, what came and what is wanted.
-        """
-        op = self.name
-        source = as_source(source)
-        x = check.images(op, x)
-        if x.device != source.device:
-            raise ValueError(f"{op}: x must be on the model's device {source.device}, got {x.device}")
-        if y is not None:
-            y = check.labels(op, "y", y, len(x), x.device)
-        elif self.targeted and self.rule == "true":
-            raise ValueError(f"{op}: targeted with rule 'true' needs y, the labels to reach")
-        index = check.index(op, index, len(x), x.device)
-        if out is not None:
-            check.output(op, out, x, (torch.float32, x.dtype) if x.dtype == torch.uint8 else (x.dtype,))
-        sizes = _Sizes.of(self, x, self.eps if eps is None else eps)
-        key = self._key(source, key, x)
-        if len(x) == 0:
-            empty = torch.empty(0, device=x.device)
-            x_adv = _wide(x).to(ref.result_dtype(x)) if out is None else out
-            return AttackResult(x_adv, empty.long(), empty, empty.bool()) if return_info else x_adv
-        start_key, label_key, craft_key = (None,) * 3 if key is None else keys.split(key, 3)
-        if key is not None:  # the third stays where it is: generators are seeded from the host
-            start_key, label_key = (k.to(x.device, non_blocking=True) for k in (start_key, label_key))
-        with source.session(craft_key), torch.no_grad():
-            result = self._worst_of(source, x, y, sizes, start_key, label_key, index, out)
-        return result if return_info else result.x_adv
-
-    def _key(self, source: BaseSource, key: Tensor | None, x: Tensor) -> Tensor | None:
-        """The key, on the CPU or x's device; the package's next one only where anything is drawn."""
-        if key is not None:
-            at = torch.device("cpu") if isinstance(key, Tensor) and key.device.type == "cpu" else x.device
-            return check.key(self.name, key, at)
-        draws = self.start is not None or self.rule == "random" or source.crafting == "train"
-        return keys.next_key(x.device) if draws else None
-
-    def _worst_of(self, source: BaseSource, x: Tensor, y: Tensor | None, sizes: "_Sizes", start_key: Tensor | None,
-                  label_key: Tensor | None, index: Tensor | None, out: Tensor | None) -> AttackResult:
-        """Run once per restart; with more than one, keep per sample the example on which the loss ended worst."""
-        labels = None
-        if self.start is not None and (self.rule != "true" or y is None):
-            labels = choose_labels(source.logits(_wide(x)), y, self.rule, label_key, index)
-        if self.restarts == 1:
-            return self._run(source, x, y, labels, sizes, start_key, label_key, index, out)
-        best: AttackResult | None = None
-        for restart_key in keys.split(start_key, self.restarts):
-            run = self._run(source, x, y, labels, sizes, restart_key, label_key, index, None)
-            loss, logits = source.losses_unchecked(_wide(run.x_adv), run.labels, self.loss, self.targeted, self.kappa)
-            run = AttackResult(run.x_adv, run.labels, loss, self._met(logits, run.labels))
-            labels = run.labels
-            if best is None:
-                best = run
-                continue
-            further = run.loss < best.loss if self.targeted else run.loss > best.loss
-            worse = (run.success & ~best.success) | (further & (run.success == best.success))
-            pick = worse.view(-1, *[1] * (x.dim() - 1))
-            best = AttackResult(torch.where(pick, run.x_adv, best.x_adv), labels,
-                                torch.where(worse, run.loss, best.loss), run.success | best.success)
-        if out is None:
-            return best
-        if out.dtype == best.x_adv.dtype:
-            return best._replace(x_adv=out.copy_(best.x_adv))
-        return best._replace(x_adv=ops.project(best.x_adv, _wide(x), sizes.eps, lo=self.lo, hi=self.hi, out=out))
-
-    def _run(self, source: BaseSource, x: Tensor, y: Tensor | None, labels: Tensor | None, sizes: "_Sizes",
-             start_key: Tensor | None, label_key: Tensor | None, index: Tensor | None,
-             out: Tensor | None) -> AttackResult:
-        clean = _wide(x)
-        current = clean
-        if self.start is not None:
-            current = ops.random_step(clean, start_key, sizes.start, kind=self.start, index=index, lo=self.lo,
-                                      hi=self.hi, clip=self.clip_start)
-        # A single step from x itself cannot leave the ball, so the center need not be read.
-        free = sizes.steps == 1 and self.start is None and self.step is None
-        ball = {} if free else {"center": clean, "eps": sizes.eps}
-        for i in range(sizes.steps):
-            given, rule = (y, self.rule) if labels is None else (labels, "true")
-            passed = source.input_grad_unchecked(current, given, rule, self.targeted, self.loss, self.kappa,
-                                                 label_key, index, rescale=True)
-            labels = passed.labels
-            target = None if current is clean else current  # iterates move in place, x never does
-            if i == sizes.steps - 1 and (out is not None or ref.result_dtype(x) != clean.dtype):
-                target = torch.empty_like(x) if out is None else out
-            current = ops.sign_step(current, passed.grad, -sizes.step if self.targeted else sizes.step, **ball,
-                                    lo=self.lo, hi=self.hi, out=target)
-        return AttackResult(current, labels, passed.loss, self._met(passed.logits, labels))
-
-    def _met(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return (logits.argmax(1) == labels) == self.targeted
-
-
-class _Sizes(NamedTuple):
-    """An attack's sizes for one call: numbers, or tensors [N] where eps is one."""
-
-    eps: float | Tensor
-    start: float | Tensor
-    step: float | Tensor
-    steps: int
-
-    @staticmethod
-    def of(attack: Attack, x: Tensor, eps: float | Tensor) -> "_Sizes":
-        op = attack.name
-        tensor, number = check.per_sample(op, "eps", eps, x, size=True)
-        eps = number if tensor is None else tensor
-        start = step = eps
-        steps = attack.steps
-        if steps is None:
-            # Kurakin et al. 2017: min(eps + 4, 1.25 eps) in units of 1/255. With eps per sample, the attack's own.
-            eps255 = 255 * (number if tensor is None else attack.eps)
-            steps = max(1, int(round(min(eps255 + 4, 1.25 * eps255), 6)))
-        if attack.start == "rademacher":
-            start = eps / 2 if attack.alpha is None else attack.alpha
-            if tensor is not None:
-                start = eps / 2 if attack.alpha is None else eps.clamp(max=attack.alpha)
-            elif start > eps:
-                raise ValueError(f"{op}: alpha = {start} belongs to the budget and must not exceed eps, got {eps}")
-            step = eps - start
-        if attack.step is not None:
-            step = attack.step
-        elif attack.step_over_eps is not None:
-            step = attack.step_over_eps * eps
-        return _Sizes(eps, start, step, steps)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """x as iterates are kept: the very tensor where it already is so."""
-    return x if x.dtype in (torch.float32, torch.float64) else ref.widen(x)
-
-
-def _size(op: str, name: str, value) -> None:
-    if check.number(op, name, value) < 0:
-        raise ValueError(f"{op}: {name} must be >= 0, got {value}")
+__all__ = [
+    "Attack", "AttackResult", "BaseAttack", "CwLinf", "cw_linf", "difgsm", "fast_entropy", "fast_grad_l2",
+    "fast_grad_linf", "fgsm", "ifgsm", "iter_ll", "mifgsm", "nifgsm", "pgd", "pgd_l2", "rand_fgsm", "rand_step_ll",
+    "random_normal", "random_sign", "sinifgsm", "step_ll", "step_rnd", "tifgsm", "vmifgsm", "vnifgsm",
+]
 
 
 def fgsm(eps: float = 8 / 255, **kw) -> Attack:
@@ -278,5 +60,96 @@ def pgd(eps: float = 8 / 255, step: float | None = None, steps: int = 10, random
     """Projected gradient descent (Madry et al. 2018): uniform start in the ball, projected sign steps. step None:
     2.5 * eps / steps. With restarts > 1 the worst example is kept per sample. loss="cw" is the PGD of Tramer et al.
     2018's black-box suite."""
-    return Attack("pgd", eps, start="uniform" if random_start else None, steps=steps, step=step,
-                  step_over_eps=None if step is not None else 2.5 / max(1, steps), restarts=restarts, **kw)
+    return _steps("pgd", eps, step, steps, 2.5, start="uniform" if random_start else None, restarts=restarts, **kw)
+
+
+def pgd_l2(eps: float = 0.5, step: float | None = None, steps: int = 10, random_start: bool = True,
+           restarts: int = 1, **kw) -> Attack:
+    """PGD in the L2 ball (Madry et al. 2018, appendix): steps along grad / norm2(grad). The start is uniform in the
+    ball (torchattacks draws its length, not its volume, uniformly: nearer the center). step None: 2.5 * eps / steps."""
+    return _steps("pgd_l2", eps, step, steps, 2.5, start="uniform" if random_start else None, restarts=restarts,
+                  direction="l2", **kw)
+
+
+def mifgsm(eps: float = 16 / 255, step: float | None = None, steps: int = 10, decay: float = 1.0, **kw) -> Attack:
+    """MI-FGSM: sign steps along a momentum of mean-normalised gradients (Dong et al. 2018, equations 6 and 7).
+    step None: eps / steps. decay: of the momentum, where the keyword momentum does not say otherwise."""
+    return _steps("mifgsm", eps, step, steps, **{"momentum": decay, **kw})
+
+
+def nifgsm(eps: float = 16 / 255, step: float | None = None, steps: int = 10, decay: float = 1.0, **kw) -> Attack:
+    """NI-FGSM: MI-FGSM with the gradient taken at x + step * decay * momentum (Lin et al. 2020, equations 6 and 7)."""
+    return _steps("nifgsm", eps, step, steps, **{"momentum": decay, "nesterov": True, **kw})
+
+
+def difgsm(eps: float = 16 / 255, step: float | None = None, steps: int = 10, decay: float = 1.0, rate: float = 1.1,
+           prob: float = 0.5, per_sample: bool = False, **kw) -> Attack:
+    """M-DI2-FGSM: MI-FGSM on images resized and padded at random (Xie et al. 2019, equations 5 to 7); see :func:`di`.
+    decay=0: DI2-FGSM."""
+    return _steps("difgsm", eps, step, steps, **_with(kw, di(rate, prob, per_sample), momentum=decay))
+
+
+def tifgsm(eps: float = 16 / 255, step: float | None = None, steps: int = 10, decay: float = 1.0,
+           kernel: str = "gaussian", size: int = 15, nsig: float = 3.0, **kw) -> Attack:
+    """TI-MI-FGSM: the gradient is convolved with a kernel (Dong et al. 2019, equation 8); see :func:`ti`.
+    torchattacks' TIFGSM has input diversity in it: here, TI-DIM is ``difgsm(transforms=[ti()])``."""
+    return _steps("tifgsm", eps, step, steps, **_with(kw, ti(kernel, size, nsig), momentum=decay))
+
+
+def sinifgsm(eps: float = 16 / 255, step: float | None = None, steps: int = 10, decay: float = 1.0, m: int = 5,
+             **kw) -> Attack:
+    """SI-NI-FGSM: NI-FGSM with the mean gradient over x / 2^i, i < m (Lin et al. 2020, algorithm 1); see :func:`si`."""
+    return _steps("sinifgsm", eps, step, steps, **_with(kw, si(m), momentum=decay, nesterov=True))
+
+
+def vmifgsm(eps: float = 16 / 255, step: float | None = None, steps: int = 10, decay: float = 1.0, n: int = 20,
+            beta: float = 1.5, **kw) -> Attack:
+    """VMI-FGSM: MI-FGSM with variance tuning (Wang & He 2021, algorithm 1); see :func:`vt`. n is the paper's 20
+    (torchattacks has 5)."""
+    return _steps("vmifgsm", eps, step, steps, **{"momentum": decay, "variance": vt(n, beta), **kw})
+
+
+def vnifgsm(eps: float = 16 / 255, step: float | None = None, steps: int = 10, decay: float = 1.0, n: int = 20,
+            beta: float = 1.5, **kw) -> Attack:
+    """VNI-FGSM: NI-FGSM with variance tuning, the neighbours being x's (Wang & He 2021, and the authors' code)."""
+    return _steps("vnifgsm", eps, step, steps,
+                  **{"momentum": decay, "nesterov": True, "variance": vt(n, beta), **kw})
+
+
+def fast_grad_l2(eps: float = 8 / 255, **kw) -> Attack:
+    """x + eps * grad / norm2(grad): the control of Kurakin et al. 2017, appendix A. eps is an L2 norm."""
+    return Attack("fast_grad_l2", eps, direction="l2", **kw)
+
+
+def fast_grad_linf(eps: float = 8 / 255, **kw) -> Attack:
+    """x + eps * grad / max(abs(grad)): the control of Kurakin et al. 2017, appendix A."""
+    return Attack("fast_grad_linf", eps, direction="max", **kw)
+
+
+def fast_entropy(eps: float = 8 / 255, **kw) -> Attack:
+    """One sign step that increases the entropy of the predicted distribution (Kurakin et al. 2017, appendix A). It
+    looks at no label; where info is asked for, the label is that of the rule and the loss is the entropy."""
+    return Attack("fast_entropy", eps, **{"loss": "entropy", **kw})
+
+
+def random_sign(eps: float = 8 / 255, **kw) -> Attack:
+    """x + eps * sign(N(0, I)): the control of Kurakin et al. 2017, appendix A. No model is looked at, but for
+    return_info: then one forward pass on the result (and one on x where the rule's label needs it)."""
+    return Attack("random_sign", eps, start="rademacher", **{"loss": None, **kw})
+
+
+def random_normal(eps: float = 8 / 255, **kw) -> Attack:
+    """x + T, T truncated normal of standard deviation eps / 2 cut at eps: the control of Kurakin et al. 2017, appendix
+    A. As :func:`random_sign`, it looks at no model."""
+    return Attack("random_normal", eps, start="truncated_normal", **{"loss": None, **kw})
+
+
+def _steps(name: str, eps: float, step: float | None, steps: int, over_eps: float = 1.0, **kw) -> Attack:
+    """step None: over_eps * eps / steps."""
+    return Attack(name, eps, steps=steps, step=step, step_over_eps=None if step is not None else over_eps / max(1, steps),
+                  **kw)
+
+
+def _with(kw: dict, transform: Transform, **defaults) -> dict:
+    """kw over defaults, with one transform more."""
+    return {**defaults, **kw, "transforms": (transform, *kw.get("transforms", ()))}
