@@ -18,8 +18,11 @@ T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.
 
 
 def student(dof: int) -> float:
-    """The 97.5 % point of Student's t: the table, then Cornish and Fisher's expansion (to 1e-4 from there on)."""
-    return T[dof - 1] if dof <= len(T) else Z + (Z**3 + Z) / (4 * dof) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * dof**2)
+    """The 97.5 % point of Student's t: the table, then Cornish and Fisher's expansion."""
+    if dof <= len(T):
+        return T[dof - 1]
+    return (Z + (Z**3 + Z) / (4 * dof) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * dof**2)
+            + (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / (384 * dof**3))
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -48,9 +51,9 @@ def exactly(value: float) -> Estimate:
 
 
 def spread(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
-    """The standard deviation over seeds, pooled over networks of equally many, and its degrees of freedom."""
+    """The standard deviation over seeds, pooled over networks, and its degrees of freedom; 0 where there are none."""
     dof = sum(len(g) - 1 for g in groups)
-    return (math.sqrt(sum(np.var(g, ddof=1) * (len(g) - 1) for g in groups) / dof), dof) if dof else (0.0, 0)
+    return (math.sqrt(sum(np.var(g) * len(g) for g in groups) / dof), dof) if dof else (0.0, 0)
 
 
 def estimate(shares: Sequence[float], n: int, pooled: tuple[float, int] | None = None) -> Estimate:
@@ -66,9 +69,9 @@ def estimate(shares: Sequence[float], n: int, pooled: tuple[float, int] | None =
 
 
 def column(groups: Sequence[Sequence[float]], n: int) -> list[Estimate]:
-    """An estimate for each network of a table's column; with fewer than three seeds their spread is pooled."""
-    pooled = spread(groups) if all(len(g) < 3 for g in groups) else None
-    return [estimate(g, n, pooled) for g in groups]
+    """An estimate for each network of a table's column; where there are two seeds, with the whole column's spread."""
+    pooled = spread(groups)
+    return [estimate(g, n, pooled if len(g) == 2 else None) for g in groups]
 
 
 def accuracy(error: Estimate) -> Estimate:
@@ -83,10 +86,11 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 
 
 def ratio(a: Estimate, b: Estimate) -> Estimate:
-    """a / b for positive b, relative deviations added in quadrature."""
-    r = a.value / b.value
-    down = math.hypot(a.value - a.low, r * (b.high - b.value)) / b.value
-    up = math.hypot(a.high - a.value, r * (b.value - b.low)) / b.value
+    """a / b, relative deviations added in quadrature; b counts as at least one image."""
+    base = max(b.value, 1 / max(b.n, 1))
+    r = a.value / base
+    down = math.hypot(a.value - a.low, r * (b.high - base)) / base
+    up = math.hypot(a.high - a.value, r * (base - b.low)) / base
     return Estimate(r, max(0.0, r - down), r + up, min(a.n, b.n), min(a.seeds, b.seeds))
 
 

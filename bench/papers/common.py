@@ -134,7 +134,7 @@ class Lab:
         job = self._job(net)
         whole = self.whole(net.images.data)
         dataset = data.Dataset(whole.name, self.split(net.images), whole.test, whole.classes)
-        config = train.Config(preset="plain", eps=net.eps, source_dtype="float32", **dict(net.options))
+        config = train.Config(preset="plain", eps=net.eps, **dict(net.options))
         if not job.path(self.cache).exists():
             self.say(f"training {net.name}, {net.role}, seed {net.seed}")
         run = train.Run(config, self.cache, dataset, self.device, progress=False)
@@ -175,7 +175,8 @@ class Lab:
     def matrix(self, targets: Mapping[str, Net], sources: Mapping[str, Net | tuple[Net, ...]],
                tried: Mapping[str, attacks.Attack], test: Images) -> evaluate.TransferMatrix:
         """evaluate.transfer_matrix, one cached cell for each (source, attack). A source that is among the targets is
-        attacked as it is; several networks are one ensemble of fused logits."""
+        attacked as it is, another as a Source, in the dtype that is fast here; several networks are one ensemble of
+        fused logits."""
         whole = evaluate.TransferMatrix()
         for s, source in sources.items():
             for a, attack in tried.items():
@@ -197,9 +198,9 @@ class Lab:
         if source in targets.values():
             crafting = self.network(source)
         elif isinstance(source, tuple):
-            crafting = ea.Ensemble([ea.Source(self.network(m), dtype=torch.float32) for m in source])
+            crafting = ea.Ensemble([ea.Source(self.network(m)) for m in source])
         else:
-            crafting = ea.Source(self.network(source), dtype=torch.float32)
+            crafting = ea.Source(self.network(source))
         begin = time.perf_counter()
         matrix = evaluate.transfer_matrix(networks, {s: crafting}, {a: attack}, self.split(test).batches(250),
                                           key=ops.fresh_key("cpu", data.derive_seed("papers", test.data)))

@@ -28,8 +28,9 @@ class SizesF(Sizes):
 
 
 SIZES = {"small": SizesF(),
-         "full": SizesF(Images("cifar10"), Images("cifar10", part="test"), ("resnet18",), ("resnet18", "convnet64"),
-                        ("resnet34", "convnet48"), seeds=3, epochs=30, adv_epochs=30, neighbours=20,
+         "full": SizesF(Images("cifar10"), Images("cifar10", part="test"), ("resnet18",), seeds=3, epochs=30,
+                        adv_epochs=30, static=("resnet18", "convnet64"), held_out=("resnet34", "convnet48"),
+                        neighbours=20,
                         options=(("dtype", "bfloat16"), ("lr", 0.1), ("schedule", "cyclic"), ("optimizer", "sgd"),
                                  ("weight_decay", 5e-4), ("batch_size", 128)))}
 AT = train.Recipe("_adv", "step_ll")  # half of each batch replaced, as on ImageNet, every image with the same eps

@@ -24,12 +24,19 @@ def spec(name: str) -> str:
     return f"mnist:{name}" if name in ("A", "B", "C", "C_tanh", "D") else f"papers.networks:{name}"
 
 
+def options(name: str) -> tuple[tuple[str, str], ...]:
+    """Convolutions train under bfloat16 autocast, where they take a third of the time on a processor that has it."""
+    return () if name.startswith("D") else (("dtype", "bfloat16"),)
+
+
 def plain(sizes: Sizes, name: str, seed: int = 0, role: str = "target", epochs: int | None = None) -> Net:
-    return Net(spec(name), PLAIN, sizes.epochs if epochs is None else epochs, sizes.train, seed, role)
+    return Net(spec(name), PLAIN, sizes.epochs if epochs is None else epochs, sizes.train, seed, role,
+               options=options(name))
 
 
 def trained(sizes: Sizes, name: str, recipe: train.Recipe, seed: int, epochs: int | None = None, **more) -> Net:
-    return Net(spec(name), recipe, sizes.adv_epochs if epochs is None else epochs, sizes.train, seed, **more)
+    return Net(spec(name), recipe, sizes.adv_epochs if epochs is None else epochs, sizes.train, seed,
+               **{"options": options(name), **more})
 
 
 def adversarial(sizes: Sizes, name: str, seed: int) -> Net:
