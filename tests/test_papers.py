@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ensadv_fast import data, train
+from ensadv_fast import checkpoint, data, evaluate
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
@@ -110,9 +110,9 @@ def tiny(sizes):
     """The same table from a few images, one epoch, few seeds."""
     cifar = sizes.train.data == "cifar10"
     small = common.Images("cifar10" if cifar else "mnist", 20)
-    changes = {"train": small, "test": replace(small, n=10, part="test"), "seeds": 1, "epochs": 1, "adv_epochs": 1,
+    changes = {"train": small, "test": replace(small, n=4 if cifar else 10, part="test"), "seeds": 1, "epochs": 1, "adv_epochs": 1,
                "transferred": replace(small, n=10, part="test"), "cw_images": 2, "cw_iterations": 2, "neighbours": 1,
-               "networks": ("resnet8",) if cifar else ("D",), "held_out": ("convnet",) if cifar else ("D",),
+               "networks": ("convnet",) if cifar else ("D",), "held_out": ("convnet",) if cifar else ("D",),
                "static": ("convnet",), "sources": ("D", "C_tanh"), "conv": False, "options": (("batch_size", 20),)}
     return replace(sizes, **{f.name: changes[f.name] for f in fields(sizes) if f.name in changes})
 
@@ -121,6 +121,8 @@ def tiny(sizes):
 def test_every_table_runs(lab, name, tmp_path, monkeypatch):
     table = importlib.import_module(f"papers.{papers.TABLES[name]}")
     sizes = tiny(table.SIZES["small"])
+    if name in "de":
+        monkeypatch.setattr(table, "EPSILONS", (0.1, 0.3))
     if name == "a":  # its static B and C take long
         monkeypatch.setattr(mnist, "ensemble", lambda sizes, name, seed, static: mnist.trained(
             sizes, name, replace(common.ENS, suffix=f"_ens{len(static)}"), seed,
@@ -137,3 +139,124 @@ def test_every_table_runs(lab, name, tmp_path, monkeypatch):
         for row in block["rows"]:
             assert "n " in row["size"]
             assert all(isinstance(c, str) or c["low"] <= c["value"] <= c["high"] for c in row["cells"])
+
+
+def net(**changes):
+    return replace(common.Net("mnist:D", common.ADV, 2, common.Images("mnist", 40), options=(("batch_size", 20),)),
+                   **changes)
+
+
+def test_a_network_that_was_interrupted_ends_with_the_same_weights(lab, folder, tmp_path, monkeypatch):
+    save = checkpoint.save
+
+    def interrupted(path, state):
+        save(path, state)
+        raise KeyboardInterrupt
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mnist").symlink_to(folder)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save", interrupted)
+        common.Lab(tmp_path, "cpu").network(net())  # is killed after its first epoch
+    said = []
+    again = common.Lab(tmp_path, "cpu", said.append).network(net())
+    assert said == []  # it goes on, it does not begin
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), lab.network(net()).state_dict().values()))
+
+
+def test_what_is_in_the_cache_is_not_made_again(lab, monkeypatch):
+    test = common.Images("mnist", 10, "test")
+    first = lab.white_box({"D": net()}, {"FGSM": mnist.FGSM}, test)
+    spent = dict(lab.seconds)
+
+    def unwanted(*args, **kw):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(evaluate, "transfer_matrix", unwanted)
+    again = common.Lab(lab.cache, "cpu", unwanted)
+    second = again.white_box({"D": net()}, {"FGSM": mnist.FGSM}, test)
+    assert np.array_equal(first.wrong["FGSM", "D", "D"], second.wrong["FGSM", "D", "D"])
+    assert again.seconds == spent and len(spent) == 2  # the network's and the cell's, whoever made them
+    with pytest.raises(AssertionError, match="made again"):
+        again.white_box({"D": net()}, {"FGSM": replace(mnist.FGSM, eps=0.2)}, test)
+
+
+def test_an_identity_is_all_that_a_network_depends_on(lab):
+    static = net(recipe=common.PLAIN, role="static")
+    other = (net(seed=1), net(role="static"), net(epochs=3), net(eps=0.2), net(options=(("batch_size", 10),)),
+             net(images=common.Images("mnist", 30)), net(recipe=replace(common.ADV, lam=0.3)), net(spec="mnist:A"),
+             net(static=(static,)), net(static=(replace(static, seed=1),)))
+    assert len({lab.identity(n) for n in (net(), *other)}) == 1 + len(other)
+    assert lab.identity(net()) == lab.identity(net())
+
+
+def test_defaults_leave_no_trace_in_fingerprints():
+    assert common.essence(common.Images("digits")) == {"Images": {"data": "digits"}}
+    assert common.essence(common.Images("digits", 5)) == {"Images": {"data": "digits", "n": 5}}
+
+
+def test_images_are_spread_over_the_file(lab):
+    labels = lab.split(common.Images("mnist", 20)).labels
+    whole = lab.whole("mnist").train
+    assert torch.equal(labels, whole.labels[torch.arange(20) * len(whole) // 20])
+    with pytest.raises(ValueError, match="there are only"):
+        lab.split(common.Images("mnist", 10**6))
+
+
+# ------------------------------------------------------------------------------------ networks, data, commands
+
+
+def test_networks_are_what_their_names_say():
+    def sizes(net):
+        return [tuple(p.shape) for p in net.parameters()]
+
+    from ensadv_fast import models
+    assert sizes(networks.d()) == sizes(models.mnist_d())
+    assert sizes(networks.B_star()) == sizes(models.mnist_b())
+    assert sizes(networks.D_double())[2] == (600, 600)
+    assert not any(isinstance(m, torch.nn.Dropout) for m in networks.D_no_dropout())
+    x = torch.rand(2, 1, 28, 28, requires_grad=True)
+    binary = networks.Binarise()(x)
+    assert torch.equal(binary, (x >= 0.5).float())
+    assert torch.equal(torch.autograd.grad(binary.sum(), x)[0], torch.ones_like(x))  # attacks see through it
+    for name in ("resnet8", "resnet14", "convnet"):
+        assert models.build(f"papers.networks:{name}").eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_an_archive_is_checked_and_unpacked(tmp_path):
+    import hashlib
+    import zipfile
+    path = tmp_path / "a-1-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as f:
+        f.writestr("a/data.txt", "digits")
+    good = fetch.Archive("a==1", path.name, "x", hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(ValueError, match="SHA-256"):
+        fetch.unpack(path, replace(good, sha256="0" * 64), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    fetch.unpack(path, good, tmp_path / "x")
+    assert (tmp_path / "x" / "a" / "data.txt").read_text() == "digits"
+    assert (tmp_path / "x" / f"{path.name}.sha256").exists()
+    assert {a.folder for a in fetch.ARCHIVES} == {"mnist", "cifar10", "imagenet"}
+
+
+@pytest.mark.parametrize("name", ["b", "f", "g"])
+def test_a_table_without_its_data_is_skipped_loudly(name, tmp_path, capsys):
+    assert papers.main([name, "--cache", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    assert f"SKIPPED table {name}" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_a_stamped_result(lab, tmp_path, monkeypatch, capsys):
+    table = importlib.import_module("papers.b_random_start")
+    monkeypatch.setattr(table, "SIZES", {"small": tiny(table.SIZES["small"])})
+    assert papers.main(["b", "--seeds", "2", "--cache", str(lab.cache), "--out", str(tmp_path), "--device", "cpu"]) == 0
+    made = json.loads((tmp_path / "papers_b.json").read_text())
+    assert {"commit", "runtime", "machine", "load_before", "load_after", "sizes", "seconds", "preset"} <= set(made)
+    assert made["blocks"][0]["rows"][0]["size"] == "20 x 1 epochs, 2 seeds, n 10"
+    assert made["blocks"][0]["rows"][0]["cells"][1]["paper"] == 90.0
+    assert capsys.readouterr().out.count("(b)") == len(made["claims"])
+
+
+def test_every_table_has_both_presets():
+    for module in papers.TABLES.values():
+        sizes = importlib.import_module(f"papers.{module}").SIZES
+        assert set(sizes) == {"small", "full"}
