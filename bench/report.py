@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path.append(str(ROOT / "bench"))
 from papers import show  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"

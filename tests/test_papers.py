@@ -12,7 +12,7 @@ import torch
 from ensadv_fast import checkpoint, data, evaluate
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path.append(str(ROOT / "bench"))  # not first: tests/networks.py is another one
 from papers import claims, common, fetch, mnist, networks, show  # noqa: E402
 from papers import run as papers  # noqa: E402
 from papers.claims import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Estimate  # noqa: E402
@@ -110,8 +110,8 @@ def tiny(sizes):
     """The same table from a few images, one epoch, few seeds."""
     cifar = sizes.train.data == "cifar10"
     small = common.Images("cifar10" if cifar else "mnist", 20)
-    changes = {"train": small, "test": replace(small, n=4 if cifar else 10, part="test"), "seeds": 1, "epochs": 1, "adv_epochs": 1,
-               "transferred": replace(small, n=10, part="test"), "cw_images": 2, "cw_iterations": 2, "neighbours": 1,
+    changes = {"train": small, "test": replace(small, n=4 if cifar else 10, part="test"), "seeds": 1, "epochs": 1,
+               "adv_epochs": 1, "transferred": replace(small, n=10, part="test"), "cw_images": 2, "cw_iterations": 2, "neighbours": 1,
                "networks": ("convnet",) if cifar else ("D",), "held_out": ("convnet",) if cifar else ("D",),
                "static": ("convnet",), "sources": ("D", "C_tanh"), "conv": False, "options": (("batch_size", 20),)}
     return replace(sizes, **{f.name: changes[f.name] for f in fields(sizes) if f.name in changes})

@@ -78,6 +78,10 @@ def accuracy(error: Estimate) -> Estimate:
     return Estimate(1 - error.value, 1 - error.high, 1 - error.low, error.n, error.seeds)
 
 
+def scaled(e: Estimate, factor: float) -> Estimate:
+    return Estimate(factor * e.value, factor * e.low, factor * e.high, e.n, e.seeds)
+
+
 def difference(a: Estimate, b: Estimate) -> Estimate:
     """a - b, from their intervals (Newcombe 1998, method 10; images that both share only make it wider)."""
     d = a.value - b.value

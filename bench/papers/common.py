@@ -173,17 +173,17 @@ class Lab:
         return made
 
     def matrix(self, targets: Mapping[str, Net], sources: Mapping[str, Net | tuple[Net, ...]],
-               tried: Mapping[str, attacks.Attack], test: Images) -> evaluate.TransferMatrix:
-        """evaluate.transfer_matrix, one cached cell for each (source, attack). A source that is among the targets is
-        attacked as it is, another as a Source, in the dtype that is fast here; several networks are one ensemble of
-        fused logits."""
+               tried: Mapping[str, attacks.Attack], test: Images, as_it_is: bool = False) -> evaluate.TransferMatrix:
+        """evaluate.transfer_matrix, one cached cell for each (source, attack). A network is attacked as a Source, in
+        the dtype that is fast here, or as_it_is; several are one ensemble of fused logits."""
         whole = evaluate.TransferMatrix()
         for s, source in sources.items():
             for a, attack in tried.items():
                 members = source if isinstance(source, tuple) else (source,)
                 parts = [[self.identity(t) for t in targets.values()], [self.identity(m) for m in members], attack,
-                         self.print_of(test), s, a]
-                found = self.cell(parts, lambda: self._transfer(targets, s, source, a, attack, test))
+                         self.print_of(test), s, a, *(["as a Source"] if source in targets.values() and not as_it_is
+                                                      else [])]
+                found = self.cell(parts, lambda: self._transfer(targets, s, source, a, attack, test, as_it_is))
                 whole = whole.merge(evaluate.TransferMatrix(
                     {(a, s, t): found[f"wrong{i}"] for i, t in enumerate(targets)},
                     {t: found[f"clean{i}"] for i, t in enumerate(targets)}))
@@ -192,15 +192,13 @@ class Lab:
         return whole
 
     def _transfer(self, targets: Mapping[str, Net], s: str, source: Net | tuple[Net, ...], a: str,
-                  attack: attacks.Attack, test: Images) -> dict[str, np.ndarray]:
+                  attack: attacks.Attack, test: Images, as_it_is: bool) -> dict[str, np.ndarray]:
         networks = {t: self.network(net) for t, net in targets.items()}
         self.say(f"{a} from {s} on {', '.join(targets)}")
-        if source in targets.values():
-            crafting = self.network(source)
-        elif isinstance(source, tuple):
+        if isinstance(source, tuple):
             crafting = ea.Ensemble([ea.Source(self.network(m)) for m in source])
         else:
-            crafting = ea.Source(self.network(source))
+            crafting = self.network(source) if as_it_is else ea.Source(self.network(source))
         begin = time.perf_counter()
         matrix = evaluate.transfer_matrix(networks, {s: crafting}, {a: attack}, self.split(test).batches(250),
                                           key=ops.fresh_key("cpu", data.derive_seed("papers", test.data)))
@@ -213,7 +211,7 @@ class Lab:
         """Every target attacked on itself."""
         whole = evaluate.TransferMatrix()
         for t, net in targets.items():
-            whole = whole.merge(self.matrix({t: net}, {t: net}, tried, test))
+            whole = whole.merge(self.matrix({t: net}, {t: net}, tried, test, as_it_is=True))
         return whole
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path.append(str(ROOT / "bench"))
 
 from ensadv_fast.bench import stamp  # noqa: E402
 from papers.common import Lab, Missing, write  # noqa: E402
