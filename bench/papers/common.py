@@ -181,8 +181,7 @@ class Lab:
             for a, attack in tried.items():
                 members = source if isinstance(source, tuple) else (source,)
                 parts = [[self.identity(t) for t in targets.values()], [self.identity(m) for m in members], attack,
-                         self.print_of(test), s, a, *(["as a Source"] if source in targets.values() and not as_it_is
-                                                      else [])]
+                         self.print_of(test), s, a, *([] if as_it_is else ["Source"])]
                 found = self.cell(parts, lambda: self._transfer(targets, s, source, a, attack, test, as_it_is))
                 whole = whole.merge(evaluate.TransferMatrix(
                     {(a, s, t): found[f"wrong{i}"] for i, t in enumerate(targets)},
