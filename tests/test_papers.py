@@ -73,6 +73,15 @@ def test_an_estimate_takes_in_images_and_seeds():
     assert two[0].high == pytest.approx(0.1 + np.hypot(one.high - 0.1, 4.3027 * 0.05 / 2**0.5))
 
 
+def test_gaps_pair_the_seeds():
+    errors = [[0.2, 0.4, 0.6]], [[0.1, 0.3, 0.5]]
+    (gap,) = claims.gaps(*errors, 1000)
+    images = claims.difference(claims.estimate([0.4], 1000), claims.estimate([0.3], 1000))
+    assert (gap.low, gap.high) == pytest.approx((images.low, images.high)) and gap.seeds == 3
+    (a,), (b,) = (claims.column(e, 1000) for e in errors)
+    assert claims.difference(a, b).low < 0 < gap.low  # the seeds differ much, but all alike
+
+
 def test_difference_and_ratio_cover_as_often_as_they_say():
     rng = np.random.default_rng(0)
     p, q, n, inside, within = 0.3, 0.2, 400, 0, 0
@@ -110,10 +119,11 @@ def tiny(sizes):
     """The same table from a few images, one epoch, few seeds."""
     cifar = sizes.train.data == "cifar10"
     small = common.Images("cifar10" if cifar else "mnist", 20)
-    changes = {"train": small, "test": replace(small, n=4 if cifar else 10, part="test"), "seeds": 1, "epochs": 1,
-               "adv_epochs": 1, "transferred": replace(small, n=10, part="test"), "cw_images": 2, "cw_iterations": 2, "neighbours": 1,
-               "networks": ("convnet",) if cifar else ("D",), "held_out": ("convnet",) if cifar else ("D",),
-               "static": ("convnet",), "sources": ("D", "C_tanh"), "conv": False, "options": (("batch_size", 20),)}
+    changes = {
+        "train": small, "test": replace(small, n=4 if cifar else 10, part="test"), "seeds": 1, "epochs": 1,
+        "adv_epochs": 1, "transferred": replace(small, n=10, part="test"), "cw_images": 2, "cw_iterations": 2,
+        "neighbours": 1, "networks": ("convnet",) if cifar else ("D",), "conv": False, "sources": ("D", "C_tanh"),
+        "held_out": ("convnet",) if cifar else ("D",), "static": ("convnet",), "options": (("batch_size", 20),)}
     return replace(sizes, **{f.name: changes[f.name] for f in fields(sizes) if f.name in changes})
 
 

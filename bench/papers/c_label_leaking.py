@@ -9,7 +9,7 @@ from ensadv_fast import attacks
 
 from . import mnist
 from .claims import claim, estimate, greater, less
-from .common import ADV, Group, Images, Lab, Result, Sizes, estimates, number, seeded
+from .common import ADV, Group, Images, Lab, Result, Sizes, differences, estimates, number, seeded
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,14 @@ def run(lab: Lab, sizes: Sizes) -> Result:
     result.block(f"Leaked labels of {n:,}: mean (each seed)", ["against FGSM, predicted label", "against Step-LL"],
                  counts)
     of = {key: g.label for key, g in groups.items()}
+    above = differences(every, lambda t: matrix.error("FGSM", t, t), matrix.clean_error, n)
     pairs = [(name, other) for name in sizes.networks for other in ("predicted", "least likely")]
     result.claims = [
         claim("Training with the true label leaks it: adversarial error falls below clean error",
               "paper 2, section 4.2 (ImageNet)", "V",
-              [less(f"{name}: FGSM against clean", error["FGSM"][of[name, "true"]], clean[of[name, "true"]])
-               for name in sizes.networks]),
+              [less(f"{name}: FGSM minus clean", above[of[name, "true"]], 0.0) for name in sizes.networks]),
         claim("On MNIST it does not: adversarial error stays above clean error", "paper 2, appendix", "V",
-              [greater(f"{name}: FGSM against clean", error["FGSM"][of[name, "true"]], clean[of[name, "true"]])
-               for name in sizes.networks]),
+              [greater(f"{name}: FGSM minus clean", above[of[name, "true"]], 0.0) for name in sizes.networks]),
         claim("Some labels do leak on MNIST (79 of 10,000)", "paper 2, appendix", "V",
               [greater(f"{name}: leaked, true label", leaked["FGSM, predicted label"][of[name, "true"]],
                        estimate([0.0], n), least=0.0) for name in sizes.networks]),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,17 +61,31 @@ def estimate(shares: Sequence[float], n: int, pooled: tuple[float, int] | None =
     Student's for the seeds, added in quadrature. pooled: a standard deviation from `spread` in place of these seeds'
     own, for two seeds tell nearly nothing. A single seed's interval is the images' alone."""
     value = float(np.mean(shares))
-    low, high = wilson(min(max(value, 0.0), 1.0), n)
-    sd, dof = pooled or spread([shares])
-    half = student(dof) * sd / math.sqrt(len(shares)) if dof else 0.0
-    return Estimate(value, max(0.0, value - math.hypot(value - low, half)),
-                    min(1.0, value + math.hypot(high - value, half)), n, len(shares))
+    e = _widened(Estimate(value, *wilson(value, n), n), shares, pooled)
+    return replace(e, low=max(0.0, e.low), high=min(1.0, e.high))
+
+
+def _widened(images: Estimate, values: Sequence[float], pooled: tuple[float, int] | None) -> Estimate:
+    """An estimate whose interval knows the images only, with what the seeds' values leave open."""
+    sd, dof = pooled or spread([values])
+    half = student(dof) * sd / math.sqrt(len(values)) if dof else 0.0
+    v = images.value
+    return replace(images, low=v - math.hypot(v - images.low, half), high=v + math.hypot(images.high - v, half),
+                   seeds=len(values))
 
 
 def column(groups: Sequence[Sequence[float]], n: int) -> list[Estimate]:
     """An estimate for each network of a table's column; where there are two seeds, with the whole column's spread."""
     pooled = spread(groups)
     return [estimate(g, n, pooled if len(g) == 2 else None) for g in groups]
+
+
+def gaps(firsts: Sequence[Sequence[float]], seconds: Sequence[Sequence[float]], n: int) -> list[Estimate]:
+    """As `column`, of first - second on the same networks: the seeds' spread is that of their differences."""
+    each = [[a - b for a, b in zip(f, s, strict=True)] for f, s in zip(firsts, seconds, strict=True)]
+    pooled = spread(each)
+    return [_widened(difference(estimate([float(np.mean(f))], n), estimate([float(np.mean(s))], n)), d,
+                     pooled if len(d) == 2 else None) for f, s, d in zip(firsts, seconds, each)]
 
 
 def accuracy(error: Estimate) -> Estimate:
@@ -106,26 +120,33 @@ class Finding:
     because: str
 
 
+def _estimate(value: Estimate | float) -> Estimate:
+    return value if isinstance(value, Estimate) else exactly(value)
+
+
+def _compared(what: str, a: Estimate, b: Estimate | float) -> str:
+    return f"{what}: {a} against " + (f"{b}, difference {difference(a, b)}" if isinstance(b, Estimate) else
+                                      f"{100 * b:.1f}")
+
+
 def greater(what: str, a: Estimate, b: Estimate | float, least: float = LEAST) -> Finding:
     """Is a > b? Reproduced where the difference's interval lies above 0, not reproduced where it lies below `least`."""
-    b = exactly(b) if isinstance(b, (int, float)) else b
-    d = difference(a, b)
+    d = difference(a, _estimate(b))
     verdict = REPRODUCED if d.low > 0 else NOT_REPRODUCED if d.high < least else UNDECIDED
-    return Finding(verdict, f"{what}: {a} against {b}, difference {d}")
+    return Finding(verdict, _compared(what, a, b))
 
 
 def less(what: str, a: Estimate, b: Estimate | float, least: float = LEAST) -> Finding:
     """Is a < b? As `greater`, the other way round."""
-    b = exactly(b) if isinstance(b, (int, float)) else b
-    return Finding(greater(what, b, a, least).verdict, f"{what}: {a} against {b}, difference {difference(a, b)}")
+    return Finding(greater(what, _estimate(b), a, least).verdict, _compared(what, a, b))
 
 
-def same(what: str, a: Estimate, b: Estimate, within: float) -> Finding:
+def same(what: str, a: Estimate, b: Estimate | float, within: float) -> Finding:
     """Do they differ by less than `within`? Reproduced where the whole interval says so, not where none of it does."""
-    d = difference(a, b)
+    d = difference(a, _estimate(b))
     verdict = (REPRODUCED if -within < d.low and d.high < within else
                NOT_REPRODUCED if d.low >= within or d.high <= -within else UNDECIDED)
-    return Finding(verdict, f"{what}: {a} against {b}, difference {d}, allowed {100 * within:.1f}")
+    return Finding(verdict, f"{_compared(what, a, b)}, allowed {100 * within:.1f}")
 
 
 def every(findings: Sequence[Finding]) -> str:

@@ -18,7 +18,7 @@ from torch import nn
 import ensadv_fast as ea
 from ensadv_fast import attacks, checkpoint, data, evaluate, ops, train
 
-from .claims import Estimate, column
+from .claims import Estimate, column, gaps
 
 # Caches know options, data and torch's version, not the package's code: raise this where a change of the code changes
 # numbers.
@@ -238,6 +238,13 @@ class Group:
 def estimates(groups: Sequence[Group], error: Callable[[str], float], n: int) -> dict[str, Estimate]:
     """By label, the estimate from the errors of the group's networks (by name)."""
     made = column([[error(name) for name in g.names] for g in groups], n)
+    return {g.label: e for g, e in zip(groups, made)}
+
+
+def differences(groups: Sequence[Group], first: Callable[[str], float], second: Callable[[str], float],
+                n: int) -> dict[str, Estimate]:
+    """By label, the estimate of first - second on the same networks."""
+    made = gaps(*([[error(name) for name in g.names] for g in groups] for error in (first, second)), n)
     return {g.label: e for g, e in zip(groups, made)}
 
 
