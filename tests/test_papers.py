@@ -93,6 +93,19 @@ def test_difference_and_ratio_cover_as_often_as_they_say():
     assert 930 <= inside <= 970 and 930 <= within <= 970
 
 
+def test_transfer_rate_counts_what_fooled_the_source():
+    table = importlib.import_module("papers.e_transfer")
+    wrong = {("a", "s", "s"): [1, 1, 1, 0], ("a", "s", "t"): [1, 0, 1, 1], ("a", "t", "t"): [0, 0, 0, 0],
+             ("a", "t", "s"): [1, 1, 1, 1]}
+    clean = {"s": [0, 0, 1, 0], "t": [0, 0, 0, 0]}
+    matrix = evaluate.TransferMatrix({k: np.array(v, bool) for k, v in wrong.items()},
+                                     {k: np.array(v, bool) for k, v in clean.items()})
+    rate = table.rate(matrix, "a", [("s", "t")])
+    assert (rate.value, rate.n, rate.low, rate.high) == (0.5, 2, *claims.wilson(0.5, 2))
+    nobody = table.rate(matrix, "a", [("t", "s")])
+    assert (nobody.low, nobody.high, nobody.n) == (0.0, 1.0, 0)
+
+
 # ------------------------------------------------------------------------------------------------ the lab
 
 
