@@ -152,11 +152,13 @@ def test_every_table_runs(lab, name, tmp_path, monkeypatch):
             static=(mnist.plain(sizes, "D", role="static"),)))
     result = table.run(lab, sizes)
     path = tmp_path / "papers_x.json"
-    common.write(path, name, "small", sizes, result, lab, {"machine": {"cpu": "x"}, "commit": "y"})
+    common.write(path, name, "small", sizes, result, lab, {
+        "machine": {"cpu": "x"}, "commit": "y", "load_before": [0.5]})
     written = json.loads(path.read_text())
     assert written["claims"] and {c["verdict"] for c in written["claims"]} <= {REPRODUCED, NOT_REPRODUCED, UNDECIDED}
     text = show.numbers(written)
     assert all(b["title"] in text for b in written["blocks"]) and "1 seed" in text
+    assert "1 seed" in show.claims(written) and "load average 0.5" in show.claims(written)
     assert show.claims(written).count("[V]") + show.claims(written).count("[M]") >= len(written["claims"])
     for block in written["blocks"]:
         for row in block["rows"]:
