@@ -193,7 +193,7 @@ class Lab:
     def _transfer(self, targets: Mapping[str, Net], s: str, source: Net | tuple[Net, ...], a: str,
                   attack: attacks.Attack, test: Images, as_it_is: bool) -> dict[str, np.ndarray]:
         networks = {t: self.network(net) for t, net in targets.items()}
-        self.say(f"{a} from {s} on {', '.join(targets)}")
+        self.say(f"{a} from {s} on {', '.join(targets) if len(targets) < 4 else f'{len(targets)} targets'}")
         if isinstance(source, tuple):
             crafting = ea.Ensemble([ea.Source(self.network(m)) for m in source])
         else:
