@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import ensadv_fast as ea
 from ensadv_fast import checkpoint, data, evaluate
 
 ROOT = Path(__file__).parent.parent
@@ -218,6 +219,15 @@ def test_an_identity_is_all_that_a_network_depends_on(lab):
 def test_defaults_leave_no_trace_in_fingerprints():
     assert common.essence(common.Images("digits")) == {"Images": {"data": "digits"}}
     assert common.essence(common.Images("digits", 5)) == {"Images": {"data": "digits", "n": 5}}
+
+
+def test_cw_takes_positions_in_the_data_set_where_samples_leave_early(lab):
+    split = lab.split(common.Images("mnist", 10, "test"))
+    x, y = split.batch(torch.arange(10))
+    d = lab.network(net())
+    attack = ea.cw_linf(0.3, max_iterations=4, check_every=1, learning_rate=0.1)
+    index = torch.arange(10)
+    assert torch.equal(attack(ea.Source(d), x, y, index=index), attack(ea.Source(d), x, y))
 
 
 def test_images_are_spread_over_the_file(lab):
