@@ -103,7 +103,7 @@ def accuracies(lab: Lab, sizes: SizesE, result: Result) -> None:
         result.claims.append(claim(
             f"Training on step l.l. protects against other one-step attacks ({a}): less than half of plain training's "
             "error", "paper 2, figure 3", "V",
-            [less(f"eps {EPSILONS[-1]}", last["AT (step l.l.)"], scaled(last["plain"], 0.5))]))
+            [less(f"error, eps {EPSILONS[-1]}", last["AT (step l.l.)"], scaled(last["plain"], 0.5))]))
 
 
 # Table 5, from memory: accuracy clean and at eps 16/255 after 90,000 steps.
@@ -140,7 +140,7 @@ def training_attacks(lab: Lab, sizes: SizesE, result: Result) -> None:
     result.block("Accuracy of D by the attack it was trained on", ["clean", *tried], [
         (g.label, g.size(lab, n), cells(a, g.label)) for a, g in zip(PAPER, groups)])
     by_fgsm = {a: error[f"FGSM, eps {EPSILONS[-1]}"][g.label] for a, g in zip(PAPER, groups)}
-    at = f"FGSM, eps {EPSILONS[-1]}"
+    at = f"error under FGSM, eps {EPSILONS[-1]}"
     result.claims += [
         claim("Training on FGSM with the true label leaks: accuracy under FGSM is above clean accuracy",
               "paper 2, table 5", "M", [less(at, by_fgsm["FGSM"], clean["trained on FGSM"])]),
