@@ -8,7 +8,7 @@ import numpy as np
 from ensadv_fast import attacks
 
 from . import mnist
-from .claims import claim, estimate, greater, less
+from .claims import claim, greater, less
 from .common import ADV, Group, Images, Lab, Result, Sizes, differences, estimates, number, seeded
 
 
@@ -69,9 +69,9 @@ def run(lab: Lab, sizes: Sizes) -> Result:
               [less(f"{name}: FGSM minus clean", above[of[name, "true"]], 0.0) for name in sizes.networks]),
         claim("On MNIST it does not: adversarial error stays above clean error", "paper 2, appendix", "V",
               [greater(f"{name}: FGSM minus clean", above[of[name, "true"]], 0.0) for name in sizes.networks]),
-        claim("Some labels do leak on MNIST (79 of 10,000)", "paper 2, appendix", "V",
-              [greater(f"{name}: leaked, true label", leaked["FGSM, predicted label"][of[name, "true"]],
-                       estimate([0.0], n), least=0.0) for name in sizes.networks]),
+        claim("Some labels do leak on MNIST (79 of 10,000); fewer than 10 are none", "paper 2, appendix", "V",
+              [greater(f"{name}: leaked, true label", leaked["FGSM, predicted label"][of[name, "true"]], 0.0,
+                       least=0.001) for name in sizes.networks]),
         claim("Training without the true label leaks less", "paper 2, section 4.2", "V",
               [less(f"{name}: leaked, {other} against true label", leaked["Step-LL"][of[name, other]],
                     leaked["Step-LL"][of[name, "true"]], least=0.001) for name, other in pairs])]
