@@ -1,5 +1,6 @@
 """The networks that whole attacks and training steps are timed on, with weights and statistics that are alive."""
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,31 +11,15 @@ from torch import Tensor, nn
 
 from ensadv_fast.models import mnist_a
 
+sys.path.append(str(Path(__file__).parent))
+from papers.networks import resnet18  # noqa: E402
+
 BUILD = Path(__file__).parent.parent / "build" / "networks"
-
-
-class _Block(nn.Module):
-    def __init__(self, inner: int, outer: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outer)
-        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outer)
-        self.shortcut = nn.Sequential() if inner == outer else nn.Sequential(
-            nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.shortcut(x))
 
 
 def cifar_resnet18() -> nn.Module:
     """ResNet-18 as CIFAR repositories have it: a 3x3 stem, no max-pooling."""
-    widths = [64, 64, 128, 256, 512]
-    layers = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    for i, (inner, outer) in enumerate(zip(widths, widths[1:])):
-        layers += [_Block(inner, outer, 2 if i else 1), _Block(outer, outer, 1)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+    return resnet18()
 
 
 def _imagenet(name: str, **timm_only) -> Callable[[], nn.Module]:

@@ -1,4 +1,5 @@
-"""Writes README.md's tables from bench/results/: `python bench/report.py`; `--check` only compares."""
+"""Writes the tables of README.md and bench/papers/TABLES.md from bench/results/: `python bench/report.py`; `--check` only
+compares."""
 import json
 import statistics
 import sys
@@ -7,6 +8,9 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "bench"))
+from papers import show  # noqa: E402
+
 RESULTS = ROOT / "bench" / "results"
 NONE = "-"
 
@@ -258,16 +262,19 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "ensemble_linear_cpu": ("ensemble_linear_cpu.json", lambda: ensemble_linear("ensemble_linear_cpu.json")),
     "ensemble_linear_cuda": ("ensemble_linear_cuda.json", lambda: ensemble_linear("ensemble_linear_cuda.json")),
     "tested": ("tested_versions.json", tested),
+    **{f"papers_{t}": (f"papers_{t}.json", lambda t=t: show.claims(load(f"papers_{t}.json"))) for t in "abcdefgh"},
 }
+NUMBERS = {f"papers_{t}": (f"papers_{t}.json", lambda t=t: show.numbers(load(f"papers_{t}.json"))) for t in "abcdefgh"}
+DOCUMENTS = {ROOT / "README.md": TABLES, ROOT / "bench" / "papers" / "TABLES.md": NUMBERS}
 
 
-def rendered(text: str) -> str:
-    """README.md with its tables made anew. Results that are there must be shown, and nothing else may be."""
-    for name, (file, make) in TABLES.items():
+def rendered(text: str, tables: dict[str, tuple[str, Callable[[], str]]] = TABLES) -> str:
+    """A document with its tables made anew. Results that are there must be shown, and nothing else may be."""
+    for name, (file, make) in tables.items():
         begin, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
         shown = text.count(begin)
         if shown != int((RESULTS / file).exists()):
-            raise ValueError(f"README.md has {shown} tables {name}, and bench/results/{file} "
+            raise ValueError(f"the document has {shown} tables {name}, and bench/results/{file} "
                              f"{'is missing' if shown else 'exists'}")
         if shown:
             before, rest = text.split(begin)
@@ -276,13 +283,14 @@ def rendered(text: str) -> str:
 
 
 def main() -> int:
-    readme = ROOT / "README.md"
-    old = readme.read_text()
-    new = rendered(old)
-    if "--check" in sys.argv[1:]:
-        return int(old != new)
-    readme.write_text(new)
-    return 0
+    changed = False
+    for path, tables in DOCUMENTS.items():
+        old = path.read_text()
+        new = rendered(old, tables)
+        changed |= old != new
+        if "--check" not in sys.argv[1:]:
+            path.write_text(new)
+    return int(changed and "--check" in sys.argv[1:])
 
 
 if __name__ == "__main__":

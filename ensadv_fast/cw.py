@@ -75,9 +75,10 @@ class CwLinf(BaseAttack):
             for iteration in range(self.max_iterations):
                 raw = todo.clean + todo.change
                 point = raw.clamp(self.lo, self.hi)
-                given, rule = (y, self.rule) if labels is None else (labels[todo.rows], "true")
+                # The index belongs to the draw of labels, before any sample has left.
+                given, rule, at = (y, self.rule, index) if labels is None else (labels[todo.rows], "true", None)
                 passed = source.input_grad_unchecked(point, given, rule, self.targeted, "cw", self.kappa, label_key,
-                                                     index, rescale=False)
+                                                     at, rescale=False)
                 met = self._met(passed.logits, passed.labels)
                 if labels is None:
                     labels = passed.labels

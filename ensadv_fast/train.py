@@ -37,7 +37,7 @@ class Recipe:
     """How a model is trained adversarially. `suffix` names the result: D, D_adv, D_ens."""
 
     suffix: str = ""
-    attack: str | None = None  # a name in ATTACKS; None trains on clean images only
+    attack: str | attacks.Attack | None = None  # a name in ATTACKS, or any attack; None trains on clean images only
     rule: str | None = None  # the label the attack uses; None leaves the attack's own
     step: float | None = None  # in units of eps, of iterative attacks
     steps: int | None = None
@@ -260,9 +260,10 @@ def make_adversary(run: Run, job: Job, model: nn.Module, total: int) -> Ensemble
     config, r = run.config, job.recipe
     if r.attack is None:
         return EnsembleAdversary(model, fraction=0.0, key=ops.fresh_key("cpu", job.seed))
+    attack = r.attack if not isinstance(r.attack, str) else make_attack(
+        r.attack, config.eps, alpha=config.alpha, step=r.step, steps=r.steps, rule=r.rule)
     return EnsembleAdversary(
-        model, [make_source(config, run.build(s, config.download), r.crafting) for s in job.static],
-        make_attack(r.attack, config.eps, alpha=config.alpha, step=r.step, steps=r.steps, rule=r.rule),
+        model, [make_source(config, run.build(s, config.download), r.crafting) for s in job.static], attack,
         fraction=r.fraction, mix=r.mix, select=r.select, crafting=r.crafting, start_step=round(r.delay * total),
         eps_dist=None if r.eps_dist == "fixed" else EpsDistribution(config.eps, r.eps_dist),
         key=ops.fresh_key("cpu", derive_seed(job.seed, "adversary")))
