@@ -6,10 +6,9 @@
 //
 // Wider numbers are sums of bfloat16 numbers, their parts: a half precision one of two, a float of three, each the
 // rounded rest of those before it. The product of two numbers is the sum of their parts' products. Of a float's nine
-// the three smallest, 2^-26 of the largest in the worst case and no more than float32 rounds away, are left out. So
-// parts give what float32 sums of float32 products give, at four and six tile products for each. (Henry, Tang,
-// Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations, 2019.) Tiles
-// take parts below 2^-126 for 0.
+// the three smallest are left out: 2^-23 of the product at the very most, of either sign, and on the average far below
+// what float32 sums round away. (Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype For
+// Higher-Precision Computations, 2019.) Tiles take parts below 2^-126 for 0.
 #include "amx.h"
 
 #include <algorithm>
@@ -33,13 +32,17 @@ constexpr int kStep = 32;                      // numbers in a row of a tile: wh
 constexpr int kTileSize = kTile * kStep;       // numbers in a tile
 constexpr int kBlock = 2 * kTile;              // rows and columns that are multiplied together, 2 x 2 tiles
 constexpr int kAllSteps = 16;                  // of all parts, whose panel of weights, 32 KiB, stays in the L1 cache
-constexpr int kGroup = 4;                      // blocks whose columns are read together: one block's are 64 bytes of
-                                               // each row, and memory would rather give more of a row at once
+constexpr int kAhead = 8;                      // rows of weights that are fetched before they are paired: each is in
+                                               // another page, which the processor does not foresee
 constexpr int kAllRows = 512;                  // of a that are multiplied at once: they and their sums stay in the L2
 static_assert(kBlock == kLinearBlock);
 
 template <class T>
 constexpr int kParts = sizeof(T) == 4 ? 3 : std::is_same_v<T, half_t> ? 2 : 1;
+// Blocks whose columns are read together: one block's are 64 or 128 bytes of each row, and memory would rather give
+// more of a row at once.
+template <class T>
+constexpr int kGroup = kParts<T> == 1 ? 4 : 8;
 template <class T>
 constexpr int kSteps = kAllSteps / kParts<T>;
 template <class T>
@@ -311,6 +314,12 @@ ENSADV_AMX bool copy_pairs(const T* src, int64_t pitch, int64_t inner, int width
     uint16_t* to = dst + pair / kTile * kParts<T> * kTileSize + pair % kTile * kStep;
     for (int c = 0; c < width; c += kBlock, to += 2 * row_of_tiles) {
       const __mmask32 lanes = first_lanes(width - c);
+      if (i + 1 + kAhead < inner)
+        for (int j = 0; j < kBlock; j += int(64 / sizeof(T))) {
+          const T* next = src + (i + kAhead) * pitch + c + j;
+          _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(next + pitch), _MM_HINT_T0);
+        }
       __m512i upper[kParts<T>], lower[kParts<T>];
       splitter.load_parts(src + i * pitch + c, i < inner ? lanes : 0, upper);
       splitter.load_parts(src + (i + 1) * pitch + c, i + 1 < inner ? lanes : 0, lower);
@@ -387,7 +396,7 @@ class Blocks {
   Blocks(const LinearArgs& args, int first_row, int rows)
       : args_(args), first_row_(first_row), rows_(rows), steps_((args.inner + kStep - 1) / kStep),
         padded_((rows + kBlock - 1) / kBlock * kBlock),
-        at_once_(args.turned || kParts<T> > 1 ? kGroup : 1),
+        at_once_(args.turned || kParts<T> > 1 ? kGroup<T> : 1),
         panel_size_(int64_t(padded_) * steps_ * kParts<T> * kStep), sums_(int64_t(padded_) * kBlock * at_once_),
         weights_(int64_t(kBlock) * kSteps<T> * kParts<T> * kStep * at_once_),
         panels_((args.reduce ? args.members : 1) * panel_size_) {}
