@@ -161,8 +161,38 @@ def test_nan_passes_the_activation_and_only_where_it_is_kept(dtype):
     assert np.isnan(values(backward.run()[0], dtype).reshape(2, 20)[0]).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("flags", [{"act": True, "bias": True}, {"shared": True}, {"turned": True, "keep": True},
                                    {"turned": True, "reduce": True}], ids=lambda f: "-".join(f))
-def test_more_rows_than_are_multiplied_at_once(flags):
-    product = Product(np.random.default_rng(0), "bfloat16", 2, 1100, 150, 70, **flags)
+def test_more_rows_than_are_multiplied_at_once(dtype, flags):
+    product = Product(np.random.default_rng(0), dtype, 2, 1100, 150, 70, **flags)
     product.check(*product.run([kernels.Range(threads=2)]))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_all_digits_count(dtype, turned):
+    """One number of each row, by 1: nothing is lost where numbers are taken apart, up to the ends of their range."""
+    product = Product(np.random.default_rng(0), dtype, 1, 40, 40, 40, turned=turned)
+    rng, top = np.random.default_rng(1), {"float32": 3.3e38, "float16": 65504.0}[dtype]
+    wanted = rng.normal(size=(40, 40)) * 10.0 ** rng.integers(-4, 5, (40, 40))
+    wanted[0, :2], wanted[1, :2] = [top, -top], [2.0**-24, -3 * 2.0**-24]
+    one, many = cast(np.eye(40), dtype).reshape(1, 40, 40), cast(wanted, dtype).reshape(1, 40, 40)
+    for product.a, product.b, turn in ((many, one, False), (one, many, not turned)):
+        out, expected = values(product.run()[0], dtype).reshape(40, 40), values(many[0], dtype).reshape(40, 40)
+        assert np.array_equal(out, expected.T if turn else expected)
+
+
+@pytest.mark.parametrize("where", ["a", "b"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_infinite_numbers(dtype, where):
+    """What an infinite number meets is infinite, or NaN where it meets 0 or its opposite; the rest is as ever."""
+    product = Product(np.random.default_rng(0), dtype, 1, 5, 40, 50, act=True)
+    target = getattr(product, where)
+    target[0, 2, 7] = cast(np.array([INF]), dtype)[0]
+    got = values(product.run()[0], dtype).reshape(5, 40)
+    with np.errstate(invalid="ignore"):
+        wanted = product.wanted()[0][0]
+    assert np.array_equal(np.isinf(got), np.isinf(wanted)) and np.isinf(got).any() and not np.isnan(got).any()
+    finite = np.isfinite(wanted)
+    assert np.allclose(got[finite], wanted[finite], rtol=2 * ROUNDING[dtype], atol=1e-4)

@@ -22,9 +22,8 @@ WIDE = 1500
 # Up to how many products of two numbers our own kernel is the faster, else torch's with a pass of ours for bias and
 # ReLU; measured by bench/ensemble_linear.py. What is not here is always ours.
 OURS_UP_TO = {case: 2**21 for case in CASES if case[0] == "cpu"}
-if torch.cpu._is_amx_tile_supported():  # where bfloat16 has a kernel of its own
-    OURS_UP_TO = {case: most for case, most in OURS_UP_TO.items() if case[1] != torch.bfloat16}
-    OURS_UP_TO["cpu", torch.bfloat16, "gradient", True] = 3 * 2**27
+if torch.cpu._is_amx_tile_supported():  # which our kernel uses for all three dtypes
+    OURS_UP_TO = {("cpu", torch.bfloat16, "gradient", True): 9 * 2**25}
 
 
 def ensemble_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *,
@@ -42,16 +41,19 @@ def ensemble_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *,
         y > 0, bits beyond the last output are 0; None where `act` is None. No autograd history:
         :func:`ensemble_linear_grad` takes the mask. Sums are float32's, also those of 16-bit numbers, which are
         rounded once, at the end; float32 is never narrowed to TF32, whatever torch is set to, where our kernel runs.
-        NaN passes the ReLU, with its bit 0. On the CPU bfloat16 is multiplied by the processor's tiles (AMX) where
-        it has them; other large products are `torch.bmm`'s, with bias, ReLU and mask in one pass of ours. Which is
-        faster was measured (bench/ensemble_linear.py).
+        NaN passes the ReLU, with its bit 0. On a CPU with tiles (AMX) numbers are multiplied by these, float16 and
+        float32 as sums of two and three bfloat16 parts: no less exact than products of floats, but what is below
+        2^-126 counts as 0 there. On other CPUs large products are `torch.bmm`'s, with bias, ReLU and mask in one pass
+        of ours. Which is faster was measured (bench/ensemble_linear.py).
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if act in ACTS and check.direct(x, weight, bias) and _fit(x, weight) and (
-            bias is None or bias.dtype == x.dtype and bias.shape == weight.shape[:2] and bias.device == x.device):
-        return _linear(x, weight, bias, act)
+    if act in ACTS and check.direct(x, weight, bias) and x.dim() > 1 and weight.dim() == 3 and _ours(
+            x, "forward", weight, x.shape[-2]):
+        y, mask = _results(x, weight, act)
+        if check.tried(call, x, weight, bias, y, mask):
+            return y, mask
     op = "ensemble_linear"
     x, weight = _operands(op, "x", x, weight, "[K, B, I] or [B, I]", (2, 3))
     if not _fit(x, weight):
@@ -76,14 +78,11 @@ def _fit(x: Tensor, weight: Tensor) -> bool:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, act: str | None) -> tuple[Tensor, Tensor | None]:
-    members, outputs, inner = weight.shape
-    batch = x.shape[-2]
-    y = x.new_empty(members, batch, outputs)
-    mask = None if act is None else x.new_empty(members, batch, -(-outputs // 8), dtype=torch.uint8)
-    if _ours(x, "forward", inner, members * batch * outputs * inner):
+    y, mask = _results(x, weight, act)
+    if _ours(x, "forward", weight, x.shape[-2]):
         call(x, weight, bias, y, mask)
         return y, mask
-    x = x.expand(members, -1, -1) if x.dim() == 2 else x
+    x = x.expand(len(weight), -1, -1) if x.dim() == 2 else x
     # `out=` also keeps autocast away, which would narrow float32.
     if bias is not None and x.dtype != torch.float32:  # 16-bit sums are rounded once only with the bias in them
         torch.baddbmm(bias[:, None], x, weight.mT, out=y)
@@ -93,6 +92,14 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, act: str | None) -> 
     if bias is not None or mask is not None:
         call_act(bias, y, mask)
     return y, mask
+
+
+def _results(x: Tensor, weight: Tensor, act: str | None) -> tuple[Tensor, Tensor | None]:
+    """Memory for y and, with an activation, its mask."""
+    members, outputs, _ = weight.shape
+    batch = x.shape[-2]
+    y = x.new_empty(members, batch, outputs)
+    return y, None if act is None else x.new_empty(members, batch, -(-outputs // 8), dtype=torch.uint8)
 
 
 def ensemble_linear_grad(grad: Tensor, weight: Tensor, mask: Tensor | None, *, reduce: bool = False) -> Tensor:
@@ -111,10 +118,11 @@ def ensemble_linear_grad(grad: Tensor, weight: Tensor, mask: Tensor | None, *, r
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if check.direct(grad, weight, mask) and _fit_back(grad, weight) and (
-            mask is None or mask.dtype == torch.uint8 and mask.shape == _mask_shape(grad)
-            and mask.device == grad.device):
-        return _gradient(grad, weight, mask, reduce)
+    if check.direct(grad, weight, mask) and grad.dim() == weight.dim() == 3 and _ours(
+            grad, "gradient", weight, grad.shape[1]):
+        out = _result(grad, weight, reduce)
+        if check.tried(call_grad, grad, weight, mask, out):
+            return out
     op = "ensemble_linear_grad"
     grad, weight = _operands(op, "grad", grad, weight, "[K, B, O]", (3,))
     if not _fit_back(grad, weight):
@@ -138,9 +146,8 @@ def _fit_back(grad: Tensor, weight: Tensor) -> bool:
 
 
 def _gradient(grad: Tensor, weight: Tensor, mask: Tensor | None, reduce: bool) -> Tensor:
-    (members, batch, outputs), inner = grad.shape, weight.shape[2]
-    out = grad.new_empty(batch, inner) if reduce else grad.new_empty(members, batch, inner)
-    if _ours(grad, "gradient", inner, members * batch * outputs * inner):
+    out = _result(grad, weight, reduce)
+    if _ours(grad, "gradient", weight, grad.shape[1]):
         call_grad(grad, weight, mask, out)
         return out
     if mask is not None:
@@ -148,8 +155,14 @@ def _gradient(grad: Tensor, weight: Tensor, mask: Tensor | None, reduce: bool) -
         call_act_grad(grad, mask, kept)
         grad = kept
     if reduce:  # one product over outputs and members, so that 16-bit numbers are rounded once
-        return torch.mm(grad.transpose(0, 1).reshape(batch, -1), weight.view(-1, inner), out=out)
+        return torch.mm(grad.transpose(0, 1).reshape(grad.shape[1], -1), weight.view(-1, weight.shape[2]), out=out)
     return torch.bmm(grad, weight, out=out)
+
+
+def _result(grad: Tensor, weight: Tensor, reduce: bool) -> Tensor:
+    """Memory for the gradient by x."""
+    (members, batch, _), inner = grad.shape, weight.shape[2]
+    return grad.new_empty(batch, inner) if reduce else grad.new_empty(members, batch, inner)
 
 
 def _mask_shape(y: Tensor) -> tuple[int, int, int]:
@@ -172,9 +185,9 @@ def _operands(op: str, name: str, x, weight, shape: str, dims: tuple[int, ...]) 
     return x.contiguous(), weight.contiguous()
 
 
-def _ours(x: Tensor, direction: str, inner: int, products: int) -> bool:
-    most = OURS_UP_TO.get((x.device.type, x.dtype, direction, inner >= WIDE))
-    return most is None or products <= most
+def _ours(x: Tensor, direction: str, weight: Tensor, batch: int) -> bool:
+    most = OURS_UP_TO.get((x.device.type, x.dtype, direction, weight.shape[2] >= WIDE))
+    return most is None or weight.numel() * batch <= most
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, *,

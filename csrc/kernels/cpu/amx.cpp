@@ -3,6 +3,12 @@
 // chapter 18). So one operand is copied as it is, row by row, and the other in pairs. Weights are the larger one, and
 // each of their elements meets only the batch: forward it is they that are copied as they are (the product is then
 // that of weight and x^T, and tiles of results are turned on their way out), backward they are paired row by row.
+//
+// Wider numbers are sums of bfloat16 numbers, their parts: a half precision one of two, a float of three, each the
+// rounded rest of those before it. The product of two numbers is the sum of their parts' products. Of a float's nine
+// the three smallest are left out: 2^-23 of the product at the very most, of either sign, and on the average far below
+// what float32 sums round away. (Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype For
+// Higher-Precision Computations, 2019.) Tiles take parts below 2^-126 for 0.
 #include "amx.h"
 
 #include <algorithm>
@@ -10,6 +16,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 #if defined(__x86_64__) && defined(__linux__)
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC's own header leaves undefined what is not used
@@ -24,11 +31,33 @@ constexpr int kTile = 16;                      // rows of a tile, and floats in 
 constexpr int kStep = 32;                      // numbers in a row of a tile: what one instruction sums over
 constexpr int kTileSize = kTile * kStep;       // numbers in a tile
 constexpr int kBlock = 2 * kTile;              // rows and columns that are multiplied together, 2 x 2 tiles
-constexpr int kSteps = 16;                     // whose panel of weights, 32 KiB, stays in the L1 cache
-constexpr int kGroup = 4;                      // blocks whose columns are read together: one block's are 64 bytes of
-                                               // each row, and memory would rather give more of a row at once
-constexpr int kRows = 512;                     // of a that are multiplied at once: they and their sums stay in the L2
+constexpr int kAllSteps = 16;                  // of all parts, whose panel of weights, 32 KiB, stays in the L1 cache
+constexpr int kAhead = 8;                      // rows of weights that are fetched before they are paired: each is in
+                                               // another page, which the processor does not foresee
+constexpr int kAllRows = 512;                  // of a that are multiplied at once: they and their sums stay in the L2
 static_assert(kBlock == kLinearBlock);
+
+template <class T>
+constexpr int kParts = sizeof(T) == 4 ? 3 : std::is_same_v<T, half_t> ? 2 : 1;
+// Blocks whose columns are read together: one block's are 64 or 128 bytes of each row, and memory would rather give
+// more of a row at once.
+template <class T>
+constexpr int kGroup = kParts<T> == 1 ? 4 : 8;
+template <class T>
+constexpr int kSteps = kAllSteps / kParts<T>;
+template <class T>
+constexpr int kRows = kParts<T> == 1 ? kAllRows : kAllRows / 2;
+
+// Which parts are multiplied: small products first, and each next to one that it shares a part with.
+struct Product {
+  int left, right;
+};
+template <int parts>
+constexpr Product kProducts[1] = {{0, 0}};
+template <>
+constexpr Product kProducts<2>[4] = {{0, 1}, {1, 1}, {1, 0}, {0, 0}};
+template <>
+constexpr Product kProducts<3>[6] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {2, 0}, {0, 0}};
 
 struct alignas(64) Configuration {
   uint8_t palette = 0, start_row = 0, reserved[14] = {};
@@ -65,10 +94,14 @@ class Tiles {
 #define ENSADV_TILE_MULTIPLY(sum, left, right) \
   asm volatile("tdpbf16ps %%tmm" #right ", %%tmm" #left ", %%tmm" #sum ::)
 
-// sums [kBlock, kBlock] = or += left @ right: two rows of tiles each, `pitch` numbers apart.
+// sums [kBlock, kBlock] = or += left @ right: two rows of tiles each, `pitch` numbers apart, the parts of a step one
+// after another.
+template <int parts>
 void multiply(const uint16_t* left, int64_t left_pitch, const uint16_t* right, int64_t right_pitch, int steps,
               bool add, float* sums) {
   constexpr int kPitch = kBlock * sizeof(float);
+  constexpr auto& products = kProducts<parts>;
+  constexpr int kCount = sizeof(products) / sizeof(Product);
   float* lower = sums + kTile * kBlock;
   if (add) {
     ENSADV_TILE_LOAD(0, sums, kPitch);
@@ -81,15 +114,21 @@ void multiply(const uint16_t* left, int64_t left_pitch, const uint16_t* right, i
     ENSADV_TILE_ZERO(2);
     ENSADV_TILE_ZERO(3);
   }
-  for (int s = 0; s < steps; ++s, left += kTileSize, right += kTileSize) {
-    ENSADV_TILE_LOAD(4, left, 64);
-    ENSADV_TILE_LOAD(6, right, 64);
-    ENSADV_TILE_MULTIPLY(0, 4, 6);
-    ENSADV_TILE_LOAD(7, right + right_pitch, 64);
-    ENSADV_TILE_MULTIPLY(1, 4, 7);
-    ENSADV_TILE_LOAD(5, left + left_pitch, 64);
-    ENSADV_TILE_MULTIPLY(2, 5, 6);
-    ENSADV_TILE_MULTIPLY(3, 5, 7);
+  for (int s = 0; s < steps; ++s, left += parts * kTileSize, right += parts * kTileSize) {
+#pragma GCC unroll 6
+    for (int p = 0; p < kCount; ++p) {
+      const bool new_left = p == 0 || products[p].left != products[p - 1].left;
+      const bool new_right = p == 0 || products[p].right != products[p - 1].right;
+      const uint16_t *upper_left = left + products[p].left * kTileSize, *first = right + products[p].right * kTileSize;
+      if (new_left) ENSADV_TILE_LOAD(4, upper_left, 64);
+      if (new_right) ENSADV_TILE_LOAD(6, first, 64);
+      ENSADV_TILE_MULTIPLY(0, 4, 6);
+      if (new_right) ENSADV_TILE_LOAD(7, first + right_pitch, 64);
+      ENSADV_TILE_MULTIPLY(1, 4, 7);
+      if (new_left) ENSADV_TILE_LOAD(5, upper_left + left_pitch, 64);
+      ENSADV_TILE_MULTIPLY(2, 5, 6);
+      ENSADV_TILE_MULTIPLY(3, 5, 7);
+    }
   }
   ENSADV_TILE_STORE(0, sums, kPitch);
   ENSADV_TILE_STORE(1, sums + kTile, kPitch);
@@ -122,6 +161,92 @@ ENSADV_AMX inline void turn(__m512i (&r)[kTile]) {
   }
 }
 
+ENSADV_AMX inline __m512 widened(__m256i v) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+}
+
+// kStep numbers as floats; 0 in other lanes.
+ENSADV_AMX inline void load(const bfloat_t* src, __mmask32 lanes, __m512 (&v)[2]) {
+  const __m512i bits = _mm512_maskz_loadu_epi16(lanes, src);
+  v[0] = widened(_mm512_castsi512_si256(bits));
+  v[1] = widened(_mm512_extracti64x4_epi64(bits, 1));
+}
+ENSADV_AMX inline void load(const half_t* src, __mmask32 lanes, __m512 (&v)[2]) {
+  const __m512i bits = _mm512_maskz_loadu_epi16(lanes, src);
+  v[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(bits));
+  v[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(bits, 1));
+}
+ENSADV_AMX inline void load(const float* src, __mmask32 lanes, __m512 (&v)[2]) {
+  v[0] = _mm512_maskz_loadu_ps(__mmask16(lanes), src);
+  v[1] = _mm512_maskz_loadu_ps(__mmask16(lanes >> kTile), src + kTile);
+}
+
+// Rounded, to memory; and which are positive then, of all lanes.
+ENSADV_AMX inline __mmask32 store(const __m512 (&v)[2], __mmask32 lanes, bfloat_t* out) {
+  const __m512i y = (__m512i)_mm512_cvtne2ps_pbh(v[1], v[0]);
+  _mm512_mask_storeu_epi16(out, lanes, y);
+  return _mm512_cmpgt_epi16_mask(y, _mm512_setzero_si512()) & _mm512_cmple_epi16_mask(y, _mm512_set1_epi16(0x7f80));
+}
+ENSADV_AMX inline __mmask32 store(const __m512 (&v)[2], __mmask32 lanes, half_t* out) {
+  const __m512i y = _mm512_inserti64x4(
+      _mm512_castsi256_si512(_mm512_cvtps_ph(v[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)),
+      _mm512_cvtps_ph(v[1], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), 1);
+  _mm512_mask_storeu_epi16(out, lanes, y);
+  return _mm512_cmpgt_epi16_mask(y, _mm512_setzero_si512()) & _mm512_cmple_epi16_mask(y, _mm512_set1_epi16(0x7c00));
+}
+ENSADV_AMX inline __mmask32 store(const __m512 (&v)[2], __mmask32 lanes, float* out) {
+  _mm512_mask_storeu_ps(out, __mmask16(lanes), v[0]);
+  _mm512_mask_storeu_ps(out + kTile, __mmask16(lanes >> kTile), v[1]);
+  const __m512 zero = _mm512_setzero_ps();
+  return _mm512_cmp_ps_mask(v[0], zero, _CMP_GT_OQ) | __mmask32(_mm512_cmp_ps_mask(v[1], zero, _CMP_GT_OQ)) << kTile;
+}
+
+// Takes numbers apart, and notices those that cannot be: an infinite part times another's 0 would be NaN.
+template <class T>
+class Splitter {
+ public:
+  ENSADV_AMX Splitter() : largest_(_mm512_setzero_si512()) {
+    alignas(64) uint16_t upper[kStep];
+    for (int j = 0; j < kStep; ++j) upper[j] = uint16_t(2 * j + 1);
+    upper_ = _mm512_load_si512(upper);
+  }
+
+  ENSADV_AMX void load_parts(const T* src, __mmask32 lanes, __m512i (&part)[kParts<T>]) {
+    if constexpr (kParts<T> == 1) {
+      part[0] = _mm512_maskz_loadu_epi16(lanes, src);
+    } else {
+      __m512 v[2];
+      load(src, lanes, v);
+#pragma GCC unroll 2
+      for (int p = 0; p + 1 < kParts<T>; ++p) {
+        const __m512i left = rounded(v[0]), right = rounded(v[1]);
+        if (p == 0)  // without their signs
+          largest_ = _mm512_max_epu32(largest_, _mm512_max_epu32(_mm512_add_epi32(left, left),
+                                                                 _mm512_add_epi32(right, right)));
+        part[p] = _mm512_permutex2var_epi16(left, upper_, right);
+        v[0] = _mm512_sub_ps(v[0], _mm512_castsi512_ps(left));
+        v[1] = _mm512_sub_ps(v[1], _mm512_castsi512_ps(right));
+      }
+      part[kParts<T> - 1] =
+          _mm512_permutex2var_epi16(_mm512_castps_si512(v[0]), upper_, _mm512_castps_si512(v[1]));
+    }
+  }
+
+  // Were all parts so far finite? (A NaN's may be: the last one of them is NaN.)
+  ENSADV_AMX bool finite() const {
+    return !_mm512_cmpge_epu32_mask(largest_, _mm512_set1_epi32(int(0xff000000u)));
+  }
+
+ private:
+  // To 8 significant bits, halves away from 0.
+  ENSADV_AMX static __m512i rounded(__m512 v) {
+    return _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000)),
+                            _mm512_set1_epi32(int(0xffff0000u)));
+  }
+
+  __m512i largest_, upper_;
+};
+
 // Bits [first, first + kStep) of a row's mask.
 ENSADV_HD __mmask32 kept_lanes(const uint8_t* keep, int64_t first, int64_t inner) {
   uint32_t bits = 0;
@@ -129,38 +254,52 @@ ENSADV_HD __mmask32 kept_lanes(const uint8_t* keep, int64_t first, int64_t inner
   return bits;
 }
 
-// Rows of `inner` numbers from `first` on, as they are: tiles of kTile rows, `steps` of them for each kTile rows.
-// Beyond the last row and the last number there are zeros.
-ENSADV_AMX void copy_rows(const uint16_t* src, int64_t inner, int rows, int padded, int64_t first, int steps,
+// Rows of `inner` numbers from `first` on, as they are: tiles of kTile rows, `steps` of them, each in its parts, for
+// each kTile rows. Beyond the last row and the last number there are zeros. All three tell whether parts were finite.
+template <class T>
+ENSADV_AMX bool copy_rows(const T* src, int64_t inner, int rows, int padded, int64_t first, int steps,
                           const uint8_t* keep, uint16_t* dst) {
+  Splitter<T> splitter;
   for (int r = 0; r < padded; ++r) {
-    uint16_t* to = dst + int64_t(r / kTile) * steps * kTileSize + r % kTile * kStep;
-    for (int s = 0; s < steps; ++s, to += kTileSize) {
+    uint16_t* to = dst + int64_t(r / kTile) * steps * kParts<T> * kTileSize + r % kTile * kStep;
+    for (int s = 0; s < steps; ++s) {
       const int64_t i = first + int64_t(s) * kStep;
       __mmask32 lanes = r < rows ? first_lanes(int(std::min<int64_t>(inner - i, kStep))) : 0;
       if (keep && lanes) lanes &= kept_lanes(keep + r * bytes_of(inner), i, inner);
-      _mm512_store_si512(to, _mm512_maskz_loadu_epi16(lanes, src + r * inner + i));
+      __m512i part[kParts<T>];
+      splitter.load_parts(src + r * inner + i, lanes, part);
+      for (int p = 0; p < kParts<T>; ++p, to += kTileSize) _mm512_store_si512(to, part[p]);
     }
   }
+  return splitter.finite();
 }
 
 // The same rows as columns of pairs.
-ENSADV_AMX void copy_columns(const uint16_t* src, int64_t inner, int rows, int padded, int steps, uint16_t* dst) {
+template <class T>
+ENSADV_AMX bool copy_columns(const T* src, int64_t inner, int rows, int padded, int steps, uint16_t* dst) {
+  Splitter<T> splitter;
   for (int r = 0; r < padded; r += kTile)
-    for (int s = 0; s < steps; ++s, dst += kTileSize) {
+    for (int s = 0; s < steps; ++s) {
       const int64_t i = int64_t(s) * kStep;
       const __mmask32 lanes = first_lanes(int(std::min<int64_t>(inner - i, kStep)));
-      __m512i row[kTile];
-      for (int j = 0; j < kTile; ++j)
-        row[j] = _mm512_maskz_loadu_epi16(r + j < rows ? lanes : 0, src + (r + j) * inner + i);
-      turn(row);
-      for (int j = 0; j < kTile; ++j) _mm512_store_si512(dst + j * kStep, row[j]);
+      __m512i row[kParts<T>][kTile];
+      for (int j = 0; j < kTile; ++j) {
+        __m512i part[kParts<T>];
+        splitter.load_parts(src + (r + j) * inner + i, r + j < rows ? lanes : 0, part);
+        for (int p = 0; p < kParts<T>; ++p) row[p][j] = part[p];
+      }
+      for (int p = 0; p < kParts<T>; ++p, dst += kTileSize) {
+        turn(row[p]);
+        for (int j = 0; j < kTile; ++j) _mm512_store_si512(dst + j * kStep, row[p][j]);
+      }
     }
+  return splitter.finite();
 }
 
 // `width` columns of rows [first, first + steps * kStep) of `inner`, paired with the row below: two rows of tiles for
 // each kBlock columns.
-ENSADV_AMX void copy_pairs(const uint16_t* src, int64_t pitch, int64_t inner, int width, int64_t first, int steps,
+template <class T>
+ENSADV_AMX bool copy_pairs(const T* src, int64_t pitch, int64_t inner, int width, int64_t first, int steps,
                            uint16_t* dst) {
   alignas(64) uint16_t order[2][kStep];
   for (int j = 0; j < kStep; ++j) {
@@ -168,37 +307,44 @@ ENSADV_AMX void copy_pairs(const uint16_t* src, int64_t pitch, int64_t inner, in
     order[1][j] = uint16_t(order[0][j] + kTile);
   }
   const __m512i left = _mm512_load_si512(order[0]), right = _mm512_load_si512(order[1]);
-  const int64_t row_of_tiles = int64_t(steps) * kTileSize;
-  for (int p = 0; p < steps * kTile; ++p, dst += kStep) {
-    const int64_t i = first + 2 * p;
-    uint16_t* to = dst;
+  const int64_t row_of_tiles = int64_t(steps) * kParts<T> * kTileSize;
+  Splitter<T> splitter;
+  for (int pair = 0; pair < steps * kTile; ++pair) {
+    const int64_t i = first + 2 * pair;
+    uint16_t* to = dst + pair / kTile * kParts<T> * kTileSize + pair % kTile * kStep;
     for (int c = 0; c < width; c += kBlock, to += 2 * row_of_tiles) {
       const __mmask32 lanes = first_lanes(width - c);
-      const __m512i upper = _mm512_maskz_loadu_epi16(i < inner ? lanes : 0, src + i * pitch + c);
-      const __m512i lower = _mm512_maskz_loadu_epi16(i + 1 < inner ? lanes : 0, src + (i + 1) * pitch + c);
-      _mm512_store_si512(to, _mm512_permutex2var_epi16(upper, left, lower));
-      _mm512_store_si512(to + row_of_tiles, _mm512_permutex2var_epi16(upper, right, lower));
+      if (i + 1 + kAhead < inner)
+        for (int j = 0; j < kBlock; j += int(64 / sizeof(T))) {
+          const T* next = src + (i + kAhead) * pitch + c + j;
+          _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(next + pitch), _MM_HINT_T0);
+        }
+      __m512i upper[kParts<T>], lower[kParts<T>];
+      splitter.load_parts(src + i * pitch + c, i < inner ? lanes : 0, upper);
+      splitter.load_parts(src + (i + 1) * pitch + c, i + 1 < inner ? lanes : 0, lower);
+      for (int p = 0; p < kParts<T>; ++p) {
+        _mm512_store_si512(to + p * kTileSize, _mm512_permutex2var_epi16(upper[p], left, lower[p]));
+        _mm512_store_si512(to + p * kTileSize + row_of_tiles, _mm512_permutex2var_epi16(upper[p], right, lower[p]));
+      }
     }
   }
-}
-
-ENSADV_AMX inline __m512 widened(__m256i v) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+  return splitter.finite();
 }
 
 // One block's results to memory: `rows` rows of `width`.
+template <class T>
 struct Finish {
-  const uint16_t* bias;  // null: none
-  uint16_t* out;
-  uint8_t* mask;         // null: no activation
+  const T* bias;  // null: none
+  T* out;
+  uint8_t* mask;  // null: no activation
   int64_t cols;
   int width;
 
   ENSADV_AMX void run(const float* sums, bool turned, int rows) const {
     const __mmask32 lanes = first_lanes(width);
-    const __m512i more = _mm512_maskz_loadu_epi16(bias ? lanes : 0, bias);
-    const __m512 bias_left = widened(_mm512_castsi512_si256(more));
-    const __m512 bias_right = widened(_mm512_extracti64x4_epi64(more, 1));
+    __m512 more[2];
+    load(bias, bias ? lanes : 0, more);
     for (int first = 0; first < rows; first += kTile) {
       __m512i v[2][kTile];
       for (int half = 0; half < 2; ++half) {
@@ -207,28 +353,22 @@ struct Finish {
                                                 : sums + (first + j) * kBlock + half * kTile);
         if (turned) turn(v[half]);
       }
-      for (int j = 0; j < std::min(kTile, rows - first); ++j)
-        row(first + j, _mm512_castsi512_ps(v[0][j]), _mm512_castsi512_ps(v[1][j]), bias_left, bias_right, lanes);
+      for (int j = 0; j < std::min(kTile, rows - first); ++j) {
+        __m512 both[2] = {_mm512_castsi512_ps(v[0][j]), _mm512_castsi512_ps(v[1][j])};
+        row(first + j, both, more, lanes);
+      }
     }
   }
 
-  ENSADV_AMX void row(int64_t r, __m512 left, __m512 right, __m512 bias_left, __m512 bias_right,
-                      __mmask32 lanes) const {
+  ENSADV_AMX void row(int64_t r, __m512 (&v)[2], const __m512 (&more)[2], __mmask32 lanes) const {
     const __m512 zero = _mm512_setzero_ps();
-    if (bias) {
-      left = _mm512_add_ps(left, bias_left);
-      right = _mm512_add_ps(right, bias_right);
+    for (int half = 0; half < 2; ++half) {
+      if (bias) v[half] = _mm512_add_ps(v[half], more[half]);
+      if (mask)  // NaN is not below 0, and stays
+        v[half] = _mm512_mask_mov_ps(v[half], _mm512_cmp_ps_mask(v[half], zero, _CMP_LT_OQ), zero);
     }
-    if (mask) {  // NaN is not below 0, and stays
-      left = _mm512_mask_mov_ps(left, _mm512_cmp_ps_mask(left, zero, _CMP_LT_OQ), zero);
-      right = _mm512_mask_mov_ps(right, _mm512_cmp_ps_mask(right, zero, _CMP_LT_OQ), zero);
-    }
-    const __m512i y = (__m512i)_mm512_cvtne2ps_pbh(right, left);
-    _mm512_mask_storeu_epi16(out + r * cols, lanes, y);
-    if (!mask) return;
-    const __mmask32 positive = _mm512_cmpgt_epi16_mask(y, _mm512_setzero_si512()) &
-                               _mm512_cmple_epi16_mask(y, _mm512_set1_epi16(0x7f80)) & lanes;
-    memcpy(mask + r * bytes_of(cols), &positive, size_t(bytes_of(width)));
+    const __mmask32 positive = store(v, lanes, out + r * cols) & lanes;
+    if (mask) memcpy(mask + r * bytes_of(cols), &positive, size_t(bytes_of(width)));
   }
 };
 
@@ -250,23 +390,27 @@ class Scratch {
 
 // Blocks of columns of rows [first_row, first_row + rows), one after another or, of weights that are paired, some at
 // once.
+template <class T>
 class Blocks {
  public:
   Blocks(const LinearArgs& args, int first_row, int rows)
       : args_(args), first_row_(first_row), rows_(rows), steps_((args.inner + kStep - 1) / kStep),
         padded_((rows + kBlock - 1) / kBlock * kBlock),
-        at_once_(args.turned ? kGroup : 1), panel_size_(int64_t(padded_) * steps_ * kStep),
-        sums_(int64_t(padded_) * kBlock * at_once_), weights_(int64_t(kBlock) * kSteps * kStep * at_once_),
+        at_once_(args.turned || kParts<T> > 1 ? kGroup<T> : 1),
+        panel_size_(int64_t(padded_) * steps_ * kParts<T> * kStep), sums_(int64_t(padded_) * kBlock * at_once_),
+        weights_(int64_t(kBlock) * kSteps<T> * kParts<T> * kStep * at_once_),
         panels_((args.reduce ? args.members : 1) * panel_size_) {}
 
-  void run(int64_t begin, int64_t end) {
+  // False: something was not finite, and what was written is worth nothing.
+  bool run(int64_t begin, int64_t end) {
     const int64_t per_member = (args_.cols + kBlock - 1) / kBlock;
-    while (begin < end) {
+    while (begin < end && finite_) {
       const int64_t block = begin % per_member, blocks = std::min({end - begin, per_member - block, at_once_});
       const int first = int(block) * kBlock;
       run(begin / per_member, first, std::min(int(blocks) * kBlock, args_.cols - first));
       begin += blocks;
     }
+    return finite_;
   }
 
  private:
@@ -275,40 +419,40 @@ class Blocks {
     const int64_t begin = args_.reduce ? 0 : member, end = args_.reduce ? args_.members : member + 1;
     bool add = false;
     for (int64_t k = begin; k < end; ++k)
-      for (int s = 0; s < steps_; s += kSteps, add = true) multiply_steps(k, first, width, s, add);
+      for (int s = 0; s < steps_; s += kSteps<T>, add = true) multiply_steps(k, first, width, s, add);
     if (!add) std::fill_n(sums_.data(), int64_t(padded_) * kBlock * at_once_, 0.0f);  // a sum of nothing
     for (int row = 0; row < rows_; row += kBlock)
       for (int c = 0; c < width; c += kBlock) {
         const int64_t at = member * args_.batch + first_row_ + row;
         const int col = first + c;
-        const Finish finish{args_.bias.data ? words(args_.bias) + member * args_.cols + col : nullptr,
-                            static_cast<uint16_t*>(args_.out.data) + at * args_.cols + col,
-                            args_.mask ? args_.mask + at * bytes_of(args_.cols) + col / kMaskBits : nullptr,
-                            args_.cols, std::min(kBlock, width - c)};
+        const Finish<T> finish{args_.bias.data ? numbers(args_.bias) + member * args_.cols + col : nullptr,
+                               static_cast<T*>(args_.out.data) + at * args_.cols + col,
+                               args_.mask ? args_.mask + at * bytes_of(args_.cols) + col / kMaskBits : nullptr,
+                               args_.cols, std::min(kBlock, width - c)};
         finish.run(sums_of(c, row), !args_.turned, std::min(kBlock, rows_ - row));
       }
   }
 
   // What steps [s, s + kSteps) of the inner elements add.
   void multiply_steps(int64_t k, int first, int width, int s, bool add) {
-    const int steps = std::min(kSteps, steps_ - s);
-    const int64_t inner = int64_t(s) * kStep, here = int64_t(steps) * kTileSize, pitch = int64_t(steps_) * kTileSize;
-    if (args_.turned)
-      copy_pairs(words(args_.b) + k * args_.inner * args_.cols + first, args_.cols, args_.inner, width, inner, steps,
-                 weights_.data());
-    else
-      copy_rows(words(args_.b) + (k * args_.cols + first) * args_.inner, args_.inner, width, kBlock, inner, steps,
-                nullptr, weights_.data());
-    const uint16_t *panel = panel_of(k) + int64_t(s) * kTileSize, *weights = weights_.data();
+    constexpr int kNumbers = kParts<T> * kTileSize;  // in a step's tiles
+    const int steps = std::min(kSteps<T>, steps_ - s);
+    const int64_t inner = int64_t(s) * kStep, here = int64_t(steps) * kNumbers, pitch = int64_t(steps_) * kNumbers;
+    finite_ &= args_.turned ? copy_pairs(numbers(args_.b) + k * args_.inner * args_.cols + first, args_.cols,
+                                         args_.inner, width, inner, steps, weights_.data())
+                            : copy_rows(numbers(args_.b) + (k * args_.cols + first) * args_.inner, args_.inner, width,
+                                        (width + kBlock - 1) / kBlock * kBlock, inner, steps, nullptr,
+                                        weights_.data());
+    const uint16_t *panel = panel_of(k) + int64_t(s) * kNumbers, *weights = weights_.data();
     for (int c = 0; c < width; c += kBlock, weights += 2 * here)
       for (int row = 0; row < padded_; row += kBlock) {
         const uint16_t* rows = panel + row / kTile * pitch;
-        if (args_.turned) multiply(rows, pitch, weights, here, steps, add, sums_of(c, row));
-        else multiply(weights, here, rows, pitch, steps, add, sums_of(c, row));
+        if (args_.turned) multiply<kParts<T>>(rows, pitch, weights, here, steps, add, sums_of(c, row));
+        else multiply<kParts<T>>(weights, here, rows, pitch, steps, add, sums_of(c, row));
       }
   }
 
-  static const uint16_t* words(const In& in) { return static_cast<const uint16_t*>(in.data); }
+  static const T* numbers(const In& in) { return static_cast<const T*>(in.data); }
   float* sums_of(int c, int row) const { return sums_.data() + int64_t(c) * padded_ + row * kBlock; }
 
   // Member k's rows of a in tiles, made when they are first asked for; blocks come member after member.
@@ -317,10 +461,10 @@ class Blocks {
     if (k <= made_ || (args_.shared && made_ >= 0)) return panel;
     made_ = k;
     const int64_t row = k * args_.batch + first_row_;
-    const uint16_t* a = words(args_.a) + (args_.shared ? first_row_ : row) * args_.inner;
+    const T* a = numbers(args_.a) + (args_.shared ? first_row_ : row) * args_.inner;
     const uint8_t* keep = args_.keep ? args_.keep + row * bytes_of(args_.inner) : nullptr;
-    if (args_.turned) copy_rows(a, args_.inner, rows_, padded_, 0, steps_, keep, panel);
-    else copy_columns(a, args_.inner, rows_, padded_, steps_, panel);
+    finite_ &= args_.turned ? copy_rows(a, args_.inner, rows_, padded_, 0, steps_, keep, panel)
+                            : copy_columns(a, args_.inner, rows_, padded_, steps_, panel);
     return panel;
   }
 
@@ -328,6 +472,7 @@ class Blocks {
   const int first_row_, rows_, steps_, padded_;
   const int64_t at_once_, panel_size_;
   int64_t made_ = -1;
+  bool finite_ = true;
   const Scratch<float> sums_;
   const Scratch<uint16_t> weights_, panels_;
 };
@@ -348,16 +493,27 @@ bool has_amx() {
   return has;
 }
 
-void ensemble_linear_amx(const LinearArgs& args, int64_t begin, int64_t end) {
+template <class T>
+bool by_tiles(const LinearArgs& args, int64_t begin, int64_t end) {
   const Tiles tiles;
-  for (int row = 0; row < args.batch; row += kRows)
-    Blocks(args, row, std::min(kRows, args.batch - row)).run(begin, end);
+  bool finite = true;
+  for (int row = 0; row < args.batch && finite; row += kRows<T>)
+    finite = Blocks<T>(args, row, std::min(kRows<T>, args.batch - row)).run(begin, end);
+  return finite;
+}
+
+bool ensemble_linear_amx(const LinearArgs& args, int64_t begin, int64_t end) {
+  switch (args.out.dtype) {
+    case Dtype::bf16: return by_tiles<bfloat_t>(args, begin, end);
+    case Dtype::f16: return by_tiles<half_t>(args, begin, end);
+    default: return by_tiles<float>(args, begin, end);
+  }
 }
 
 }  // namespace ensadv
 #else
 namespace ensadv {
 bool has_amx() { return false; }
-void ensemble_linear_amx(const LinearArgs&, int64_t, int64_t) {}
+bool ensemble_linear_amx(const LinearArgs&, int64_t, int64_t) { return false; }
 }  // namespace ensadv
 #endif

@@ -205,8 +205,7 @@ class Blocks {
 
 void ensemble_linear_cpu(const LinearArgs& args, int64_t begin, int64_t end) {
   if (begin >= end || args.batch == 0) return;
-  if (args.out.dtype == Dtype::bf16 && has_amx()) ensemble_linear_amx(args, begin, end);
-  else ensemble_linear_plain_cpu(args, begin, end);
+  if (!has_amx() || !ensemble_linear_amx(args, begin, end)) ensemble_linear_plain_cpu(args, begin, end);
 }
 
 void ensemble_linear_plain_cpu(const LinearArgs& args, int64_t begin, int64_t end) {
