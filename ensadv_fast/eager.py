@@ -180,7 +180,7 @@ EAGER: dict[str, Callable] = {
 }
 # Cases for which there is nothing that users would write, and why.
 NO_EAGER = {
-    **dict.fromkeys(("act_grad-bits", "act_grad-slope", "act_grad-sum"),
+    **dict.fromkeys(("act_grad-bits", "act_grad-slope"),
                     "autograd keeps a ReLU's whole result for this, which is not among the arguments"),
     "split_key-split": "PyTorch's generators cannot be split: nobody derives keys from keys",
 }

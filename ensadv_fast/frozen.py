@@ -86,7 +86,7 @@ def _leaky_relu(x, negative_slope=0.01, inplace=False):
 
 
 def _add(x, other, inplace=False):
-    """The sum and its ReLU at once, and an alias of it."""
+    """The sum and its ReLU at once."""
     if (not _maskable(x, inplace) or type(other) is not Tensor
             or (x.shape, x.dtype) != (other.shape, other.dtype)):
         return NotImplemented
@@ -156,8 +156,7 @@ class FrozenPass(TorchFunctionMode):
 
     Args:
         joins: which sums go to a ReLU alone (:func:`ensadv_fast.rectify.join`): they are rectified as they are
-            added, in one pass over memory, and the ReLU then has nothing to do. Where the result goes two ways, to a
-            convolution and to the next sum or another convolution, the two gradients are added as they are masked.
+            added, in one pass over memory, and the ReLU then has nothing to do.
         packs: where the network's convolutions on the CPU find their weights in oneDNN's order; None: PyTorch's.
     """
 
@@ -166,21 +165,6 @@ class FrozenPass(TorchFunctionMode):
         self.packs = packs
         self.adds = (_ADDS if joins.fresh else {}) | (_ADDS_IN_PLACE if joins.over else {})
         self.rectified: Tensor | None = None
-        self.latest: Tensor | None = None  # the last of these sums, whose alias is for its second branch
-        self.alias: Tensor | None = None
-        self.branches = 0
-
-    def _branch(self, x):
-        """x as this branch is to see it: that very tensor, or its alias where it is a sum that goes a second way."""
-        if x is not self.latest or self.latest is None:
-            return x
-        self.branches += 1
-        if self.branches == 1:
-            return x
-        alias, self.latest, self.alias = self.alias, None, None
-        # Whoever changed it since, or listens to its gradient, means the tensor itself.
-        untouched = x.grad_fn is alias.grad_fn and x.is_set_to(alias) and not (x._backward_hooks or x.retains_grad)
-        return alias if untouched else x
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -194,16 +178,9 @@ class FrozenPass(TorchFunctionMode):
             if run is not None and not (adds and kwargs):
                 if func is torch.conv2d:
                     run = functools.partial(run, packs=self.packs)
-                    args = (*map(self._branch, args[:1]), *args[1:])
-                elif func in _ADDS:
-                    args = tuple(map(self._branch, args))
-                elif adds:  # the first of them is changed, and is the caller's own
-                    args = (args[0], *map(self._branch, args[1:]))
                 result = run(*args, **{"x" if k == "input" else k: v for k, v in kwargs.items()})
                 if result is not NotImplemented:
                     if adds:
-                        result, self.alias = result
-                        self.rectified = self.latest = result
-                        self.branches = 0
+                        self.rectified = result
                     return result
         return func(*args, **kwargs)

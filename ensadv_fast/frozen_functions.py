@@ -56,9 +56,6 @@ class Convolution(Function):
 class Relu(Function):
     """relu(x + residual), of 2 to 5 dimensions: keeps one bit an element. `inplace`: in x's memory.
 
-    With a residual it comes twice, as itself and as an alias of it. Who gives one to each of two branches has their
-    gradients added and masked in one pass over memory; autograd would add them before, in a pass of its own.
-
     how: what bias_act is told of another act than ReLU, whose gradient passes whole, or scaled by a slope, too.
     """
 
@@ -69,19 +66,14 @@ class Relu(Function):
             ctx.mark_dirty(x)
             y = x
         ctx.save_for_backward(mask)
-        ctx.set_materialize_grads(False)  # of an alias that nobody used there is no gradient
         ctx.channels_last, ctx.slope = not y.is_contiguous(), how.get("slope")
-        return y if residual is None else (y, y.detach())
+        return y
 
     @staticmethod
-    def backward(ctx, grad, other=None):
+    def backward(ctx, grad):
         first_only()
         mask, = ctx.saved_tensors
-        if grad is None:
-            grad, other = other, None
-        if grad is None:
-            return None, None, None, None
-        dx = ops.act_grad(grad, mask, other=other, slope=ctx.slope, channels_last=ctx.channels_last)
+        dx = ops.act_grad(grad, mask, slope=ctx.slope, channels_last=ctx.channels_last)
         return dx, dx if ctx.needs_input_grad[1] else None, None, None
 
 

@@ -274,8 +274,6 @@ CASES: list[OpCase] = [
            sweep=True, dtypes=FLOATS),
     OpCase("act_grad", "slope", ops.act_grad, act_grad_reference, lambda i: (_act_grad(i)[0], {"slope": 0.01}), 2,
            image=False, sweep=True, dtypes=FLOATS),
-    OpCase("act_grad", "sum", ops.act_grad, act_grad_reference,
-           lambda i: (_act_grad(i)[0], {"other": i.gradient().flip(0)}), 3, image=False, sweep=True, dtypes=FLOATS),
     OpCase("act_grad", "bits", ops.act_grad, act_grad_reference, _act_grad, 2, image=False, sweep=True, dtypes=FLOATS),
     *[OpCase("sample_eps", dist, ops.sample_eps, sample_eps_reference, _eps(dist), 0, exact=dist != "truncated_normal",
              image=False) for dist in DISTRIBUTIONS],

@@ -128,23 +128,6 @@ def test_act_grad(batch, dtype, cuts):
         assert out.result().tobytes() == wanted.tobytes()  # bits, so NaN too
 
 
-@examples
-@given(batches(), st.sampled_from(FLOATS), st.lists(st.integers(0, 4), max_size=3), st.sampled_from([None, 0.01]))
-def test_act_grad_of_a_sum(batch, dtype, cuts, slope):
-    grad, other = (gradients(batch.rng, batch.size, dtype, lead) for lead in batch.leads[:2])
-    kept = batch.rng.random(batch.size) < 0.5
-    mask, wide = place(packed(kept), batch.leads[1]), dtype == "float64"
-    with np.errstate(all="ignore"):
-        total = compute(cast(compute(grad, dtype, wide) + compute(other, dtype, wide), dtype), dtype, wide)
-        wanted = cast(np.where(kept, total, total * total.dtype.type(slope) if slope else total.dtype.type(0)), dtype)
-    for ranges in ([kernels.Range()], cut(batch.size, cuts)):
-        out = Output(batch.size, dtype, batch.leads[2], 3)
-        for r in ranges:
-            kernels.act_grad(ref(grad, dtype), ref(mask, "uint8"), ref(out.array, dtype), slope=slope,
-                             other=ref(other, dtype), range=r)
-        same(out.result(), wanted, dtype)
-
-
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_every_length_to_300(dtype):
     """At every alignment, in place, and back."""

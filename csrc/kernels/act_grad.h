@@ -1,6 +1,5 @@
 // act_grad: grad where the mask has a bit; elsewhere 0, also where grad is NaN or infinite, or slope * grad if there is
-// a slope: the backward pass of bias_act. With `other`, grad + other takes grad's place, rounded to their dtype.
-// Without either bits are copied, so that only the dtype's width matters.
+// a slope: the backward pass of bias_act. Without a slope bits are copied, so that only the dtype's width matters.
 #pragma once
 
 #include "mask.h"
@@ -15,7 +14,6 @@ struct ActGradArgs {
   int64_t numel = 0;
   bool sloping = false;
   double slope = 0.0;  // where sloping; rounded to the compute type
-  In other;            // grad's dtype
 };
 
 // Over blocks [begin, end) of kMaskBlock elements.

@@ -5,21 +5,15 @@
 namespace ensadv::ops {
 namespace {
 
-void act_grad(const Tensor grad, const Tensor mask, const Tensor out, const std::optional<double> slope,
-              const std::optional<Tensor> other) {
+void act_grad(const Tensor grad, const Tensor mask, const Tensor out, const std::optional<double> slope) {
   constexpr const char* op = "act_grad";
   check_like(op, "out", out, grad);
   check_overlap(op, "grad", out, grad);
-  if (other) {
-    check_like(op, "other", *other, grad);
-    check_overlap(op, "other", out, *other);
-  }
-  common_format(op, {&grad, other ? &*other : nullptr, &out});
+  common_format(op, {&grad, &out});
   const ActGradArgs args{in_ref(op, grad), mask_data(op, mask, grad), out_ref(op, out), grad.numel(),
-                         slope.has_value(), slope.value_or(0.0), other ? in_ref(op, *other) : In{}};
+                         slope.has_value(), slope.value_or(0.0)};
   STD_TORCH_CHECK(args.grad.dtype != Dtype::u8 && args.out.dtype == args.grad.dtype, op,
                   ": grad must be floating point, and out of its dtype");
-  STD_TORCH_CHECK(!other || args.other.dtype == args.grad.dtype, op, ": other must have grad's dtype");
   check_apart(op, "out", out, "mask", mask);
   if (args.numel == 0) return;
   if (grad.is_cuda()) {
@@ -29,7 +23,7 @@ void act_grad(const Tensor grad, const Tensor mask, const Tensor out, const std:
   }
 }
 
-ENSADV_OP(act_grad, "(Tensor grad, Tensor mask, Tensor(a!) out, float? slope=None, Tensor? other=None) -> ()")
+ENSADV_OP(act_grad, "(Tensor grad, Tensor mask, Tensor(a!) out, float? slope=None) -> ()")
 
 }  // namespace
 }  // namespace ensadv::ops

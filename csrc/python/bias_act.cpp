@@ -32,13 +32,11 @@ void bias_act(const Array& x, const Array* bias, const Array* residual, Array& o
   run(range, mask_blocks(x.size()), [&](int64_t begin, int64_t end) { bias_act_cpu(args, begin, end); });
 }
 
-void act_grad(const Array& grad, Array& mask, Array& out, std::optional<double> slope, const Array* other,
-              const Range& range) {
+void act_grad(const Array& grad, Array& mask, Array& out, std::optional<double> slope, const Range& range) {
   require(out.size() == grad.size() && out.dtype == grad.dtype && grad.dtype != Dtype::u8,
           "out must be like grad, of a float dtype");
-  require(!other || (other->size() == grad.size() && other->dtype == grad.dtype), "other must be like grad");
   const ActGradArgs args{grad.in(), mask_data(&mask, grad.size()), out.out(), grad.size(),
-                         slope.has_value(), slope.value_or(0.0), other ? other->in() : In{}};
+                         slope.has_value(), slope.value_or(0.0)};
   run(range, mask_blocks(grad.size()), [&](int64_t begin, int64_t end) { act_grad_cpu(args, begin, end); });
 }
 
@@ -50,7 +48,7 @@ void bind_bias_act(py::module_& m) {
         py::kw_only(), py::arg("channels"), py::arg("run") = 1, py::arg("act") = "relu",
         py::arg("low") = 0.0, py::arg("high") = 0.0, py::arg("slope") = 1.0, range);
   m.def("act_grad", &act_grad, py::arg("grad"), py::arg("mask"), py::arg("out"), py::kw_only(),
-        py::arg("slope") = py::none(), py::arg("other") = py::none(), range);
+        py::arg("slope") = py::none(), range);
 }
 
 }  // namespace ensadv

@@ -11,8 +11,8 @@ call = torch.ops.ensadv_fast.act_grad.default
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def act_grad(grad: Tensor, mask: Tensor, *, other: Tensor | None = None, slope: float | None = None,
-             channels_last: bool | None = None, out: Tensor | None = None) -> Tensor:
+def act_grad(grad: Tensor, mask: Tensor, *, slope: float | None = None, channels_last: bool | None = None,
+             out: Tensor | None = None) -> Tensor:
     """grad where the mask of :func:`bias_act` has a bit, 0 elsewhere: also where grad is NaN or infinite.
 
     It is the gradient by x and by the residual alike. torch.relu's own differs where y is NaN: there it passes.
@@ -21,14 +21,11 @@ def act_grad(grad: Tensor, mask: Tensor, *, other: Tensor | None = None, slope: 
     Args:
         grad: gradient by y, of y's shape, float32, float16, bfloat16 or float64. **In y's memory format**, since the
             mask's bits are in the order of memory: contiguous or channels_last; what is neither counts as contiguous.
-        other: gradient by y through a second branch, of grad's shape, dtype and device, in any memory format: the sum
-            of the two, rounded once to their dtype as autograd's is, takes grad's place. None: there is one branch.
         mask: uint8 [ceil(numel / 8)] on grad's device, contiguous, as bias_act gave it.
         slope: of a leaky ReLU, >= 0: grad * slope where there is no bit, rounded once; None: 0 there.
         channels_last: the memory format of y, where grad's may be another: grad is brought to it first, with a copy
             where it is not in it. None: it is grad's own.
-        out: written and returned where given; grad's shape, dtype and device, in any memory format. It may be grad or
-            other.
+        out: written and returned where given; grad's shape, dtype and device, in any memory format. It may be grad.
 
     Returns:
         A tensor of grad's dtype, in y's memory format, without autograd history.
@@ -36,20 +33,18 @@ def act_grad(grad: Tensor, mask: Tensor, *, other: Tensor | None = None, slope: 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if channels_last is None and slope is None and check.direct(grad, mask, other, out):
+    if channels_last is None and slope is None and check.direct(grad, mask, out):
         result = torch.empty_like(grad) if out is None else out
-        if check.tried(call, grad, mask, result, None, other):
+        if check.tried(call, grad, mask, result):
             return result if out is None else check.written(result)
     op = "act_grad"
     grad = check.tensor(op, "grad", grad)
     mask = check_mask(op, mask, grad, of="grad's")
-    other = None if other is None else check.like(op, "other", other, grad, (grad.dtype,), of="grad's")
     slope = None if slope is None else check_slope(op, slope)
     check.output(op, out, grad, (grad.dtype,), of="grad's")
-    layout = _layout(op, grad, channels_last)
-    grad, other = (t if t is None else t.contiguous(memory_format=layout) for t in (grad, other))
+    grad = grad.contiguous(memory_format=_layout(op, grad, channels_last))
     to = check.Destination(grad, out)
-    call(grad, mask, to.dense, slope, other)
+    call(grad, mask, to.dense, slope)
     return to.result()
 
 
@@ -64,12 +59,10 @@ def _layout(op: str, grad: Tensor, channels_last) -> torch.memory_format:
     return _LAST[grad.dim()] if channels_last else torch.contiguous_format
 
 
-def reference(grad: Tensor, mask: Tensor, *, other: Tensor | None = None, slope: float | None = None,
+def reference(grad: Tensor, mask: Tensor, *, slope: float | None = None,
               channels_last: bool | None = None) -> Tensor:
     """The same in plain PyTorch."""
     grad = grad.contiguous(memory_format=_layout("act_grad", grad, channels_last))
-    if other is not None:
-        grad = grad + other
     bits = ref.unpack_bits(mask, grad.numel())
     last = grad.dim() in _LAST and not grad.is_contiguous()
     kept = bits.view_as(grad.movedim(1, -1)).movedim(-1, 1) if last else bits.view_as(grad)

@@ -50,25 +50,6 @@ void slope(const half_t* grad, const uint8_t* flags, half_t* out, int n, float f
   round_in_place(v, out, n);
 }
 
-// Rounded once, as autograd adds the gradients of two branches.
-#define ENSADV_SUM(T)                                                                                               \
-  ENSADV_CLONES void sum(const T* grad, const T* other, T* out, int n) {                                            \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i)                                                                  \
-      out[i] = round_to<T>(to_compute(grad[i]) + to_compute(other[i]));                                             \
-  }
-ENSADV_SUM(float)
-ENSADV_SUM(double)
-ENSADV_SUM(bfloat_t)
-#undef ENSADV_SUM
-
-void sum(const half_t* grad, const half_t* other, half_t* out, int n) {
-  alignas(64) float v[kChunk], w[kChunk];
-  convert(grad, v, n);
-  convert(other, w, n);
-  sum(v, w, v, n);
-  round_in_place(v, out, n);
-}
-
 // body(first element, flags, count) over tiles.
 template <class Body>
 void with_flags(const uint8_t* mask, int64_t numel, Body body) {
@@ -139,28 +120,9 @@ void run_sloping(const ActGradArgs& args, int64_t begin, int64_t end) {
   });
 }
 
-// Sums tile by tile, each masked while it is in the cache.
-void run_summing(const ActGradArgs& args, int64_t begin, int64_t end) {
-  const int64_t last = std::min(end * kMaskBlock, args.numel);
-  with_dtype(args.grad.dtype, [&](auto t) {
-    using T = decltype(t);
-    if constexpr (!std::is_same_v<T, level_t>) {
-      alignas(64) T tile[kChunk];
-      static_assert(kChunk % kMaskBlock == 0);
-      for (int64_t i = begin * kMaskBlock; i < last; i += kChunk) {
-        const int n = int(std::min<int64_t>(kChunk, last - i));
-        sum(static_cast<const T*>(args.grad.data) + i, static_cast<const T*>(args.other.data) + i, tile, n);
-        act_grad_cpu({{tile, args.grad.dtype}, args.mask + i / 8, {static_cast<T*>(args.out.data) + i, args.out.dtype},
-                      n, args.sloping, args.slope}, 0, mask_blocks(n));
-      }
-    }
-  });
-}
-
 }  // namespace
 
 void act_grad_cpu(const ActGradArgs& args, int64_t begin, int64_t end) {
-  if (args.other.data) return run_summing(args, begin, end);
   if (args.sloping) return run_sloping(args, begin, end);
   switch (size_of(args.grad.dtype)) {
     case 2: return run<uint32_t, uint16_t>(args, begin, end);

@@ -19,32 +19,23 @@ __global__ void __launch_bounds__(kThreads) act_grad_kernel(ActGradArgs args, bo
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) computed_grad_kernel(ActGradArgs args, bool aligned) {
+__global__ void __launch_bounds__(kThreads) sloping_grad_kernel(ActGradArgs args, bool aligned) {
   using A = compute_t<T>;
   for_each_pack<kByte>(args.numel, aligned, [&](int64_t i, int count, bool whole) {
     A values[kByte];
     load_pack<T, kByte>(args.grad.data, i, count, whole, values);
     const uint32_t bits = args.mask[i / kByte];
-    if (args.other.data) {
-      A others[kByte];
-      load_pack<T, kByte>(args.other.data, i, count, whole, others);
-#pragma unroll
-      for (int j = 0; j < kByte; ++j) values[j] = to_compute(round_to<T>(values[j] + others[j]));
-    }
     T out[kByte];
 #pragma unroll
-    for (int j = 0; j < kByte; ++j) {
-      const A rest = args.sloping ? values[j] * A(args.slope) : A(0);
-      out[j] = round_to<T>(bits >> j & 1 ? values[j] : rest);
-    }
+    for (int j = 0; j < kByte; ++j) out[j] = round_to<T>(bits >> j & 1 ? values[j] : values[j] * A(args.slope));
     store_pack<T, kByte>(args.out.data, i, count, whole, out);
   });
 }
 
 template <class T>
-int run_computed(const ActGradArgs& args, void* stream) {
-  const bool aligned = is_aligned(args.grad.data) && is_aligned(args.other.data) && is_aligned(args.out.data);
-  return launch<kByte>(computed_grad_kernel<T>, args.numel, stream, args, aligned);
+int run_sloping(const ActGradArgs& args, void* stream) {
+  const bool aligned = is_aligned(args.grad.data) && is_aligned(args.out.data);
+  return launch<kByte>(sloping_grad_kernel<T>, args.numel, stream, args, aligned);
 }
 
 template <class T>
@@ -56,12 +47,12 @@ int run(const ActGradArgs& args, void* stream) {
 }  // namespace
 
 int act_grad_cuda(const ActGradArgs& args, void* stream) {
-  if (args.sloping || args.other.data) {
+  if (args.sloping) {
     switch (args.grad.dtype) {
-      case Dtype::f32: return run_computed<float>(args, stream);
-      case Dtype::f16: return run_computed<half_t>(args, stream);
-      case Dtype::bf16: return run_computed<bfloat_t>(args, stream);
-      case Dtype::f64: return run_computed<double>(args, stream);
+      case Dtype::f32: return run_sloping<float>(args, stream);
+      case Dtype::f16: return run_sloping<half_t>(args, stream);
+      case Dtype::bf16: return run_sloping<bfloat_t>(args, stream);
+      case Dtype::f64: return run_sloping<double>(args, stream);
       default: return int(cudaErrorInvalidValue);
     }
   }
