@@ -1,24 +1,18 @@
 """The report page of `ensadv-fast diagnose`.
 
 It reads "models" from results.json: {name: {"masking", "gradient_norm", "gradient_alignment", "approximation_ratio",
-"perturbation_cosine", "random_start_gap", "label_leaking", "cone_dimension", "surfaces": [...], "examples": [...]}},
+"perturbation_cosine", "random_start_gap", "label_leaking", "cone_dimension", "surfaces": [...], "examples": FILE}},
 with the fields of what `diagnose` measures; whatever is missing is left out.
 """
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from io import BytesIO
-from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from . import figures, layouts, page
+from . import figures, layouts, page, samples
 from .layouts import Folder
 from .page import Cell, Markup, Number, Section
-from .samples import Samples
 
 # What is measured: the words, where it stands in a model's results, and its form.
 MEASUREMENTS = (
@@ -46,7 +40,7 @@ def render(folder: Folder) -> str:
     for name, m in models.items():
         sections += _surfaces(name, m.get("surfaces") or [])
     for name, m in models.items():
-        found = _samples(folder.path, name, m.get("examples") or [])
+        found = samples.load(folder.path / m["examples"]) if m.get("examples") else None
         sections += [Section(f"{s.title} on {name}", s.blocks) for s in layouts.examples(found, r.get("eps"))]
     told = " ".join(f"{name}: {m['verdict'].split('. ')[0].rstrip('.')}." for name, m in masking.items())
     title = f"Robust, or masked gradients? {', '.join(models)}" if models else "Diagnosis"
@@ -122,7 +116,7 @@ def _cones(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     return [Section("Adversarial cone", [page.text(note, note=True), page.grid(chart)])]
 
 
-# ----------------------------------------------------------------------------------- surfaces and examples
+# ----------------------------------------------------------------------------------- the surfaces
 
 
 def _surfaces(name: str, surfaces: list[Mapping[str, Any]]) -> list[Section]:
@@ -143,19 +137,3 @@ def _surfaces(name: str, surfaces: list[Mapping[str, Any]]) -> list[Section]:
     note = ("Cross-entropy around a test image, along the sign of its gradient and an orthogonal direction (figure 1 "
             "of Tramèr et al. 2018). Sharp curvature close to the middle hides errors from single steps.")
     return [Section(f"Loss around images, {name}", [page.text(note, note=True), *first, *(more if others else [])])]
-
-
-def _samples(folder: Path, name: str, examples: list[Mapping[str, Any]]) -> Samples | None:
-    """The example images of a model, from their files; None where there are none."""
-    from PIL import Image
-
-    found = {attack: list(group) for attack, group in groupby(examples, key=lambda e: e["attack"])}
-    if "clean" not in found:
-        return None
-
-    def image(file: str) -> np.ndarray:
-        return np.asarray(Image.open(BytesIO((folder / file).read_bytes())))
-
-    return Samples("", np.array([e["label"] for e in found["clean"]]),
-                   {a: np.stack([image(e["file"]) for e in g]) for a, g in found.items()},
-                   {a: {name: np.array([e["predicted"] for e in g])} for a, g in found.items()})

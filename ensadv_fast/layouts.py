@@ -48,7 +48,8 @@ class Folder:
         try:
             config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
             results = json.loads((path / "results.json").read_text())
-            return Folder(path, results, config, [json.loads(line) for line in lines], example_images.load(path))
+            return Folder(path, results, config, [json.loads(line) for line in lines],
+                          example_images.load(path / example_images.FILE))
         except json.JSONDecodeError as e:
             raise ValueError(f"report: a file of the run in {path} is corrupt ({e})") from e
 

@@ -94,13 +94,13 @@ def test_python_modules_have_a_direction():
 
 
 def test_optional_packages_are_not_imported():
-    """Neither importing the package nor any of its modules asks for torchvision or timm."""
+    """Neither importing the package nor any of its modules asks for torchvision, timm or Pillow."""
     code = """if True:
         import importlib, pkgutil, sys
         import torch
         class Watch:
             def find_spec(self, name, *_):
-                assert name.split(".")[0] not in ("torchvision", "timm"), name
+                assert name.split(".")[0] not in ("torchvision", "timm", "PIL"), name
         sys.meta_path.insert(0, Watch())
         import ensadv_fast
         for module in pkgutil.walk_packages(ensadv_fast.__path__, "ensadv_fast."):
