@@ -33,26 +33,57 @@ def render(folder: Folder) -> str:
     sections = []
     if masking:
         sections.append(Section("Verdicts", [page.checklist(_verdict(name, m) for name, m in masking.items())]))
-        sections += [Section(f"Checks of {name}", [page.checklist(map(_check, m["checks"]))])
-                     for name, m in masking.items()]
+        sections.append(Section("Checks", _checks(masking)))
         sections.append(Section("Errors", [_errors(masking), *_growing(masking)]))
-    sections += [*_measurements(models), *_cones(models)]
-    for name, m in models.items():
-        sections += _surfaces(name, m.get("surfaces") or [])
-    for name, m in models.items():
-        found = samples.load(folder.path / m["examples"]) if m.get("examples") else None
-        sections += [Section(f"{s.title} on {name}", s.blocks) for s in layouts.examples(found, r.get("eps"))]
-    told = " ".join(f"{name}: {m['verdict'].split('. ')[0].rstrip('.')}." for name, m in masking.items())
+    sections += [*_measurements(models), *_cones(models), *_surfaces(models)]
+    files = {name: m["examples"] for name, m in models.items() if m.get("examples")}
+    shown = [block for file in files.values()
+             for section in layouts.examples(samples.load(folder.path / file), r.get("eps")) for block in section.blocks]
+    if shown:
+        more = [page.folded(f"On {name}", block) for name, block in zip(list(files)[1:], shown[1:], strict=True)]
+        sections.append(Section("Examples", [shown[0], *more]))
     title = f"Robust, or masked gradients? {', '.join(models)}" if models else "Diagnosis"
-    return layouts.document(folder, title, told, sections, [f"{r['images']:,} test images"] if "images" in r else [])
+    return layouts.document(folder, title, _told(masking), sections, [f"{r['images']:,} test images"] if "images" in r else [])
 
 
 # ------------------------------------------------------------------------------------------------- checks
 
 
+# "masked" of a MaskingReport -> state, word, and how the page's first lines begin.
+OUTCOMES = {True: ("bad", "masked", "Masked gradients"), None: ("open", "undecided", "Undecided"),
+            False: ("good", "not masked", "No sign of masked gradients")}
+
+
+def _told(masking: Mapping[str, Mapping[str, Any]]) -> str:
+    """All verdicts in two sentences: whose gradients are masked, and how far each model withstands."""
+    if not masking:
+        return ""
+    groups = {words: [name for name, m in masking.items() if m["masked"] is outcome]
+              for outcome, (_, _, words) in OUTCOMES.items()}
+    worst = layouts.ranked({name: m["worst_case"]["value"] for name, m in masking.items()})
+    return " ".join([*(f"{words}: {', '.join(names)}." for words, names in groups.items() if names),
+                     f"Error under all attacks tried together: {worst}."])
+
+
 def _verdict(name: str, masking: Mapping[str, Any]) -> dict[str, str]:
-    state, word = {True: ("bad", "masked"), False: ("good", "no masking")}.get(masking["masked"], ("open", "undecided"))
-    return {"state": state, "word": word, "claim": name, "evidence": masking["verdict"]}
+    state, word, _ = OUTCOMES[masking["masked"]]
+    clean, worst = (page.show(v["value"]) for v in (masking["errors"]["clean"], masking["worst_case"]))
+    return {"state": state, "word": word, "claim": f"{name}: {clean} % error on clean images, {worst} % under attack",
+            "evidence": masking["verdict"]}
+
+
+def _checks(masking: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
+    """One model's checks in words; of several models a table, what is suspicious in words, and the rest behind
+    headings."""
+    items = {name: [_check(c) for c in m["checks"]] for name, m in masking.items()}
+    if len(items) == 1:
+        return [page.checklist(one) for one in items.values()]
+    found = {(name, item["claim"]): page.outcome(item["state"]) for name, one in items.items() for item in one}
+    rows = [[check, *(found.get((name, check)) for name in items)] for check in dict.fromkeys(c for _, c in found)]
+    bad = [{**item, "claim": f"{name}, {item['claim']}"} for name, one in items.items() for item in one
+           if item["state"] == "bad"]
+    return [page.table(["", *items], rows), *([page.checklist(bad)] if bad else []),
+            *(page.folded(f"Checks of {name} in words", page.checklist(one)) for name, one in items.items())]
 
 
 def _check(check: Mapping[str, Any]) -> dict[str, str]:
@@ -119,21 +150,29 @@ def _cones(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
 # ----------------------------------------------------------------------------------- the surfaces
 
 
-def _surfaces(name: str, surfaces: list[Mapping[str, Any]]) -> list[Section]:
-    """Every image's surfaces, the first image's at once and the others behind a heading. loss[i][j] is at along[i],
-    across[j]: along goes to the right."""
-    by_image: dict[int, list[Markup]] = {}
+def _surfaces(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+    """Of each model the surfaces around the first image, and around the others behind a heading."""
+    blocks = []
+    for name, m in models.items():
+        if by_image := _by_image(name, m.get("surfaces") or []):
+            first, *others = by_image
+            blocks += first
+            if others:
+                blocks.append(page.folded(f"{name} around other images ({len(others)})",
+                                          *(block for one in others for block in one)))
+    note = ("Cross-entropy around a test image, along the sign of its gradient and an orthogonal direction (figure 1 "
+            "of Tramèr et al. 2018). Sharp curvature close to the middle hides errors from single steps.")
+    return [Section("Loss around images", [page.text(note, note=True), *blocks])] if blocks else []
+
+
+def _by_image(name: str, surfaces: list[Mapping[str, Any]]) -> list[list[Markup]]:
+    """Every image's surfaces. loss[i][j] is at along[i], across[j]: along goes to the right."""
+    found: dict[int, list[Markup]] = {}
     for s in surfaces:
         second = f"gradient of {s['other']}" if s.get("other") else "a random direction"
         for i, (loss, label) in enumerate(zip(s["loss"], s["labels"], strict=True)):
-            title = f"image {i + 1}, class {label}, within eps {s['eps']:.3g}"
-            by_image.setdefault(i, []).append(figures.surface(
-                list(zip(*loss, strict=True)), s["along"], s["across"], title=title, x_label="along its gradient",
-                y_label=second, z_label="loss"))
-    if not by_image:
-        return []
-    first, *others = by_image.values()
-    more = [page.folded(f"Other images ({len(others)})", *(block for blocks in others for block in blocks))]
-    note = ("Cross-entropy around a test image, along the sign of its gradient and an orthogonal direction (figure 1 "
-            "of Tramèr et al. 2018). Sharp curvature close to the middle hides errors from single steps.")
-    return [Section(f"Loss around images, {name}", [page.text(note, note=True), *first, *(more if others else [])])]
+            found.setdefault(i, []).append(figures.surface(
+                list(zip(*loss, strict=True)), s["along"], s["across"], x_label="along its gradient",
+                y_label=second, z_label="loss",
+                title=f"{name}: image {i + 1}, class {label}, within {layouts.budget(s['eps'])}"))
+    return list(found.values())

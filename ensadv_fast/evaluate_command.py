@@ -125,16 +125,16 @@ def _folder(args: argparse.Namespace) -> Path | None:
 def _sets(folders: list[str], taken: Mapping[str, Any]) -> dict[str, list[AdversarialSet]]:
     """The sets in these folders by source, under names that are not `taken`: a set is of a model that is not here."""
     found: dict[str, list[AdversarialSet]] = {}
-    for saved in (s for folder in folders for s in evaluation.find_sets(folder)):
-        i, name = 2, saved.source
-        while name in taken or name in found and _model(found[name][0]) != _model(saved):
-            i, name = i + 1, f"{saved.source}_{i}"
-        found.setdefault(name, []).append(saved)
+    for one in (s for folder in folders for s in evaluation.find_sets(folder)):
+        i, name = 2, one.source
+        while name in taken or name in found and _model(found[name][0]) != _model(one):
+            i, name = i + 1, f"{one.source}_{i}"
+        found.setdefault(name, []).append(one)
     return found
 
 
-def _model(saved: AdversarialSet) -> str:
-    return saved.manifest["source"]["sha256"]
+def _model(one: AdversarialSet) -> str:
+    return one.manifest["source"]["sha256"]
 
 
 def _measured(args, dataset, targets, sources, sets, eps_values, attack, folder, key,

@@ -85,6 +85,7 @@ max-width:none}
 align-items:start}
 .flow{display:flex;flex-wrap:wrap;gap:.5rem 2.5rem}
 figure{margin:.75rem 0;min-width:0;max-width:100%}
+section>figure+figure,details>figure+figure{margin-top:2rem}
 .scroll{overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 caption{padding-bottom:.2rem}

@@ -425,7 +425,7 @@ def test_findings_follow_the_numbers():
                                "threads_per_worker": 1})
 
     text = report.text(results(0.5, 0.3, 0.4, 0.6))
-    assert "does NOT hold" not in text and "50.0 % -> 30.0 %" in text and "FGSM 40.0 %, R+FGSM 60.0 %" in text
+    assert "does NOT hold" not in text and "50.0 % → 30.0 %" in text and "FGSM 40.0 %, R+FGSM 60.0 %" in text
     text = report.text(results(0.3, 0.5, 0.6, 0.4))
     assert text.count("does NOT hold here") == 2
 
