@@ -35,15 +35,10 @@ def render(folder: Folder) -> str:
         sections.append(Section("Verdicts", [page.checklist(_verdict(name, m) for name, m in masking.items())]))
         sections.append(Section("Checks", _checks(masking)))
         sections.append(Section("Errors", [_errors(masking), *_growing(masking)]))
-    sections += [*_measurements(models), *_cones(models), *_surfaces(models)]
-    files = {name: m["examples"] for name, m in models.items() if m.get("examples")}
-    shown = [block for file in files.values()
-             for section in layouts.examples(samples.load(folder.path / file), r.get("eps")) for block in section.blocks]
-    if shown:
-        more = [page.folded(f"On {name}", block) for name, block in zip(list(files)[1:], shown[1:], strict=True)]
-        sections.append(Section("Examples", [shown[0], *more]))
+    sections += [*_measurements(models), *_cones(models), *_surfaces(models), *_examples(folder, models)]
     title = f"Robust, or masked gradients? {', '.join(models)}" if models else "Diagnosis"
-    return layouts.document(folder, title, _told(masking), sections, [f"{r['images']:,} test images"] if "images" in r else [])
+    more = [f"{r['images']:,} test images"] if "images" in r else []
+    return layouts.document(folder, title, _told(masking), sections, more)
 
 
 # ------------------------------------------------------------------------------------------------- checks
@@ -147,7 +142,7 @@ def _cones(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     return [Section("Adversarial cone", [page.text(note, note=True), page.grid(chart)])]
 
 
-# ----------------------------------------------------------------------------------- the surfaces
+# ----------------------------------------------------------------------------------- surfaces and examples
 
 
 def _surfaces(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
@@ -176,3 +171,13 @@ def _by_image(name: str, surfaces: list[Mapping[str, Any]]) -> list[list[Markup]
                 y_label=second, z_label="loss",
                 title=f"{name}: image {i + 1}, class {label}, within {layouts.budget(s['eps'])}"))
     return list(found.values())
+
+
+def _examples(folder: Folder, models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+    """Each model under its own attacks, the first at once and the others behind headings."""
+    blocks = []
+    for name, m in models.items():
+        found = samples.load(folder.path / m["examples"]) if m.get("examples") else None
+        for section in layouts.examples(found, folder.results.get("eps")):
+            blocks += [page.folded(f"On {name}", *section.blocks)] if blocks else section.blocks
+    return [Section("Examples", blocks)] if blocks else []

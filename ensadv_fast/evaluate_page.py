@@ -28,7 +28,8 @@ def render(folder: Folder) -> str:
         summaries = {t: m["black_box_summary"] for t, m in r.get("models", {}).items() if m.get("black_box_summary")}
         sections = [Section("Errors", [_errors(matrix, cells, summaries)]),
                     Section("White-box and transferred attacks", _matrices(matrix, cells, r.get("sets", [])))]
-    sections += [*_curves(r.get("curves", []), matrix.get("clean", {})), *layouts.examples(folder.samples, r.get("eps"))]
+    sections += _curves(r.get("curves", []), matrix.get("clean", {}))
+    sections += layouts.examples(folder.samples, r.get("eps"))
     more = [f"{matrix['n']:,} test inputs"] if "n" in matrix else []
     return layouts.document(folder, title, told, sections, more)
 

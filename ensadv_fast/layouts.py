@@ -139,10 +139,9 @@ def examples(samples: example_images.Samples | None, eps: float | None) -> list[
                                label=f"difference ×\u00a0{127 / reach:.3g}")]
     models = list(samples.predictions["clean"])
     made = f"The attacks were crafted on {samples.source}. " if samples.source else ""
-    takers = f"{', '.join(models)} (in this order) take" if len(models) > 1 else f"{models[0]} takes" if models else ""
-    note = (made + (f"Below each image: the class that {takers} it for; wrong ones are underlined and red. "
-                    if models else "") + "Differences are around mid-grey, so that the whole budget reaches from black to "
-            "white.")
+    takers = f"{', '.join(models)} " + ("(in this order) take" if len(models) > 1 else "takes")
+    note = (f"{made}Below each image: the class that {takers} it for; wrong ones are underlined and red. "
+            "Differences are around mid-grey, so that the whole budget reaches from black to white.")
     return [Section("Examples", [page.images([f"class {y}" for y in samples.labels], rows, note=note)])]
 
 

@@ -144,6 +144,7 @@ font-weight:400}
 .pairs th{color:var(--quiet);min-width:8rem}
 footer{margin-top:2.5rem;padding-top:.75rem;border-top:1px solid var(--line);color:var(--quiet);font-size:.85rem}
 @media (max-width:36rem){body{padding:.9rem .9rem 2rem;font-size:14px}.checks li{grid-template-columns:1fr}
+td.words{min-width:0}
 th,td{padding:.28rem .4rem}tbody th{white-space:normal}.heat td{min-width:3.4rem;padding:.35rem .25rem}
 .images img{width:48px;height:48px}.images tbody th{max-width:5.2rem;font-size:.8rem}}
 @media print{body{max-width:none;padding:0}nav{display:none}figure,tr{break-inside:avoid}h2{break-after:avoid}
