@@ -50,21 +50,24 @@ OUTCOMES = {True: ("bad", "masked", "Masked gradients"), None: ("open", "undecid
 
 
 def _told(masking: Mapping[str, Mapping[str, Any]]) -> str:
-    """All verdicts in two sentences: whose gradients are masked, and how far each model withstands."""
+    """All verdicts in a few sentences: whose gradients are masked, and what was found of each model."""
     if not masking:
         return ""
     groups = {words: [name for name, m in masking.items() if m["masked"] is outcome]
               for outcome, (_, _, words) in OUTCOMES.items()}
-    worst = layouts.ranked({name: m["worst_case"]["value"] for name, m in masking.items()})
-    return " ".join([*(f"{words}: {', '.join(names)}." for words, names in groups.items() if names),
-                     f"Error under all attacks tried together: {worst}."])
+    told = [f"{words}: {', '.join(names)}." for words, names in groups.items() if names]
+    for masked, words in ((False, "Error under all attacks tried together"), (True, "Where gradients are masked, the "
+                          "error is at least")):
+        if errors := {name: m["worst_case"]["value"] for name, m in masking.items() if bool(m["masked"]) is masked}:
+            told.append(f"{words}: {layouts.ranked(errors)}.")
+    return " ".join(told)
 
 
 def _verdict(name: str, masking: Mapping[str, Any]) -> dict[str, str]:
     state, word, _ = OUTCOMES[masking["masked"]]
     clean, worst = (page.show(v["value"]) for v in (masking["errors"]["clean"], masking["worst_case"]))
-    return {"state": state, "word": word, "claim": f"{name}: {clean} % error on clean images, {worst} % under attack",
-            "evidence": masking["verdict"]}
+    claim = f"{name}: {clean} % error on clean images, {'at least ' if masking['masked'] else ''}{worst} % under attack"
+    return {"state": state, "word": word, "claim": claim, "evidence": masking["verdict"]}
 
 
 def _checks(masking: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
@@ -91,9 +94,15 @@ def _errors(masking: Mapping[str, Mapping[str, Any]]) -> Markup:
     for attack in dict.fromkeys(a for m in masking.values() for a in m["errors"]):
         rows[attack] = [m["errors"].get(attack) for m in masking.values()]
     rows["any of these"] = [m["worst_case"] for m in masking.values()]
-    return page.table(["", *masking], [[name, *page.mark_best(row)] for name, row in rows.items()],
-                      note="Error in % of the test images that were looked at; small print: 95 % intervals (Wilson's); "
-                           "lower is better")
+    masked = [bool(m["masked"]) for m in masking.values()]
+    body = []
+    for name, row in rows.items():  # what is found of a masked model is too low to compare
+        marked = iter(page.mark_best([cell for cell, m in zip(row, masked, strict=True) if not m]))
+        body.append([name, *(cell if m else next(marked) for cell, m in zip(row, masked, strict=True))])
+    note = "Error in % of the test images that were looked at; small print: 95 % intervals (Wilson's); lower is better"
+    if any(masked):
+        note += ". Where gradients are masked, attacks find too little, and nothing is marked as best"
+    return page.table(["", *masking], body, note=note)
 
 
 def _growing(masking: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
