@@ -111,7 +111,7 @@ def test_evaluate_measures_saved_networks(folder, tmp_path, capsys):  # noqa: F8
                      "--source", f"mnist:D={tmp_path / 'source.pt'}", "--attack", "fgsm", "rand_fgsm", "--device",
                      "cpu", "--eps", "0.1", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "itself (white-box)" in said and "source" in said
+    assert "itself (white-box)" in said and "| source " in said
     errors = json.loads(out.read_text())["models"]["D"]
     test = data.load(f"mnist:{folder}").test
     x, y = test.batch(torch.arange(len(test)))
