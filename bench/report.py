@@ -222,12 +222,12 @@ def build() -> str:
     archs = sorted({arch for entry in made["kernels"].values() for arch in entry})
     rows = [[op, *(str(entry[arch][f]) for arch in archs for f in ("registers", "shared", "spilled"))]
             for op, entry in made["kernels"].items()]
-    head = (f"A clean build with {made['jobs']} jobs takes {made['wall_s']:.0f} s ({made['cpu_s']:.0f} s of processor time) "
-            f"and gives one file of {made['bytes'] / 1e6:.1f} MB for {result['build']['cuda_archs']}; `import ensadv_fast` "
-            f"adds {1e3 * result['import']['ensadv_fast_s']:.0f} ms to torch's {result['import']['torch_s']:.2f} s. The most "
-            "that any kernel of an op takes, by ptxas:\n\n")
-    return head + table(["op", *(f"{arch} {what}" for arch in archs for what in ("registers", "shared bytes", "spilled"))],
-                        rows)
+    head = (f"A clean build with {made['jobs']} jobs takes {made['wall_s']:.0f} s ({made['cpu_s']:.0f} s of processor "
+            f"time) and gives one file of {made['bytes'] / 1e6:.1f} MB for {result['build']['cuda_archs']}; `import "
+            f"ensadv_fast` adds {1e3 * result['import']['ensadv_fast_s']:.0f} ms to torch's "
+            f"{result['import']['torch_s']:.2f} s. The most that any kernel of an op takes, by ptxas:\n\n")
+    counts = ("registers", "shared bytes", "spilled")
+    return head + table(["op", *(f"{arch} {what}" for arch in archs for what in counts)], rows)
 
 
 def kept(file: str) -> str:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,12 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         f.flush()
         os.fsync(f.fileno())
     os.replace(temporary, path)
+
+
+def write_json(path: Path, body: Any, indent: int | None = 2) -> None:
+    """`body` as strict JSON (ValueError for NaN and infinities), atomically. indent: None for one line."""
+    text = json.dumps(body, indent=indent, allow_nan=False) + "\n"
+    atomic_write(path, lambda f: f.write(text.encode()))
 
 
 def digest(state: Any) -> str:

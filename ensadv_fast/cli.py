@@ -77,15 +77,10 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate(args: argparse.Namespace) -> int:
-    from . import evaluate_command
-
-    return evaluate_command.run(args)
-
-
 def _parser() -> argparse.ArgumentParser:
+    from . import evaluate_command
     from .diagnose import command as diagnose
-    from .train import ATTACKS, Config
+    from .train import Config
 
     parser = argparse.ArgumentParser(prog="ensadv-fast", allow_abbrev=False, description="Fast adversarial examples "
                                      "and ensemble adversarial training.")
@@ -100,35 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(p, Config)
     p.set_defaults(run=train)
 
-    p = commands.add_parser("evaluate", allow_abbrev=False, help="errors of saved models under attacks",
-                            description="White-box errors of each model, and its errors under attacks crafted on "
-                            "each source. SPEC is NAME=CHECKPOINT, e.g. mnist:D=runs/x/models/D_ens-seed0.pt")
-    p.add_argument("--model", nargs="+", required=True, metavar="SPEC", help="models to evaluate")
-    p.add_argument("--source", nargs="*", default=[], metavar="SPEC", help="networks to craft transferred attacks on")
-    p.add_argument("--attack", nargs="+", default=["fgsm", "rand_fgsm", "ifgsm", "pgd"], choices=ATTACKS,
-                   metavar="ATTACK", help=f"any of {', '.join(ATTACKS)} (default: fgsm rand_fgsm ifgsm pgd)")
-    p.add_argument("--data", default=Config.data, help="as for train (default: %(default)s)")
-    p.add_argument("--eps", type=number, nargs="+", default=[Config.eps], help="L-infinity budget; of several, the "
-                   f"largest is the matrix's, all make curves of accuracy (default: {Config.eps})")
-    p.add_argument("--alpha", type=number, default=Config.alpha, help="random part of R+FGSM, in units of eps "
-                   "(default: 1/6)")
-    p.add_argument("--steps", type=int, default=Config.eval_steps, help="of iterative attacks (default: %(default)s)")
-    p.add_argument("--batch-size", type=int, default=Config.eval_batch_size, help="(default: %(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="of the attacks' noise (default: %(default)s)")
-    p.add_argument("--device", default=Config.device, help="auto, cpu or cuda (default: %(default)s)")
-    p.add_argument("--download", action="store_true", help="let timm and torchvision download pretrained weights")
-    p.add_argument("--top5", action="store_true", help="print top-5 errors too")
-    p.add_argument("--save-sets", metavar="DIR", help="keep the adversarial images there, one set for each source and "
-                   "attack, to be shown to other models later")
-    p.add_argument("--set-dtype", default="uint8", choices=("uint8", "float32"), help="of --save-sets (default: "
-                   "%(default)s)")
-    p.add_argument("--set", nargs="*", default=[], metavar="DIR", help="saved sets, or folders of them: more sources")
-    p.add_argument("--out", metavar="DIR|FILE.json", help="a run folder: config.json, results.json, matrix.json and "
-                   "examples.npz; or the errors alone as JSON")
-    p.add_argument("--resume", action="store_true", help="go on with the run in --out DIR: what it has is not computed "
-                   "again, unless an option changed it")
-    p.set_defaults(run=evaluate)
-
+    evaluate_command.add_parser(commands, number)
     diagnose.add_parser(commands, number, RUNS)
     commands.add_parser("bench", help="time the ops beside what one would write without them", add_help=False)
     commands.add_parser("info", help="what was built and what is found here", add_help=False)

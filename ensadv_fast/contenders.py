@@ -21,7 +21,8 @@ GPU_SIZES = {**SIZES, "imagenet": (256, 3, 224, 224), "roofline": (2048, 3, 224,
 LOGITS = {"tiny": (1, 16), "mnist": (64, 10), "cifar": (128, 10), "imagenet": (256, 1000), "roofline": (300_000, 1000)}
 MEMBERS = 4
 # [B, I] of an ensemble's linear layer, with as many outputs.
-LINEAR = {"tiny": (1, 16), "mnist": (64, 784), "cifar": (128, 300), "imagenet": (256, 1000), "roofline": (300_000, 1000)}
+LINEAR = {"tiny": (1, 16), "mnist": (64, 784), "cifar": (128, 300), "imagenet": (256, 1000),
+          "roofline": (300_000, 1000)}
 # What draws one number or key per sample; nobody draws a GiB of them.
 SAMPLES = {"tiny": (16,), "mnist": (64,), "cifar": (128,), "imagenet": (256,)}
 PER_SAMPLE_OPS = ("sample_eps", "split_key")

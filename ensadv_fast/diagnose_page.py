@@ -1,24 +1,18 @@
 """The report page of `ensadv-fast diagnose`.
 
 It reads "models" from results.json: {name: {"masking", "gradient_norm", "gradient_alignment", "approximation_ratio",
-"perturbation_cosine", "random_start_gap", "label_leaking", "cone_dimension", "surfaces": [...], "examples": [...]}},
+"perturbation_cosine", "random_start_gap", "label_leaking", "cone_dimension", "surfaces": [...], "examples": FILE}},
 with the fields of what `diagnose` measures; whatever is missing is left out.
 """
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from io import BytesIO
-from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from . import figures, layouts, page
+from . import figures, layouts, page, samples
 from .layouts import Folder
 from .page import Cell, Markup, Number, Section
-from .samples import Samples
 
 # What is measured: the words, where it stands in a model's results, and its form.
 MEASUREMENTS = (
@@ -39,26 +33,55 @@ def render(folder: Folder) -> str:
     sections = []
     if masking:
         sections.append(Section("Verdicts", [page.checklist(_verdict(name, m) for name, m in masking.items())]))
-        sections += [Section(f"Checks of {name}", [page.checklist(map(_check, m["checks"]))])
-                     for name, m in masking.items()]
+        sections.append(Section("Checks", _checks(masking)))
         sections.append(Section("Errors", [_errors(masking), *_growing(masking)]))
-    sections += [*_measurements(models), *_cones(models)]
-    for name, m in models.items():
-        sections += _surfaces(name, m.get("surfaces") or [])
-    for name, m in models.items():
-        found = _samples(folder.path, name, m.get("examples") or [])
-        sections += [Section(f"{s.title} on {name}", s.blocks) for s in layouts.examples(found, r.get("eps"))]
-    told = " ".join(f"{name}: {m['verdict'].split('. ')[0].rstrip('.')}." for name, m in masking.items())
+    sections += [*_measurements(models), *_cones(models), *_surfaces(models), *_examples(folder, models)]
     title = f"Robust, or masked gradients? {', '.join(models)}" if models else "Diagnosis"
-    return layouts.document(folder, title, told, sections, [f"{r['images']:,} test images"] if "images" in r else [])
+    more = [f"{r['images']:,} test images"] if "images" in r else []
+    return layouts.document(folder, title, _told(masking), sections, more)
 
 
 # ------------------------------------------------------------------------------------------------- checks
 
 
+# "masked" of a MaskingReport -> state, word, and how the page's first lines begin.
+OUTCOMES = {True: ("bad", "masked", "Masked gradients"), None: ("open", "undecided", "Undecided"),
+            False: ("good", "not masked", "No sign of masked gradients")}
+
+
+def _told(masking: Mapping[str, Mapping[str, Any]]) -> str:
+    """All verdicts in a few sentences: whose gradients are masked, and what was found of each model."""
+    if not masking:
+        return ""
+    groups = {words: [name for name, m in masking.items() if m["masked"] is outcome]
+              for outcome, (_, _, words) in OUTCOMES.items()}
+    told = [f"{words}: {', '.join(names)}." for words, names in groups.items() if names]
+    for masked, words in ((False, "Error under all attacks tried together"), (True, "Where gradients are masked, the "
+                          "error is at least")):
+        if errors := {name: m["worst_case"]["value"] for name, m in masking.items() if bool(m["masked"]) is masked}:
+            told.append(f"{words}: {layouts.ranked(errors)}.")
+    return " ".join(told)
+
+
 def _verdict(name: str, masking: Mapping[str, Any]) -> dict[str, str]:
-    state, word = {True: ("bad", "masked"), False: ("good", "no masking")}.get(masking["masked"], ("open", "undecided"))
-    return {"state": state, "word": word, "claim": name, "evidence": masking["verdict"]}
+    state, word, _ = OUTCOMES[masking["masked"]]
+    clean, worst = (page.show(v["value"]) for v in (masking["errors"]["clean"], masking["worst_case"]))
+    claim = f"{name}: {clean} % error on clean images, {'at least ' if masking['masked'] else ''}{worst} % under attack"
+    return {"state": state, "word": word, "claim": claim, "evidence": masking["verdict"]}
+
+
+def _checks(masking: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
+    """One model's checks in words; of several models a table, what is suspicious in words, and the rest behind
+    headings."""
+    items = {name: [_check(c) for c in m["checks"]] for name, m in masking.items()}
+    if len(items) == 1:
+        return [page.checklist(one) for one in items.values()]
+    found = {(name, item["claim"]): page.outcome(item["state"]) for name, one in items.items() for item in one}
+    rows = [[check, *(found.get((name, check)) for name in items)] for check in dict.fromkeys(c for _, c in found)]
+    bad = [{**item, "claim": f"{name}, {item['claim']}"} for name, one in items.items() for item in one
+           if item["state"] == "bad"]
+    return [page.table(["", *items], rows), *([page.checklist(bad)] if bad else []),
+            *(page.folded(f"Checks of {name} in words", page.checklist(one)) for name, one in items.items())]
 
 
 def _check(check: Mapping[str, Any]) -> dict[str, str]:
@@ -71,9 +94,15 @@ def _errors(masking: Mapping[str, Mapping[str, Any]]) -> Markup:
     for attack in dict.fromkeys(a for m in masking.values() for a in m["errors"]):
         rows[attack] = [m["errors"].get(attack) for m in masking.values()]
     rows["any of these"] = [m["worst_case"] for m in masking.values()]
-    return page.table(["", *masking], [[name, *page.mark_best(row)] for name, row in rows.items()],
-                      note="Error in % of the test images that were looked at; small print: 95 % intervals (Wilson's); "
-                           "lower is better")
+    masked = [bool(m["masked"]) for m in masking.values()]
+    body = []
+    for name, row in rows.items():  # what is found of a masked model is too low to compare
+        marked = iter(page.mark_best([cell for cell, m in zip(row, masked, strict=True) if not m]))
+        body.append([name, *(cell if m else next(marked) for cell, m in zip(row, masked, strict=True))])
+    note = "Error in % of the test images that were looked at; small print: 95 % intervals (Wilson's); lower is better"
+    if any(masked):
+        note += ". Where gradients are masked, attacks find too little, and nothing is marked as best"
+    return page.table(["", *masking], body, note=note)
 
 
 def _growing(masking: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
@@ -125,37 +154,39 @@ def _cones(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
 # ----------------------------------------------------------------------------------- surfaces and examples
 
 
-def _surfaces(name: str, surfaces: list[Mapping[str, Any]]) -> list[Section]:
-    """Every image's surfaces, the first image's at once and the others behind a heading. loss[i][j] is at along[i],
-    across[j]: along goes to the right."""
-    by_image: dict[int, list[Markup]] = {}
+def _surfaces(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+    """Of each model the surfaces around the first image, and around the others behind a heading."""
+    blocks = []
+    for name, m in models.items():
+        if by_image := _by_image(name, m.get("surfaces") or []):
+            first, *others = by_image
+            blocks += first
+            if others:
+                blocks.append(page.folded(f"{name} around other images ({len(others)})",
+                                          *(block for one in others for block in one)))
+    note = ("Cross-entropy around a test image, along the sign of its gradient and an orthogonal direction (figure 1 "
+            "of Tramèr et al. 2018). Sharp curvature close to the middle hides errors from single steps.")
+    return [Section("Loss around images", [page.text(note, note=True), *blocks])] if blocks else []
+
+
+def _by_image(name: str, surfaces: list[Mapping[str, Any]]) -> list[list[Markup]]:
+    """Every image's surfaces. loss[i][j] is at along[i], across[j]: along goes to the right."""
+    found: dict[int, list[Markup]] = {}
     for s in surfaces:
         second = f"gradient of {s['other']}" if s.get("other") else "a random direction"
         for i, (loss, label) in enumerate(zip(s["loss"], s["labels"], strict=True)):
-            title = f"image {i + 1}, class {label}, within eps {s['eps']:.3g}"
-            by_image.setdefault(i, []).append(figures.surface(
-                list(zip(*loss, strict=True)), s["along"], s["across"], title=title, x_label="along its gradient",
-                y_label=second, z_label="loss"))
-    if not by_image:
-        return []
-    first, *others = by_image.values()
-    more = [page.folded(f"Other images ({len(others)})", *(block for blocks in others for block in blocks))]
-    note = ("Cross-entropy around a test image, along the sign of its gradient and an orthogonal direction (figure 1 "
-            "of Tramèr et al. 2018). Sharp curvature close to the middle hides errors from single steps.")
-    return [Section(f"Loss around images, {name}", [page.text(note, note=True), *first, *(more if others else [])])]
+            found.setdefault(i, []).append(figures.surface(
+                list(zip(*loss, strict=True)), s["along"], s["across"], x_label="along its gradient",
+                y_label=second, z_label="loss",
+                title=f"{name}: image {i + 1}, class {label}, within {layouts.budget(s['eps'])}"))
+    return list(found.values())
 
 
-def _samples(folder: Path, name: str, examples: list[Mapping[str, Any]]) -> Samples | None:
-    """The example images of a model, from their files; None where there are none."""
-    from PIL import Image
-
-    found = {attack: list(group) for attack, group in groupby(examples, key=lambda e: e["attack"])}
-    if "clean" not in found:
-        return None
-
-    def image(file: str) -> np.ndarray:
-        return np.asarray(Image.open(BytesIO((folder / file).read_bytes())))
-
-    return Samples("", np.array([e["label"] for e in found["clean"]]),
-                   {a: np.stack([image(e["file"]) for e in g]) for a, g in found.items()},
-                   {a: {name: np.array([e["predicted"] for e in g])} for a, g in found.items()})
+def _examples(folder: Folder, models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+    """Each model under its own attacks, the first at once and the others behind headings."""
+    blocks = []
+    for name, m in models.items():
+        found = samples.load(folder.path / m["examples"]) if m.get("examples") else None
+        for section in layouts.examples(found, folder.results.get("eps")):
+            blocks += [page.folded(f"On {name}", *section.blocks)] if blocks else section.blocks
+    return [Section("Examples", blocks)] if blocks else []

@@ -25,48 +25,59 @@ the first target: "source" (a string), "labels" int64 [n], "pictures/clean" and 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from . import checkpoint, data, models, ops, report, samples
+from . import checkpoint, ops, report, samples, saved
 from . import evaluate as evaluation
 from .attacks import Attack
 from .evaluate import AdversarialSet, BlackBox, Curves, Rate, TransferMatrix
 from .source import Source
-from .train import make_attack, unique
+from .train import ATTACKS, Config, make_attack
 from .versions import versions
+
+
+def add_parser(commands: Any, number: Callable[[str], float]) -> None:
+    """Add the command. number: reads 0.3 and 8/255."""
+    p = commands.add_parser("evaluate", allow_abbrev=False, help="errors of saved models under attacks",
+                            description="White-box errors of each model, and its errors under attacks crafted on "
+                            "each source. SPEC is NAME=CHECKPOINT, e.g. mnist:D=runs/x/models/D_ens-seed0.pt")
+    saved.add_options(p, number, "networks to craft transferred attacks on", steps=Config.eval_steps)
+    p.add_argument("--attack", nargs="+", default=["fgsm", "rand_fgsm", "ifgsm", "pgd"], choices=ATTACKS,
+                   metavar="ATTACK", help=f"any of {', '.join(ATTACKS)} (default: fgsm rand_fgsm ifgsm pgd)")
+    p.add_argument("--eps", type=number, nargs="+", default=[Config.eps], help="L-infinity budget; of several, the "
+                   f"largest is the matrix's, all make curves of accuracy (default: {Config.eps})")
+    p.add_argument("--top5", action="store_true", help="print top-5 errors too")
+    p.add_argument("--save-sets", metavar="DIR", help="keep the adversarial images there, one set for each source and "
+                   "attack, to be shown to other models later")
+    p.add_argument("--set-dtype", default="uint8", choices=("uint8", "float32"), help="of --save-sets (default: "
+                   "%(default)s)")
+    p.add_argument("--set", nargs="*", default=[], metavar="DIR", help="saved sets, or folders of them: more sources")
+    p.add_argument("--out", metavar="DIR|FILE.json", help="a run folder: config.json, results.json, matrix.json and "
+                   "examples.npz; or the errors alone as JSON")
+    p.add_argument("--resume", action="store_true", help="go on with the run in --out DIR: what it has is not computed "
+                   "again, unless an option changed it")
+    p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """The command. Raises ValueError, FileNotFoundError, FileExistsError with a message for its user."""
     begin = time.perf_counter()
-    unknown = [spec for spec in (*args.model, *args.source) if models.parse(spec)[2] is None and not args.download]
-    if unknown:
-        raise ValueError(f"evaluate: {unknown[0]} has no weights: want {unknown[0]}=CHECKPOINT (or --download)")
     eps_values = sorted(set(args.eps))
     if args.save_sets and len(eps_values) > 1:
         raise ValueError(f"evaluate: --save-sets takes one --eps, got {len(eps_values)}")
+    given = saved.Saved.open(args)
+    dataset = given.dataset
     folder = _folder(args)
-    device = torch.device(args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    dataset = data.load(args.data).to(device)
-
-    def build(spec: str) -> torch.nn.Module:
-        return models.build(spec, dataset.classes, dataset.in_shape, args.download).to(device).eval()
-
-    target_specs = unique(tuple(args.model), {})
-    source_specs = unique(tuple(args.source), target_specs)
-    sets = _sets(args.set, {**target_specs, **source_specs})
-    targets = {name: build(spec) for name, spec in target_specs.items()}
-    sources = {name: Source(build(spec)) for name, spec in source_specs.items()}
-    config = {k: v for k, v in vars(args).items() if k not in ("run", "command")}
+    sets = _sets(args.set, {**given.targets, **given.sources})
+    targets, sources = given.networks()
+    config = {k: v for k, v in vars(args).items() if k != "run"}
     if folder is not None:
-        _write(folder / "config.json", {"command": "evaluate", **config})
+        checkpoint.write_json(folder / "config.json", config)
 
     def attack(name: str, eps: float) -> Attack:
         return make_attack(name, eps, alpha=args.alpha, steps=args.steps,
@@ -81,18 +92,19 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         eps = eps_values[-1]
         body = {"command": "evaluate", "dataset": dataset.name, "eps": eps, "config": config,
-                **results(matrix, target_specs, source_specs, sets),
+                **results(matrix, given.targets, given.sources, sets),
                 "curves": [curve.to_dict() for curve in curves.all()] if curves else [],
-                "examples": None if folder is None else "examples.npz", "versions": versions(),
+                "examples": None if folder is None else samples.FILE, "versions": versions(),
                 "seconds": {"total": time.perf_counter() - begin}}
         if folder is not None:
             matrix.save(folder / "matrix.json")
             name = next(iter(sources), next(iter(targets)))
             samples.craft(dataset.test, {a: attack(a, eps) for a in args.attack}, name,
-                          sources.get(name) or Source(targets[name]), targets, key).save(folder)
-        _write(Path(args.out) if folder is None else folder / "results.json", body)
+                          sources.get(name) or Source(targets[name]), targets, key).save(folder / samples.FILE)
+        checkpoint.write_json(Path(args.out) if folder is None else folder / "results.json", body)
         if folder is not None:
             report.write(folder)
+            print(f"\nreport.html, results.json and matrix.json are in {folder}")
     return 0
 
 
@@ -113,16 +125,16 @@ def _folder(args: argparse.Namespace) -> Path | None:
 def _sets(folders: list[str], taken: Mapping[str, Any]) -> dict[str, list[AdversarialSet]]:
     """The sets in these folders by source, under names that are not `taken`: a set is of a model that is not here."""
     found: dict[str, list[AdversarialSet]] = {}
-    for saved in (s for folder in folders for s in evaluation.find_sets(folder)):
-        i, name = 2, saved.source
-        while name in taken or name in found and _model(found[name][0]) != _model(saved):
-            i, name = i + 1, f"{saved.source}_{i}"
-        found.setdefault(name, []).append(saved)
+    for one in (s for folder in folders for s in evaluation.find_sets(folder)):
+        i, name = 2, one.source
+        while name in taken or name in found and _model(found[name][0]) != _model(one):
+            i, name = i + 1, f"{one.source}_{i}"
+        found.setdefault(name, []).append(one)
     return found
 
 
-def _model(saved: AdversarialSet) -> str:
-    return saved.manifest["source"]["sha256"]
+def _model(one: AdversarialSet) -> str:
+    return one.manifest["source"]["sha256"]
 
 
 def _measured(args, dataset, targets, sources, sets, eps_values, attack, folder, key,
@@ -199,8 +211,3 @@ def text(matrix: TransferMatrix, targets: Mapping[str, Any], top5: bool = False)
         parts.append(report.table(["model", "black-box max %", "95 % interval", "by", "tied with it", "mean %",
                                    "worst case %"], lines))
     return "\n\n".join(parts)
-
-
-def _write(path: Path, body: dict[str, Any]) -> None:
-    text = json.dumps(body, indent=2, allow_nan=False) + "\n"
-    checkpoint.atomic_write(path, lambda f: f.write(text.encode()))

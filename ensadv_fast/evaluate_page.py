@@ -28,7 +28,8 @@ def render(folder: Folder) -> str:
         summaries = {t: m["black_box_summary"] for t, m in r.get("models", {}).items() if m.get("black_box_summary")}
         sections = [Section("Errors", [_errors(matrix, cells, summaries)]),
                     Section("White-box and transferred attacks", _matrices(matrix, cells, r.get("sets", [])))]
-    sections += [*_curves(r.get("curves", [])), *layouts.examples(folder.samples, r.get("eps"))]
+    sections += _curves(r.get("curves", []), matrix.get("clean", {}))
+    sections += layouts.examples(folder.samples, r.get("eps"))
     more = [f"{matrix['n']:,} test inputs"] if "n" in matrix else []
     return layouts.document(folder, title, told, sections, more)
 
@@ -121,21 +122,32 @@ def _heatmap(matrix: Mapping[str, Any], cells: Cells, attack: str, quantity: str
                         title=TITLES.get(attack, attack), corner="crafted on", own=own)
 
 
-def _curves(curves: Sequence[Mapping[str, Any]]) -> list[Section]:
-    """Accuracy against eps, a chart for each target."""
+def _curves(curves: Sequence[Mapping[str, Any]], clean: Mapping[str, Any]) -> list[Section]:
+    """Accuracy against eps, a chart for each target, from its accuracy on clean images (eps 0)."""
     sources = dict.fromkeys(c["source"] for c in curves if not c["white_box"])
     looks = {name: i for i, name in enumerate(dict.fromkeys(map(_curve_name, curves)))}
     charts = []
     for target in dict.fromkeys(c["target"] for c in curves):
-        series = [figures.Series(_curve_name(c), c["eps"], *(
-            [rate[k] for rate in c["top1"]] for k in ("value", "low", "high")), look=looks[_curve_name(c)])
-            for c in curves if c["target"] == target]
+        start = _accuracy(_top1({"error": clean.get(target)}))
+        series = []
+        for c in (c for c in curves if c["target"] == target):
+            points = [(0.0, start)] if start and 0 not in c["eps"] else []
+            points += zip(c["eps"], c["top1"], strict=True)
+            series.append(figures.Series(_curve_name(c), [eps for eps, _ in points], *(
+                [rate[k] for _, rate in points] for k in ("value", "low", "high")), look=looks[_curve_name(c)]))
         charts.append(figures.curves(series, title=target, x_label="eps, image units", y_label="accuracy, %",
                                      y_range=(0.0, 1.0), x_form=".4g"))
     note = "Accuracy in % of all test inputs; bands: 95 % intervals (Wilson's)."
     if sources:
         note += f" White-box, and transferred from {', '.join(sources)}."
     return [Section("Accuracy against eps", [page.text(note, note=True), page.grid(*charts)])] if charts else []
+
+
+def _accuracy(error: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """The rate of accuracy where that of errors is known."""
+    if error is None or error["value"] is None:
+        return None
+    return {"value": 1 - error["value"], "low": 1 - error["high"], "high": 1 - error["low"]}
 
 
 def _curve_name(curve: Mapping[str, Any]) -> str:

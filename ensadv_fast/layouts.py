@@ -48,7 +48,8 @@ class Folder:
         try:
             config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
             results = json.loads((path / "results.json").read_text())
-            return Folder(path, results, config, [json.loads(line) for line in lines], example_images.load(path))
+            return Folder(path, results, config, [json.loads(line) for line in lines],
+                          example_images.load(path / example_images.FILE))
         except json.JSONDecodeError as e:
             raise ValueError(f"report: a file of the run in {path} is corrupt ({e})") from e
 
@@ -138,9 +139,9 @@ def examples(samples: example_images.Samples | None, eps: float | None) -> list[
                                label=f"difference ×\u00a0{127 / reach:.3g}")]
     models = list(samples.predictions["clean"])
     made = f"The attacks were crafted on {samples.source}. " if samples.source else ""
-    note = (f"{made}Below each image: the class that {', '.join(models)} (in this order) take it for; wrong ones are "
-            "underlined and red. Differences are around mid-grey, so that the whole budget reaches from black to "
-            "white.")
+    takers = f"{', '.join(models)} " + ("(in this order) take" if len(models) > 1 else "takes")
+    note = (f"{made}Below each image: the class that {takers} it for; wrong ones are underlined and red. "
+            "Differences are around mid-grey, so that the whole budget reaches from black to white.")
     return [Section("Examples", [page.images([f"class {y}" for y in samples.labels], rows, note=note)])]
 
 

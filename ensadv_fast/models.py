@@ -103,6 +103,11 @@ def short_name(spec: str) -> str:
     return parse(spec)[1]
 
 
+def device(name: str) -> torch.device:
+    """The device of this name; "auto" is the GPU where there is one."""
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)

@@ -62,6 +62,7 @@ def show(value: float | None, form: str = ".1%") -> str:
     """A number as the page shows it; a dash for None and what is not finite."""
     if value is None or not math.isfinite(value):
         return NONE
+    value = value or 0  # no minus before a zero
     return f"{100 * value:{form[:-1]}f}" if form.endswith("%") else format(value, form)
 
 
@@ -188,14 +189,19 @@ def scale(low: str, high: str) -> Markup:
                high, class_="scale")
 
 
+def outcome(state: str, word: str | None = None) -> Markup:
+    """A state (good, bad or open) as its sign and word, also for a table's cell."""
+    sign, usual = STATES[state]
+    return tag("b", f"{sign} {usual if word is None else word}", class_=state)
+
+
 def checklist(items: Iterable[Mapping[str, Any]]) -> Markup:
     """Claims or checks with their outcome. Each item: "state" (good, bad or open), "claim", and optionally
     "evidence" (the numbers) and "word" in place of passed, suspicious, not decidable."""
     lines = []
     for item in items:
-        sign, word = STATES[item["state"]]
         evidence = item.get("evidence")
-        lines.append(tag("li", tag("b", f"{sign} {item.get('word', word)}", class_=item["state"]),
+        lines.append(tag("li", outcome(item["state"], item.get("word")),
                          tag("span", item["claim"], tag("small", evidence) if evidence else None)))
     return tag("ul", lines, class_="checks")
 

@@ -1,13 +1,11 @@
 """What a run reports: results.json, the tables that it prints, and report.html."""
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from . import checkpoint, diagnose_page, evaluate_page, layouts, train_page
 from .evaluate import TransferMatrix, black_box
@@ -121,8 +119,7 @@ PAGES = {"train": train_page.render, "evaluate": evaluate_page.render, "diagnose
 
 def save(folder: Path, results: dict[str, Any]) -> None:
     """results.json in the run folder."""
-    body = json.dumps(results, indent=2, allow_nan=False) + "\n"
-    checkpoint.atomic_write(folder / "results.json", lambda f: f.write(body.encode()))
+    checkpoint.write_json(folder / "results.json", results)
 
 
 def write(folder: str | Path) -> Path:

@@ -14,7 +14,7 @@ from .attacks import Attack
 from .data import Split
 from .source import Source
 
-FILE = "examples.npz"
+FILE = "examples.npz"  # in a run folder
 SIDE = 128  # larger images are thinned out to at most this many pixels a side
 
 
@@ -28,17 +28,16 @@ class Samples:
     pictures: dict[str, np.ndarray]
     predictions: dict[str, dict[str, np.ndarray]]
 
-    def save(self, folder: Path) -> None:
-        """Write examples.npz: "source", "labels", "pictures/ROW" and "predictions/ROW/MODEL"."""
+    def save(self, path: Path) -> None:
+        """Write the file: "source", "labels", "pictures/ROW" and "predictions/ROW/MODEL"."""
         arrays = {"source": np.array(self.source), "labels": self.labels}
         arrays |= {f"pictures/{row}": pictures for row, pictures in self.pictures.items()}
         arrays |= {f"predictions/{row}/{m}": p for row, by in self.predictions.items() for m, p in by.items()}
-        checkpoint.atomic_write(folder / FILE, lambda f: np.savez_compressed(f, **arrays))
+        checkpoint.atomic_write(path, lambda f: np.savez_compressed(f, **arrays))
 
 
-def load(folder: Path) -> Samples | None:
+def load(path: Path) -> Samples | None:
     """What `Samples.save` wrote there; None where there is nothing. ValueError for another file."""
-    path = folder / FILE
     if not path.is_file():
         return None
     try:
@@ -53,7 +52,7 @@ def load(folder: Path) -> Samples | None:
         raise ValueError(f"samples: {path} is corrupt or of another version ({e})") from e
 
 
-def craft(test: Split, attacks: Mapping[str, Attack], name: str | None, source: Source | None,
+def craft(test: Split, attacks: Mapping[str, Attack], name: str | None, source: Source | nn.Module | None,
           targets: Mapping[str, nn.Module], key: torch.Tensor) -> Samples:
     """The first test image of each of the first classes (ten; four where images are large), clean and under each
     attack crafted on `source`, which is called `name`."""

@@ -85,6 +85,7 @@ max-width:none}
 align-items:start}
 .flow{display:flex;flex-wrap:wrap;gap:.5rem 2.5rem}
 figure{margin:.75rem 0;min-width:0;max-width:100%}
+section>figure+figure,details>figure+figure{margin-top:2rem}
 .scroll{overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 caption{padding-bottom:.2rem}
@@ -95,7 +96,7 @@ th:first-child{text-align:left}
 tbody th{font-weight:500}
 thead th:first-child,tbody th:first-child{position:sticky;left:0;background:var(--page);z-index:1}
 thead .words,tbody .words{text-align:left}
-td.words{white-space:normal;min-width:9rem}
+td.words{white-space:normal;min-width:9rem}td.words b{white-space:nowrap}
 td small{display:block;font-weight:400;line-height:1.15;font-size:.76rem}
 .best{font-weight:700}
 .mark{display:inline-block;width:1.1em;text-align:center}
@@ -143,6 +144,7 @@ font-weight:400}
 .pairs th{color:var(--quiet);min-width:8rem}
 footer{margin-top:2.5rem;padding-top:.75rem;border-top:1px solid var(--line);color:var(--quiet);font-size:.85rem}
 @media (max-width:36rem){body{padding:.9rem .9rem 2rem;font-size:14px}.checks li{grid-template-columns:1fr}
+td.words{min-width:0}.scroll:not(.images) tbody th{min-width:6rem}
 th,td{padding:.28rem .4rem}tbody th{white-space:normal}.heat td{min-width:3.4rem;padding:.35rem .25rem}
 .images img{width:48px;height:48px}.images tbody th{max-width:5.2rem;font-size:.8rem}}
 @media print{body{max-width:none;padding:0}nav{display:none}figure,tr{break-inside:avoid}h2{break-after:avoid}

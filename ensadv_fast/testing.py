@@ -76,12 +76,12 @@ class OpCase:
     """One op in one mode of use.
 
     op, reference: the public function and its definition in plain PyTorch, of the same arguments; both may return a
-    tuple of tensors, some None. make: arguments from :class:`Inputs`. streams: image batches read plus written by an ideal kernel. exact: bit for bit the
-    reference (else within one unit in the last place of float32). reduces: it sums over samples in double, in another
-    order than the reference; what is not float64 does not feel that. image: the first argument is a batch and the op
-    takes `out`. sweep: dtypes and memory formats mean something to it; default: to image ops. ulps: what not exact
-    results may be off beyond one rounding, in units of float32's spacing at the largest of them. timed: what
-    benchmarks call, where `function` protects its arguments by copying them.
+    tuple of tensors, some None. make: arguments from :class:`Inputs`. streams: image batches read plus written by an
+    ideal kernel. exact: bit for bit the reference (else within one unit in the last place of float32). reduces: it sums
+    over samples in double, in another order than the reference; what is not float64 does not feel that. image: the
+    first argument is a batch and the op takes `out`. sweep: dtypes and memory formats mean something to it; default: to
+    image ops. ulps: what not exact results may be off beyond one rounding, in units of float32's spacing at the largest
+    of them. timed: what benchmarks call, where `function` protects its arguments by copying them.
     """
 
     op: str

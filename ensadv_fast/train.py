@@ -220,8 +220,7 @@ class Run:
     @functools.lru_cache(maxsize=1)
     def open(config: Config, folder: Path, progress: bool) -> Run:
         """The run as this process sees it: each worker loads the data once."""
-        device = torch.device(config.device if config.device != "auto" else
-                              "cuda" if torch.cuda.is_available() else "cpu")
+        device = models.device(config.device)
         return Run(config, folder, data.load(config.data).to(device), device, progress)
 
     def build(self, spec: str, download: bool = False) -> nn.Module:
@@ -382,8 +381,7 @@ def open_folder(config: Config, folder: Path, resume: bool) -> None:
     path = folder / "config.json"
     if not path.exists():
         (folder / "models").mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(config), indent=2) + "\n"
-        checkpoint.atomic_write(path, lambda f: f.write(text.encode()))
+        checkpoint.write_json(path, asdict(config))
         return
     if not resume:
         raise FileExistsError(f"train: {folder} already holds a run: go on with it by --resume {folder}, or give "
@@ -407,12 +405,16 @@ def load_config(folder: Path) -> Config:
         raise ValueError(f"train: {path} is corrupt or of another version ({e})") from e
 
 
-def unique(specs: tuple[str, ...], taken: dict[str, Any]) -> dict[str, str]:
-    """Short names for specs that differ from each other and from `taken`: D, D_2."""
+def unique(specs: tuple[str, ...], taken: dict[str, Any], by_file: bool = False) -> dict[str, str]:
+    """Short names for specs that differ from each other and from `taken`: D, D_2. by_file: those that would share one
+    take their checkpoint's: D_adv-seed0."""
     names: dict[str, str] = {}
-    for spec in specs:
-        base = name = models.short_name(spec)
-        i = 2
+    short = [models.short_name(spec) for spec in specs]
+    for spec, base in zip(specs, short, strict=True):
+        file = models.parse(spec)[2]
+        if by_file and file is not None and (short.count(base) > 1 or base in taken):
+            base = Path(file).stem
+        i, name = 2, base
         while name in names or name in taken:
             name, i = f"{base}_{i}", i + 1
         names[name] = spec
@@ -487,7 +489,7 @@ def run(config: Config, folder: str | Path, *, resume: bool = False, progress: b
         "train": seconds, "training": middle - begin, "evaluation": now - middle, "total": now - begin,
         "workers": n, "threads_per_worker": threads})
     report.save(folder, results)
-    _samples(shared, sources, targets).save(folder)
+    _samples(shared, sources, targets).save(folder / samples.FILE)
     report.write(folder)
     say(report.text(results))
     return results

@@ -63,7 +63,7 @@ def claims_of(results: Mapping[str, Any]) -> list[Claim]:
     if adv and ens and adv["max_black_box"] is not None:
         a, e = adv["max_black_box"], ens["max_black_box"]
         found.append(Claim("Ensemble training lowers the held-out black-box error of adversarial training", a > e,
-                           f"maximum {100 * a:.1f} % -> {100 * e:.1f} %"))
+                           f"maximum {100 * a:.1f} % → {100 * e:.1f} %"))
     if adv and {"fgsm", "rand_fgsm"} <= adv["white_box"].keys():
         f, r = adv["white_box"]["fgsm"], adv["white_box"]["rand_fgsm"]
         found.append(Claim("A random start finds more errors on the adversarially trained model than FGSM alone",

@@ -1,7 +1,6 @@
 """What a forward pass keeps for the backward pass, whoever keeps it. Nothing here uses ensadv_fast."""
 import gc
 
-import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -1,4 +1,4 @@
-"""bias_act and act_grad: bit for bit the plain expression, its mask in the order of memory, and torch's own gradient."""
+"""bias_act, act_grad: bit for bit the plain expression, its mask in the order of memory, and torch's own gradient."""
 import math
 
 import pytest
@@ -198,9 +198,11 @@ BAD = [
     (lambda: ops.bias_act(X, 1.0), TypeError, "bias must be a torch.Tensor, got float"),
     (lambda: ops.bias_act(X, torch.ones(3).half()), TypeError, "bias must be float32, got float16"),
     (lambda: ops.bias_act(X, torch.ones(3, device="meta")), ValueError, "bias must be on x's device cpu, got meta"),
-    (lambda: ops.bias_act(X, None, X[:1]), ValueError, r"residual must have x's shape \(2, 3, 4, 4\), got \(1, 3, 4, 4\)"),
+    (lambda: ops.bias_act(X, None, X[:1]), ValueError,
+     r"residual must have x's shape \(2, 3, 4, 4\), got \(1, 3, 4, 4\)"),
     (lambda: ops.bias_act(X, None, X.half()), TypeError, "residual must be float32, got float16"),
-    (lambda: ops.bias_act(X, None, act="gelu"), ValueError, "act must be one of relu, hardtanh, leaky_relu, None, got 'gelu'"),
+    (lambda: ops.bias_act(X, None, act="gelu"), ValueError,
+     "act must be one of relu, hardtanh, leaky_relu, None, got 'gelu'"),
     (lambda: ops.bias_act(X, None, act="hardtanh", lo=1.0, hi=0.0), ValueError, "lo must not exceed hi"),
     (lambda: ops.bias_act(X, None, act="hardtanh", lo="0"), TypeError, "lo must be a number, got str"),
     (lambda: ops.bias_act(X, None, act="leaky_relu", slope=-0.1), ValueError, "slope must be >= 0, got -0.1"),
@@ -214,9 +216,11 @@ BAD = [
     (lambda: ops.bias_act(X, None, act=None, mask=M), ValueError, "mask must be None where act is None, got a tensor"),
     (lambda: ops.act_grad(X.byte(), M), TypeError, "act_grad: grad must be float32.*got uint8"),
     (lambda: ops.act_grad(X, None), TypeError, "mask must be a torch.Tensor, got None"),
-    (lambda: ops.act_grad(X, M[:-1]), ValueError, r"mask must be .* \[12\]: a bit for each of grad's 96 elements, got \(11,\)"),
+    (lambda: ops.act_grad(X, M[:-1]), ValueError,
+     r"mask must be .* \[12\]: a bit for each of grad's 96 elements, got \(11,\)"),
     (lambda: ops.act_grad(X, M, channels_last=1), TypeError, "channels_last must be True, False or None, got int"),
-    (lambda: ops.act_grad(X[0], M[:6], channels_last=True), ValueError, "channels_last must be False or None unless grad has 4 or 5"),
+    (lambda: ops.act_grad(X[0], M[:6], channels_last=True), ValueError,
+     "channels_last must be False or None unless grad has 4 or 5"),
     (lambda: ops.act_grad(X, M, out=X[:1]), ValueError, "out must have grad's shape"),
 ]
 

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from html_reader import read
 
-from ensadv_fast import Source, checkpoint, cli, data, diagnose, models, ops, train
+from ensadv_fast import Source, checkpoint, cli, data, diagnose, models, ops, samples, train
 from ensadv_fast.attacks import fgsm
 from ensadv_fast.evaluate import TransferMatrix
 from ensadv_fast.train import Config
@@ -38,8 +38,8 @@ def test_every_field_of_the_config_is_an_option(asked, tmp_path):
                      "--label-smoothing", "1e-1", "--no-download"]) == 0
     config, folder_, _ = asked[0]
     assert config == Config(preset="kurakin", data="cifar10:x", model="timm:resnet18",
-                            static=("mnist:A", "mnist:B=b.pt"), held_out=(), eps=8 / 255, epochs=3, lam=0.5, eps_dist="uniform", dtype="bfloat16",
-                            label_smoothing=0.1)
+                            static=("mnist:A", "mnist:B=b.pt"), held_out=(), eps=8 / 255, epochs=3, lam=0.5,
+                            eps_dist="uniform", dtype="bfloat16", label_smoothing=0.1)
     assert folder_ == tmp_path / "r"
 
 
@@ -111,14 +111,14 @@ def test_evaluate_measures_saved_networks(folder, tmp_path, capsys):  # noqa: F8
                      "--source", f"mnist:D={tmp_path / 'source.pt'}", "--attack", "fgsm", "rand_fgsm", "--device",
                      "cpu", "--eps", "0.1", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "itself (white-box)" in said and "D_2" in said
+    assert "itself (white-box)" in said and "| source " in said
     errors = json.loads(out.read_text())["models"]["D"]
     test = data.load(f"mnist:{folder}").test
     x, y = test.batch(torch.arange(len(test)))
     wrong = (nets["target"](fgsm(0.1)(nets["target"], x, y)).argmax(1) != y).float().mean().item()
     assert errors["white_box"]["fgsm"] == pytest.approx(wrong)
     assert errors["clean"] == pytest.approx((nets["target"](x).argmax(1) != y).float().mean().item())
-    assert set(errors["black_box"]["rand_fgsm"]) == {"D_2"}
+    assert set(errors["black_box"]["rand_fgsm"]) == {"source"}
 
 
 def test_diagnose_measures_saved_networks(folder, tmp_path, capsys):  # noqa: F811
@@ -135,7 +135,7 @@ def test_diagnose_measures_saved_networks(folder, tmp_path, capsys):  # noqa: F8
     results = json.loads((out / "results.json").read_text())
     assert json.loads((out / "config.json").read_text())["steps"] == 3
     assert results["command"] == "diagnose" and results["images"] == 12 and results["eps"] == 0.1
-    assert results["sources"] == {"D_2": f"mnist:D={tmp_path / 'source.pt'}"}
+    assert results["sources"] == {"source": f"mnist:D={tmp_path / 'source.pt'}"}
     found = results["models"]["D"]
     assert found["masking"]["verdict"] in said and all(c["name"] in said for c in found["masking"]["checks"])
 
@@ -151,18 +151,20 @@ def test_diagnose_measures_saved_networks(folder, tmp_path, capsys):  # noqa: F8
     wide, near = found["surfaces"]
     surface = diagnose.loss_surface(nets["target"], x[:4], y[:4], eps=0.1, points=3, key=key, index=index[:4],
                                     other=Source(nets["source"]))
-    assert torch.allclose(torch.tensor(wide["loss"]), surface.loss) and wide["other"] == "D_2"
+    assert torch.allclose(torch.tensor(wide["loss"]), surface.loss) and wide["other"] == "source"
     assert near["eps"] == 0.025 and near["along"] == pytest.approx([-0.025, 0, 0.025])
 
-    examples = found["examples"]
-    assert {e["attack"] for e in examples} == {"clean", "fgsm", "rand_fgsm", "pgd"} and len(examples) == 4 * 8
-    for e in examples:
-        with Image.open(out / e["file"]) as picture:
-            pixels = torch.from_numpy(np.array(picture))
-        i = results["index"].index(e["image"])
-        clean = test.images[e["image"], 0]
-        assert pixels.shape == (28, 28) and (pixels.int() - clean.int()).abs().max() <= 26 and e["label"] == y[i]
-        assert e["attack"] != "clean" or torch.equal(pixels, clean)
+    assert found["examples"] == "examples/D.npz"
+    shown = samples.load(out / found["examples"])
+    assert shown.source == "D" and list(shown.pictures) == ["clean", "fgsm", "rand_fgsm", "pgd"]
+    at = torch.stack([(test.labels == label).nonzero()[0, 0] for label in shown.labels.tolist()])
+    clean = test.images[at, 0].numpy()
+    for row, pictures in shown.pictures.items():
+        moved = np.abs(pictures.astype(int) - clean).max()
+        assert pictures.shape == (10, 28, 28) and (moved in (25, 26) if row != "clean" else moved == 0)
+    x_adv = fgsm(0.1)(nets["target"], *test.batch(at))
+    assert shown.predictions["fgsm"]["D"].tolist() == nets["target"](x_adv).argmax(1).tolist()
+    assert found["masking"]["verdict"] in read((out / "report.html").read_text()).text
     assert cli.main(argv) == 1 and "already holds a run" in capsys.readouterr().err
 
 
@@ -200,16 +202,16 @@ def test_evaluate_writes_a_run_folder_and_goes_on_with_it(folder, weights, tmp_p
                                                "examples.npz", "report.html"}
     assert json.loads((out / "config.json").read_text())["eps"] == [0.1, 0, 0.05]
     errors, matrix = found["models"]["D"], TransferMatrix.load(out / "matrix.json")
-    assert found["eps"] == 0.1 and found["sources"] == {"D_2": "held_out"} and found["matrix"]["n"] == 40
-    assert errors["max_black_box"] == max(matrix.error(a, "D_2", "D") for a in ("fgsm", "pgd"))
-    assert errors["black_box_summary"]["pair"][1] == "D_2"
+    assert found["eps"] == 0.1 and found["sources"] == {"source": "held_out"} and found["matrix"]["n"] == 40
+    assert errors["max_black_box"] == max(matrix.error(a, "source", "D") for a in ("fgsm", "pgd"))
+    assert errors["black_box_summary"]["pair"][1] == "source"
     assert errors["white_box"]["pgd"] == matrix.error("pgd", "D", "D")
     assert len(found["curves"]) == 4
     for curve in found["curves"]:
         assert curve["eps"] == [0, 0.05, 0.1] and curve["top1"][0]["value"] == pytest.approx(1 - errors["clean"])
         assert curve["top1"][2]["value"] == pytest.approx(1 - matrix.error(curve["attack"], curve["source"], "D"))
     with np.load(out / "examples.npz") as examples:
-        assert str(examples["source"]) == "D_2" and len(examples["labels"]) == 10
+        assert str(examples["source"]) == "source" and len(examples["labels"]) == 10
         for row in ("clean", "fgsm", "pgd"):
             assert examples[f"pictures/{row}"].shape == (10, 28, 28) and examples[f"pictures/{row}"].dtype == np.uint8
             assert examples[f"predictions/{row}/D"].shape == (10,)
@@ -228,9 +230,9 @@ def test_evaluate_writes_a_run_folder_and_goes_on_with_it(folder, weights, tmp_p
 def test_evaluate_saves_sets_and_takes_them_for_sources(folder, weights, tmp_path, capsys):  # noqa: F811
     sets = tmp_path / "sets"
     first = evaluated(folder, weights, tmp_path / "one", "--eps", "0.1", "--save-sets", str(sets))
-    later = evaluated(folder, weights, tmp_path / "two", "--eps", "0.1", "--set", str(sets / "D_2-fgsm"),
-                      str(sets / "D_2-pgd"), source=False)
-    assert later["sources"] == {"D_2": "held_out"} and [s["eps"] for s in later["sets"]] == [0.1, 0.1]
+    later = evaluated(folder, weights, tmp_path / "two", "--eps", "0.1", "--set", str(sets / "source-fgsm"),
+                      str(sets / "source-pgd"), source=False)
+    assert later["sources"] == {"source": "held_out"} and [s["eps"] for s in later["sets"]] == [0.1, 0.1]
     assert later["models"]["D"]["black_box"] == first["models"]["D"]["black_box"]
     own = evaluated(folder, weights, tmp_path / "three", "--set", str(sets / "D-fgsm"), source=False)
     assert list(own["sources"]) == ["D_2"]  # a set of the name of a target is not taken for white-box

@@ -2,12 +2,13 @@
 import importlib.util
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import ensadv_fast as ea
-from ensadv_fast import ops
+from ensadv_fast import cli, ops
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -17,6 +18,14 @@ def test_ci_runs_the_test_command_of_the_readme():
     commands = [line.strip() for line in README.splitlines() if line.startswith("    python3 -m venv")]
     assert len(commands) == 2
     assert commands[1] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_commands_of_the_readme_are_understood():
+    lines = README.replace("\\\n", "").splitlines()
+    commands = [shlex.split(line) for line in lines if line.startswith("    ensadv-fast ")]
+    assert [words[1] for words in commands] == ["train", "evaluate", "diagnose"]
+    for words in commands:
+        assert cli._parser().parse_args(words[1:]).command == words[1]
 
 
 @pytest.fixture

@@ -79,7 +79,8 @@ LAYERS = {
     "in-place-relu": nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True)),
     "conv1d": nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6)),
     "conv3d": nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Conv3d(3, 6, (1, 3, 3)), nn.BatchNorm3d(6)),
-    "linear": nn.Sequential(nn.Flatten(), nn.Linear(243, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 6), nn.BatchNorm1d(6)),
+    "linear": nn.Sequential(nn.Flatten(), nn.Linear(243, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 6),
+                            nn.BatchNorm1d(6)),
 }
 
 

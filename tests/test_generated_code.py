@@ -96,7 +96,8 @@ def test_products_of_16_bit_numbers_use_the_tensor_cores(compiled, op):
     for (arch, kernel), body in products.items():
         narrow = "half_t" in kernel or "bfloat_t" in kernel
         found = [bool(re.search(rf"\b{re.escape(name)}\b", body)) for name in (
-            "mma.sync.aligned.m16n8k16.row.col.f32", "ldmatrix.sync.aligned.m8n8.x4", "fma.rn.f32", "cp.async.wait_group")]
+            "mma.sync.aligned.m16n8k16.row.col.f32", "ldmatrix.sync.aligned.m8n8.x4", "fma.rn.f32",
+            "cp.async.wait_group")]
         assert found == [narrow, narrow, not narrow, True], f"sm_{arch} {kernel}"
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from kernels_arrays import INF, NAN, NARROW, Output, cast, compute, examples, kernels, place, ref, values
 
 DTYPES = ("float32", *NARROW)

@@ -3,7 +3,6 @@ it, multiplied as mma does and stored gives the product. The emulation also refu
 places that are written twice."""
 import numpy as np
 import pytest
-
 from kernels_arrays import kernels
 
 TILES = {("float16", "large"): (128, 128, 32), ("float16", "small"): (64, 64, 64), ("float32", "small"): (64, 64, 32)}

@@ -303,7 +303,8 @@ def test_which_sources_use_it():
     net = small_net()
     for kw in ({"fold": False}, {"channels_last": False}, {}):
         assert ea.Source(net, dtype=torch.float32, **kw).fused
-    for kw in ({"dtype": torch.float32, "fold": False, "channels_last": False}, {"live": True}, {"dtype": torch.float64}):
+    for kw in ({"dtype": torch.float32, "fold": False, "channels_last": False}, {"live": True},
+               {"dtype": torch.float64}):
         assert not ea.Source(net, **kw).fused
 
 

@@ -237,14 +237,14 @@ def test_print_is_light():
 
 
 def test_samples_come_back_as_they_were_saved(tmp_path):
-    assert samples.load(tmp_path) is None
+    assert samples.load(tmp_path / samples.FILE) is None
     torch.manual_seed(0)
     split = Split(torch.randint(0, 256, (30, 3, 8, 8), dtype=torch.uint8), torch.arange(30) % 12)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 12))
     made = samples.craft(split, {"fgsm": attacks.fgsm(0.1)}, EVIL, model, {"m": model, EVIL: model},
                          ops.fresh_key("cpu", 0))
-    made.save(tmp_path)
-    back = samples.load(tmp_path)
+    made.save(tmp_path / samples.FILE)
+    back = samples.load(tmp_path / samples.FILE)
     assert back.source == EVIL and back.labels.tolist() == list(range(10))
     assert list(back.pictures) == ["clean", "fgsm"] and back.pictures["fgsm"].shape == (10, 8, 8, 3)
     moved = np.abs(back.pictures["fgsm"].astype(int) - back.pictures["clean"])
@@ -254,7 +254,7 @@ def test_samples_come_back_as_they_were_saved(tmp_path):
         assert np.array_equal(back.predictions[row]["m"], made.predictions[row]["m"])
     (tmp_path / samples.FILE).write_bytes(b"no")
     with pytest.raises(ValueError, match="samples: .* is corrupt"):
-        samples.load(tmp_path)
+        samples.load(tmp_path / samples.FILE)
 
 
 def test_large_images_are_fewer_and_thinned_out():
@@ -303,7 +303,7 @@ def run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     clean = np.random.default_rng(0).integers(0, 256, (3, 28, 28)).astype(np.uint8)
     samples.Samples("A", np.arange(3), {"clean": clean, "fgsm": clean // 2, EVIL: clean},
-                    {row: {EVIL: np.array([0, 1, 5])} for row in ("clean", "fgsm", EVIL)}).save(tmp_path)
+                    {row: {EVIL: np.array([0, 1, 5])} for row in ("clean", "fgsm", EVIL)}).save(tmp_path / samples.FILE)
     return tmp_path
 
 
@@ -358,7 +358,7 @@ def test_training_curves_are_those_of_the_metrics(run):
 def test_examples_show_what_was_seen_and_what_it_was_taken_for(run):
     report.write(run)
     reader = read((run / "report.html").read_text())
-    found = samples.load(run)
+    found = samples.load(run / samples.FILE)
     images = reader.all("img")
     assert len(images) == 3 * (1 + 2 + 2)
     assert np.array_equal(decoded(images[0]["src"]), found.pictures["clean"][0])
@@ -512,20 +512,17 @@ def diagnosed(folder):
     masking = {"checks": checks, "verdict": "The model masks its gradients: a. More words. End.", "masked": True,
                "errors": {"clean": interval(0.1), "FGSM": interval(0.5)}, "worst_case": interval(0.6),
                "strongest": "FGSM"}
-    examples = []
-    for attack, shade in (("clean", 10), ("fgsm", 30)):
-        for i in range(2):
-            file = f"examples/{attack}-{i}.png"
-            (folder / "examples").mkdir(exist_ok=True)
-            image = np.full((8, 8), shade + i, np.uint8)
-            (folder / file).write_bytes(base64.b64decode(page.png(image).partition(",")[2]))
-            examples.append({"file": file, "attack": attack, "image": i, "label": i, "predicted": 0})
+    rows = {"clean": 10, "fgsm": 30}
+    pictures = {row: np.full((2, 8, 8), shade, np.uint8) + np.array([[[0]], [[1]]], np.uint8)
+                for row, shade in rows.items()}
+    samples.Samples(EVIL, np.arange(2), pictures, {row: {EVIL: np.zeros(2, np.int64)} for row in rows}).save(
+        folder / "own.npz")
     full = {"masking": masking, "gradient_norm": {"mean_l2": 0.1234}, "gradient_alignment": {"mean": None},
             "random_start_gap": {"gap": interval(-0.04)}, "label_leaking": {"leaked": {"predicted": 7}, "advantage":
                                                                           interval(0.2)},
             "cone_dimension": {"at_least": {"1": interval(0.8), "16": interval(0.3), "4": interval(0.5)}},
             "surfaces": [{"other": None, "eps": 0.3, "along": [-0.3, 0.3], "across": [-0.3, 0.3],
-                          "loss": [[[0, 1], [2, 3]], [[1, None], [1, 1]]], "labels": [4, 5]}], "examples": examples}
+                          "loss": [[[0, 1], [2, 3]], [[1, None], [1, 1]]], "labels": [4, 5]}], "examples": "own.npz"}
     return {"command": "diagnose", "dataset": "digits", "eps": 0.3, "images": 40, "seconds": 2.5,
             "models": {EVIL: full, "D": {"masking": {**masking, "masked": None}, "spec": "mnist:D"}}}
 
@@ -534,12 +531,19 @@ def test_the_page_of_a_diagnosis(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(diagnosed(tmp_path)))
     text = report.write(tmp_path).read_text()
     reader = read(text)
-    assert f"{EVIL}: The model masks its gradients: a. D: The model masks its gradients: a." in reader.text
+    assert f"Masked gradients: {EVIL}. Undecided: D. Error under all attacks tried together: D 60.0 %. " in reader.text
+    assert f"Where gradients are masked, the error is at least: {EVIL} 60.0 %." in reader.text
+    for words in (f"{EVIL}: 10.0 % error on clean images, at least 60.0 % under attack", "D: 10.0 % error on clean "
+                  "images, 60.0 % under attack"):
+        assert words in reader.text
     for words in ("✗ masked", "? undecided", "✗ suspicious", "✓ passed", "? not decidable", "It grows.",
-                  "40 test images", "2 s", "image 1, class 4, within eps 0.3", "Other images (1)"):
+                  "40 test images", "2 s", f"{EVIL}: image 1, class 4, within eps 0.3",
+                  f"{EVIL} around other images (1)", f"{EVIL}, single step against many", "Checks of D in words"):
         assert words in reader.text, words
-    errors, measured, *_ = reader.tables
-    assert errors[1] == ["clean", "●10.00.0 to 20.0", "●10.00.0 to 20.0"] and errors[-1][0] == "any of these"
+    checks, errors, measured, *_ = reader.tables
+    assert checks == [["", EVIL, "D"], ["single step against many", "✗ suspicious", "✗ suspicious"],
+                      ["growing eps", "✓ passed", "✓ passed"], ["label leaking", "? not decidable", "? not decidable"]]
+    assert errors[1] == ["clean", "10.00.0 to 20.0", "10.00.0 to 20.0"] and errors[-1][0] == "any of these"
     assert measured[1:] == [["mean L2 norm of the gradient", "0.123", "–"],
                             ["R+FGSM minus FGSM, percentage points", "-4.0-14.0 to 6.0", "–"],
                             ["accuracy under FGSM minus clean, percentage points", "20.010.0 to 30.0", "–"],

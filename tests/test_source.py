@@ -67,7 +67,8 @@ def test_losses_against_their_formulas(loss, targeted):
     for row, label in zip(z, y):
         others = torch.stack([v for i, v in enumerate(row) if i != label])
         top = row.sort(descending=True).values
-        hinge = torch.relu(others.max() - row[label] + 0.5) if targeted else -torch.relu(row[label] - others.max() + 0.5)
+        behind = others.max() - row[label]
+        hinge = torch.relu(behind + 0.5) if targeted else -torch.relu(0.5 - behind)
         values.append({"ce": torch.logsumexp(row, 0) - row[label], "cw": hinge,
                        "dlr": -(row[label] - others.max()) / (top[0] - top[2])}[loss])
     values = torch.stack(values)
@@ -312,8 +313,10 @@ BAD = [
     (lambda: ea.Source(small_net(), channels_last="yes"), ValueError, "channels_last must be 'auto', True or False"),
     (lambda: ea.Source(small_net(), live=True, dtype=torch.float32), ValueError, "a live model is used as it is"),
     (lambda: ea.Source(small_net(), std=(0.1, 0.0, 0.1)), ValueError, "std must be > 0"),
-    (lambda: ea.Source(small_net()).input_grad(torch.rand(2, 3, 8, 8), torch.tensor([0, 12])), ValueError, r"y must lie in \[0, 10\)"),
-    (lambda: ea.Source(small_net()).input_grad(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)), TypeError, "x must be float32"),
+    (lambda: ea.Source(small_net()).input_grad(torch.rand(2, 3, 8, 8), torch.tensor([0, 12])), ValueError,
+     r"y must lie in \[0, 10\)"),
+    (lambda: ea.Source(small_net()).input_grad(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)), TypeError,
+     "x must be float32"),
 ]
 
 

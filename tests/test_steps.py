@@ -80,7 +80,8 @@ def test_a_wrong_attack_is_not_timed(bench, small, wrong, message):
 
 def test_attack_rows_are_stamped_added_and_missing_packages_named(bench, small, tmp_path, monkeypatch, capsys):
     _, attack_step, _ = bench
-    known = [c for c in attack_step.CONTENDERS if c.name in ("torchattacks", "ours", "ours, exact source", "ours, no graph")]
+    names = ("torchattacks", "ours", "ours, exact source", "ours, no graph")
+    known = [c for c in attack_step.CONTENDERS if c.name in names]
     monkeypatch.setattr(attack_step, "CONTENDERS", [replace(known[0], needs="no_such_package"), *known[1:]])
     out = tmp_path / "results" / "attack_step.json"
     command = ["--device", "cpu", "--networks", "small", "--seconds", "0", "--least", "2", "--out", str(out)]

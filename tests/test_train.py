@@ -403,6 +403,9 @@ def test_variants_run(small, tmp_path, change):
 def test_names_of_sources():
     names = train.unique(("mnist:D", "mnist:D=a.pt", "mnist:B", "timm:B"), {"D": None})
     assert names == {"D_2": "mnist:D", "D_3": "mnist:D=a.pt", "B": "mnist:B", "B_2": "timm:B"}
+    specs = ("mnist:D=x/D_ens-seed0.pt", "mnist:D=D_adv.pt", "mnist:B=b.pt", "mnist:D=y/D_adv.pt")
+    assert list(train.unique(specs, {}, by_file=True)) == ["D_ens-seed0", "D_adv", "B", "D_adv_2"]
+    assert list(train.unique(specs[2:3], {"B": None}, by_file=True)) == ["b"]
 
 
 # --------------------------------------------------------------------------------------------------- report
@@ -422,7 +425,7 @@ def test_findings_follow_the_numbers():
                                "threads_per_worker": 1})
 
     text = report.text(results(0.5, 0.3, 0.4, 0.6))
-    assert "does NOT hold" not in text and "50.0 % -> 30.0 %" in text and "FGSM 40.0 %, R+FGSM 60.0 %" in text
+    assert "does NOT hold" not in text and "50.0 % → 30.0 %" in text and "FGSM 40.0 %, R+FGSM 60.0 %" in text
     text = report.text(results(0.3, 0.5, 0.6, 0.4))
     assert text.count("does NOT hold here") == 2
 

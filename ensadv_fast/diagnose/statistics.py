@@ -7,6 +7,7 @@ from statistics import NormalDist
 
 from torch import Tensor
 
+from ..evaluate.statistics import wilson
 from .batches import Result
 
 
@@ -36,10 +37,8 @@ def proportion(hits: Tensor) -> Interval:
     n = hits.numel()
     if not n:
         return Interval(math.nan, math.nan, math.nan, 0)
-    z, p = _z(1), hits.sum().item() / n
-    center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((center + side * half) / (1 + z * z / n) for side in (-1, 1))
-    return Interval(p, min(p, max(0.0, low)), max(p, min(1.0, high)), n)  # exact at 0 and 1, whatever the rounding
+    count = int(hits.sum())
+    return Interval(count / n, *wilson(count, n), n)
 
 
 def difference(a: Tensor, b: Tensor, comparisons: int = 1) -> Interval:

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..attacks import Attack
 from ..ops import _checks as check
 from .matrix import TransferMatrix
-from .statistics import Rate
 from .run import Model, Sources
+from .statistics import Rate
 from .transfer import Progress, measure
 
 AnyEps = Attack | Callable[[float], Attack]

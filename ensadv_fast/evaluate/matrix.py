@@ -164,8 +164,7 @@ class TransferMatrix:
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`to_dict` with its bits as one JSON file, atomically."""
-        text = json.dumps(self.to_dict(bits=True), indent=1, allow_nan=False) + "\n"
-        checkpoint.atomic_write(Path(path), lambda f: f.write(text.encode()))
+        checkpoint.write_json(Path(path), self.to_dict(bits=True), indent=1)
 
     @classmethod
     def load(cls, path: str | Path) -> TransferMatrix:

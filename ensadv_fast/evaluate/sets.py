@@ -196,8 +196,7 @@ class SetWriter:
     def finish(self) -> AdversarialSet:
         """Write the manifest: from here on it is a set."""
         body = {**self.head, "shape": self._shape, "n": sum(s["n"] for s in self._shards), "shards": self._shards}
-        text = json.dumps({**body, "sha256": _manifest_sha256(body)}, indent=1, allow_nan=False) + "\n"
-        checkpoint.atomic_write(self.folder / "manifest.json", lambda f: f.write(text.encode()))
+        checkpoint.write_json(self.folder / "manifest.json", {**body, "sha256": _manifest_sha256(body)}, indent=1)
         return AdversarialSet(self.folder)
 
 

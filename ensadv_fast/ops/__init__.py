@@ -17,7 +17,7 @@ from .sign_step import sign_step
 build_info = _library.build_info
 
 __all__ = [
-    "LogitGrad", "act_grad", "bias_act", "build_info", "ensemble_linear", "ensemble_linear_grad", "fresh_key", "l2_step",
-    "logit_grad", "manual_seed", "model_entry", "momentum_step", "null", "project", "random_step", "sample_eps",
-    "sign_step", "split",
+    "LogitGrad", "act_grad", "bias_act", "build_info", "ensemble_linear", "ensemble_linear_grad", "fresh_key",
+    "l2_step", "logit_grad", "manual_seed", "model_entry", "momentum_step", "null", "project", "random_step",
+    "sample_eps", "sign_step", "split",
 ]
