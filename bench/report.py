@@ -1,5 +1,5 @@
-"""Writes the tables of README.md and bench/papers/TABLES.md from bench/results/: `python bench/report.py`; `--check` only
-compares."""
+"""Writes the tables of README.md and bench/papers/TABLES.md from bench/results/: `python bench/report.py`; `--check`
+only compares."""
 import json
 import statistics
 import sys

@@ -49,7 +49,8 @@ def _transposed_convolution(dims: int):
     def run(x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
         if not _frozen(x, weight, bias) or x.dim() != dims + 2:
             return NotImplemented
-        return functions.Convolution.apply(x, weight, bias, None, *(_tuple(v, dims) for v in (stride, padding, dilation)),
+        how = (_tuple(v, dims) for v in (stride, padding, dilation))
+        return functions.Convolution.apply(x, weight, bias, None, *how,
                                            True, _tuple(output_padding, dims), groups)
     return run
 
@@ -151,8 +152,8 @@ _RELUS = {f for f, run in _TABLE.items() if run in (_relu, _in_place)}
 class FrozenPass(TorchFunctionMode):
     """Within it, what frozen layers compute is differentiable once, by the input alone, and keeps bits.
 
-    It knows convolutions, ReLU and its clipped and leaky kin, 2-d pooling and normalisation by constant statistics, on plain tensors with constant
-    weights. All else, and all without gradients, is what it would be outside.
+    It knows convolutions, ReLU and its clipped and leaky kin, 2-d pooling and normalisation by constant statistics, on
+    plain tensors with constant weights. All else, and all without gradients, is what it would be outside.
 
     Args:
         joins: which sums go to a ReLU alone (:func:`ensadv_fast.rectify.join`): they are rectified as they are

@@ -116,7 +116,7 @@ def test_label_rules():
     assert torch.equal(labels(ea.step_ll(EPS), y), logits.argmin(1))
     drawn = torch.stack([labels(ea.step_rnd(EPS), y, seed) for seed in range(200)])
     assert not (drawn == y).any()
-    counts = torch.stack([(drawn == c).sum(0) for c in range(10)], 1).double()  # [64, 10], 0 at y, about 200/9 elsewhere
+    counts = torch.stack([(drawn == c).sum(0) for c in range(10)], 1).double()  # 0 at y, else about 200/9
     others = counts[counts > 0]
     assert len(others) == 64 * 9 and ((others - 200 / 9) ** 2 / (200 / 9)).mean() < 1.5
     alone = labels(ea.step_rnd(EPS))
@@ -455,7 +455,8 @@ BAD = [
     (lambda: ea.fgsm(-0.1), ValueError, "fgsm: eps must be >= 0, got -0.1"),
     (lambda: ea.fgsm(math.nan), ValueError, "fgsm: eps must not be NaN"),
     (lambda: ea.fgsm("8"), TypeError, "fgsm: eps must be a number, got str"),
-    (lambda: ea.fgsm(rule="worst"), ValueError, "rule must be one of true, predicted, least_likely, random, got 'worst'"),
+    (lambda: ea.fgsm(rule="worst"), ValueError,
+     "rule must be one of true, predicted, least_likely, random, got 'worst'"),
     (lambda: ea.fgsm(loss="mse"), ValueError, "loss must be one of ce, cw, dlr, entropy, None, got 'mse'"),
     (lambda: ea.fgsm(lo=1.0, hi=0.0), ValueError, "lo must not exceed hi"),
     (lambda: ea.pgd(steps=0), ValueError, "pgd: steps must be >= 1, got 0"),
@@ -504,7 +505,8 @@ BAD = [
     (lambda: ea.pgd()(NET, X, Y, key=3), TypeError, "key must be a torch.Tensor, got int"),
     (lambda: ea.pgd()(NET, X, Y, index=torch.zeros(2, dtype=torch.int64)), ValueError, "index must have shape"),
     (lambda: ea.fgsm()(nn.Flatten(2), X, Y), ValueError, r"model must return logits \[N, C\].*got shape \(4, 3, 64\)"),
-    (lambda: ea.fgsm(loss="dlr")(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), X, Y % 2), ValueError, "needs at least 3 classes, got 2"),
+    (lambda: ea.fgsm(loss="dlr")(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), X, Y % 2), ValueError,
+     "needs at least 3 classes, got 2"),
 ]
 
 

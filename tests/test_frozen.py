@@ -412,7 +412,7 @@ def test_timm_networks_keep_little(name, share):
 
 
 def test_without_permission_nothing_changes():
-    net, (x, y) = residual_net(), batch(4, size=32)
+    net, (x, _) = residual_net(), batch(4, size=32)
     for kw in ({"fold": False}, {"crafting": "train"}, {"live": True}):
         source = ea.Source(net, **kw, **({"dtype": None} if "live" in kw else {"dtype": torch.float32}))
         leaf = x.clone().requires_grad_()

@@ -18,7 +18,6 @@ from papers import claims, common, fetch, mnist, networks, show  # noqa: E402
 from papers import run as papers  # noqa: E402
 from papers.claims import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Estimate  # noqa: E402
 
-
 # ---------------------------------------------------------------------------------------------- the rules
 
 

@@ -23,7 +23,8 @@ EXACT = {"dtype": torch.float32, "fold": False, "channels_last": False}
 ATTACKS = {
     "fgsm": ea.fgsm(), "rand_fgsm": ea.rand_fgsm(), "step_ll": ea.step_ll(), "rand_step_ll": ea.rand_step_ll(),
     "step_rnd": ea.step_rnd(), "ifgsm": ea.ifgsm(), "iter_ll": ea.iter_ll(), "pgd": ea.pgd(steps=3),
-    "pgd_restarts": ea.pgd(steps=2, restarts=3), "pgd_cw": ea.pgd(steps=2, loss="cw"), "pgd_l2": ea.pgd_l2(1.0, steps=2),
+    "pgd_restarts": ea.pgd(steps=2, restarts=3), "pgd_cw": ea.pgd(steps=2, loss="cw"),
+    "pgd_l2": ea.pgd_l2(1.0, steps=2),
     "mifgsm": ea.mifgsm(steps=3), "difgsm": ea.difgsm(steps=2), "tifgsm": ea.tifgsm(steps=2),
     "sinifgsm": ea.sinifgsm(steps=2), "vnifgsm": ea.vnifgsm(steps=2, variance=2), "fast_grad_linf": ea.fast_grad_linf(),
     "fast_grad_l2": ea.fast_grad_l2(1.0), "fast_entropy": ea.fast_entropy(),
