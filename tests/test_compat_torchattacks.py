@@ -70,6 +70,17 @@ def test_the_librarys_numbers_and_draws(name, dtype, channels, size, theirs):
     assert torch.equal(left, after)
 
 
+@peer
+def test_tifgsm_takes_any_channels_and_dtype(theirs):
+    net, x, y = setting(torch.float64)
+    library = theirs.TIFGSM(net)
+    library.stacked_kernel = library.stacked_kernel.double()  # what theirs needs to work
+    same(seeded(ours.TIFGSM(net), x, y)[0], seeded(library, x, y)[0])
+    net, x, y = setting(channels=1)
+    adv = ours.TIFGSM(net)(x, y)
+    assert 0 < (adv - x).abs().max() <= EPS + 2.0**-24
+
+
 ARGUMENTS = {
     "FGSM": {"eps": 0.1}, "BIM": {"eps": 0.03, "steps": 0}, "RFGSM": {"eps": 0.1, "alpha": 0.2, "steps": 3},
     "FFGSM": {"alpha": 0.01}, "PGD": {"steps": 3, "random_start": False}, "MIFGSM": {"decay": 0.3, "steps": 4},
@@ -264,6 +275,8 @@ def test_sizes_per_sample(name):
         assert torch.equal(adv[2:3], make(net, eps=float(eps[2]))(x[2:3], y[2:3]))
     with pytest.raises(ValueError, match="one element per sample, 6"):
         make(net, eps=eps[:2])(x, y)
+    with pytest.raises(TypeError, match=f"{name}: images must be float in \\[0, 1\\], got torch.uint8"):
+        make(net)(x.to(torch.uint8), y)
 
 
 def test_targets_without_host_syncs():
@@ -595,13 +608,24 @@ def test_install_and_uninstall(theirs):
 @peer
 def test_an_installed_backend_serves_the_librarys_own_attacks(theirs):
     net, x, y = setting(n=4)
+    from torchattacks.attacks import autoattack
     wanted, _ = seeded(theirs.AutoAttack(net, version="standard", n_classes=10, seed=0), x, y)
     with compat.install("torchattacks"):
+        assert autoattack.MultiAttack is ours.MultiAttack
         mine, _ = seeded(theirs.AutoAttack(net, version="standard", n_classes=10, seed=0), x, y)
     assert torch.equal(mine, wanted)
 
 
+@peer
+def test_another_version_is_said(theirs, monkeypatch):
+    monkeypatch.setattr(theirs, "__version__", "9.9")
+    with pytest.warns(UserWarning, match="torchattacks 3.5.1 is mirrored, 9.9 is installed"):
+        compat.install("torchattacks")
+    compat.uninstall("torchattacks")
+
+
 def test_unknown_libraries():
+    assert compat.torchattacks is ours and not hasattr(compat, "nothing")
     for call in (compat.install, compat.uninstall):
         with pytest.raises(ValueError, match="name must be one of torchattacks, got 'nothing'"):
             call("nothing")

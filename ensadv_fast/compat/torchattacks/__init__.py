@@ -14,24 +14,24 @@ Where ours differ on purpose:
 
 | torchattacks 3.5.1 | here |
 | --- | --- |
-| after an attack, every submodule is in the mode that the root was in; after an exception, in eval | every submodule is in its own mode, always |
-| attacking in training mode moves batch normalisations' running statistics | the batch's statistics are used, the running ones stay |
-| after an exception a normalised attack takes images for unnormalised | the state is put back |
+| after an attack every submodule has the root's mode; after an exception, eval | its own, always |
+| attacking in training mode moves batch normalisations' running statistics | they stay |
+| after an exception, normalised images are taken for unnormalised | they are not |
 | under no_grad or inference_mode it fails | it works |
-| 16-bit images: iterates in 16 bits, up to 8.47/255 from the image for eps 8/255 | iterates in float32, rounded within eps |
-| a sample whose gradient vanishes once has a momentum of NaN and never moves again | a zero gradient adds nothing |
+| 16-bit images: iterates of 16 bits, up to 8.47/255 away for eps 8/255 | of float32, rounded within eps |
+| a sample whose gradient is once 0 has a momentum of NaN and stops for good | it adds nothing |
 | PGDL2 with eps 0 gives NaN where the gradient vanishes | it gives the image |
-| least-likely and random targets: a Python loop over samples, host syncs by the number of classes | a few operations |
+| least-likely and random targets: a loop over samples, host syncs for each class | a few operations |
 | a kth_min beyond the classes is kthvalue's error | a ValueError |
-| TIFGSM fails on images that have not 3 channels, and on float64 ones | any channels; the kernel in the images' dtype |
-| DIFGSM and TIFGSM resize images also where the draw says that they stay as they are | only where it is used |
-| VMIFGSM and VNIFGSM compute gradients of neighbours after the last step, which nobody reads | only the draws are made |
+| TIFGSM fails on images of other than 3 channels, and on float64 ones | it takes them |
+| DIFGSM and TIFGSM resize images also where the draw keeps them as they are | only where needed |
+| VMIFGSM and VNIFGSM compute neighbours' gradients for a step that never comes | only draw them |
 | MultiAttack records its forward passes for autograd | it does not |
 | save writes all batches anew after every batch | after 1, 2, 4, 8... batches and at the end |
 | save with save_predictions, and neither verbose nor return_verbose, is a NameError | it saves predictions |
 | save_type "int" truncates (0.999 becomes 254) and leaves float64 as it is | rounds to the nearest level, every dtype |
 | normalisation given as float64 arrays makes float32 images float64 | images keep their dtype |
-| attacks replaced in an attribute of another stay in its list, and setters reach them | only what it holds |
+| setters reach attacks that an attribute held before | only those that it holds |
 | a setter that an inner attack refuses has changed the outer one | nothing is changed |
 | | eps and alpha may be tensors with one per sample (exact) |
 """
@@ -40,7 +40,7 @@ import warnings
 from types import ModuleType
 
 from ..installing import library
-from .attack import Attack, _Kin
+from .attack import Attack, Kin
 from .multiattack import MultiAttack
 from .projected import BIM, FFGSM, FGSM, PGD, PGDL2, RFGSM
 from .transfer import DIFGSM, MIFGSM, NIFGSM, SINIFGSM, TIFGSM, VMIFGSM, VNIFGSM
@@ -66,7 +66,8 @@ def __dir__() -> list[str]:
 def replacements(theirs: ModuleType) -> list[tuple[type, type]]:
     """(their class, ours) for :func:`ensadv_fast.compat.install`."""
     if theirs.__version__ != __version__:
-        warnings.warn(f"compat: mirrors torchattacks {__version__}, and {theirs.__version__} is installed", stacklevel=4)
+        warnings.warn(f"compat: torchattacks {__version__} is mirrored, {theirs.__version__} is installed",
+                      stacklevel=4)
     base = importlib.import_module("torchattacks.attack").Attack
-    _Kin.theirs = (base,)
+    Kin.theirs = (base,)
     return [(base, Attack), *((getattr(theirs, name), globals()[name]) for name in __all__)]

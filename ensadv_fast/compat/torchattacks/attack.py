@@ -21,7 +21,7 @@ def _fanned_out(method: Callable) -> Callable:
     return both
 
 
-class _Kin(type):
+class Kin(type):
     """While torchattacks is replaced, its own attacks count as ours: programs ask isinstance of its base class."""
 
     theirs: tuple[type, ...] = ()
@@ -30,7 +30,7 @@ class _Kin(type):
         return super().__instancecheck__(instance) or (cls is Attack and isinstance(instance, cls.theirs))
 
 
-class Attack(Saving, metaclass=_Kin):
+class Attack(Saving, metaclass=Kin):
     """Base class of all attacks, with the interface of torchattacks' own. Subclasses override :meth:`forward`.
 
     name: shown by repr. model: a module that gives logits [N, C] of images [N, C, H, W] in [0, 1], or normalised ones
@@ -88,7 +88,7 @@ class Attack(Saving, metaclass=_Kin):
             raise ValueError(f"{self.attack}: precision must be None, {', '.join(PRECISIONS)}, got {which!r}")
         self._precision = which
         for attack in self._attacks.values():
-            if isinstance(type(attack), _Kin):  # not torchattacks' own
+            if isinstance(type(attack), Kin):  # not torchattacks' own
                 attack.precision = which
 
     @property

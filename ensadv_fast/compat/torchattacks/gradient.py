@@ -35,6 +35,8 @@ class GradientAttack(Attack):
         for name, value in (("images", images), ("labels", labels)):
             if not isinstance(value, Tensor):
                 raise TypeError(f"{self.attack}: {name} must be a torch.Tensor, got {type(value).__name__}")
+        if not images.is_floating_point():
+            raise TypeError(f"{self.attack}: images must be float in [0, 1], got {images.dtype}")
         images, labels = images.detach().to(self.device), labels.detach().to(self.device)
         if images.is_inference() or labels.is_inference():
             images, labels = images.clone(), labels.clone()
@@ -120,8 +122,8 @@ class Run:
     def result(self, point: Tensor) -> Tensor:
         """In the images' dtype: 16-bit ones within eps. Never the images themselves."""
         if point.dtype != self.images.dtype:
-            eps = flat(self.eps)
-            return ops.project(point, self.clean, eps, norm=self.attack.norm, out=torch.empty_like(self.images))
+            return ops.project(point, self.clean, flat(self.eps), norm=self.attack.norm,
+                               out=torch.empty_like(self.images))
         return point.clone() if point is self.images else point
 
 

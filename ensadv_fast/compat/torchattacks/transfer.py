@@ -12,6 +12,8 @@ from .gradient import FastAttack, GradientAttack, Run, Size
 class MIFGSM(GradientAttack):
     """Sign steps along a momentum of gradients over their mean absolute value (Dong et al. 2018)."""
 
+    _name = "MIFGSM"
+
     def __init__(self, model: nn.Module, eps: Size = 8 / 255, alpha: Size = 2 / 255, steps: int = 10,
                  decay: float = 1.0, *, precision: str | None = None):
         super().__init__(type(self)._name, model, eps, precision)
@@ -19,8 +21,6 @@ class MIFGSM(GradientAttack):
         self.decay = decay
         self.alpha = alpha
         self.supported_mode = ["default", "targeted"]
-
-    _name = "MIFGSM"
 
     def _start(self, run: Run) -> Tensor:
         return run.uniform_start() if getattr(self, "random_start", False) else run.clean
@@ -122,12 +122,16 @@ class TIFGSM(DIFGSM):
 
     def kernel_generation(self) -> np.ndarray:
         """float32 [3, 1, len_kernel, len_kernel], each of sum 1."""
-        make = {"gaussian": lambda: self.gkern(self.len_kernel, self.nsig), "linear": lambda: self.lkern(self.len_kernel),
-                "uniform": lambda: self.ukern(self.len_kernel)}
-        if self.kernel_name not in make:
-            raise NotImplementedError(f"TIFGSM: kernel_name must be one of {', '.join(make)}, "
+        if self.kernel_name == "gaussian":
+            kernel = self.gkern(self.len_kernel, self.nsig)
+        elif self.kernel_name == "linear":
+            kernel = self.lkern(self.len_kernel)
+        elif self.kernel_name == "uniform":
+            kernel = self.ukern(self.len_kernel)
+        else:
+            raise NotImplementedError("TIFGSM: kernel_name must be one of gaussian, linear, uniform, "
                                       f"got {self.kernel_name!r}")
-        return np.stack([make[self.kernel_name]().astype(np.float32)[None]] * 3)
+        return np.stack([kernel.astype(np.float32)[None]] * 3)
 
     def gkern(self, kernlen: int = 15, nsig: float = 3) -> np.ndarray:
         """The normal density over [-nsig, nsig]."""
