@@ -44,7 +44,7 @@ class Attack(Saving, metaclass=Kin):
         self.set_model(model)
         try:
             self.device = next(model.parameters()).device
-        except Exception:  # anything that can be called may be a model
+        except (AttributeError, StopIteration):  # anything that can be called may be a model
             self.device = None
             print("Failed to set device automatically, please try set_device() manual.")
         self.attack_mode = "default"
