@@ -1,5 +1,5 @@
 """Fast, correct adversarial examples for PyTorch classifiers, and ensemble adversarial training on them."""
-from . import diagnose, evaluate, ops
+from . import compat, diagnose, evaluate, ops
 from .adversary import AdversarialBatch, EnsembleAdversary, EpsDistribution, mixed_cross_entropy
 from .agreement import Agreement
 from .attacks import (
@@ -39,8 +39,8 @@ from .transforms import di, si, ti, vt
 
 __all__ = [
     "AdversarialBatch", "Agreement", "Attack", "AttackResult", "AutoAttack", "CwLinf", "Ensemble", "EnsembleAdversary",
-    "EpsDistribution", "InputGrad", "LogitGrad", "Source", "autoattack", "cw_linf", "di", "diagnose", "difgsm",
-    "evaluate", "fast_entropy", "fast_grad_l2", "fast_grad_linf", "fgsm", "fresh_key", "ifgsm", "iter_ll",
+    "EpsDistribution", "InputGrad", "LogitGrad", "Source", "autoattack", "compat", "cw_linf", "di", "diagnose",
+    "difgsm", "evaluate", "fast_entropy", "fast_grad_l2", "fast_grad_linf", "fgsm", "fresh_key", "ifgsm", "iter_ll",
     "manual_seed", "mifgsm", "mixed_cross_entropy", "nifgsm", "ops", "pgd", "pgd_l2", "rand_fgsm", "rand_step_ll",
     "random_normal", "random_sign", "si", "sinifgsm", "split", "step_ll", "step_rnd", "ti", "tifgsm", "vmifgsm",
     "vnifgsm", "vt",

@@ -1,0 +1,19 @@
+"""Drop-in backends: other libraries' classes with our engine under them.
+
+``ensadv_fast.compat.torchattacks`` mirrors that library's classes, arguments, defaults, modes and return types.
+:func:`install` puts them in place inside a program that is not edited; :func:`precision` chooses between the library's
+own numbers ("exact", the default) and our source engine ("fast"). Importing this imports no other library.
+"""
+import importlib
+
+from .installing import BACKENDS, Installation, install, uninstall
+from .precisions import current_precision, precision
+
+__all__ = ["Installation", "current_precision", "install", "precision", "uninstall"]
+
+
+def __getattr__(name: str):
+    """A backend is imported where it is first asked for."""
+    if name in BACKENDS:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,85 @@
+"""Putting our classes in place of a library's, inside the library's own modules."""
+import importlib
+import sys
+from types import ModuleType
+
+BACKENDS = ("torchattacks",)
+# Of each installed library: how many installs are not undone yet, and (module, name, theirs, ours) of what was put.
+_installed: dict[str, tuple[int, list[tuple[ModuleType, str, object, object]]]] = {}
+
+
+class Installation:
+    """What :func:`install` returns: a context manager that uninstalls on leaving."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> "Installation":
+        return self
+
+    def __exit__(self, *_) -> None:
+        uninstall(self.name)
+
+
+def install(name: str) -> Installation:
+    """Put our classes in place of those of the library `name` ("torchattacks"), in all of its modules.
+
+    Code that says ``library.PGD`` when it runs gets ours, also where it imported the library before, and so does
+    ``from library import PGD`` from now on. Out of reach are names that were bound by such an import before, default
+    arguments of the library's own functions, and objects that exist already: install first. What we have no class for
+    stays the library's.
+
+    Installs nest: the library is itself again when each has been undone, by :func:`uninstall` or by leaving the
+    ``with compat.install(name):`` block.
+
+    Raises:
+        ValueError: for a name without backend. ImportError: where the library is not installed.
+    """
+    _known(name)
+    count, put = _installed.get(name, (0, []))
+    if not count:
+        put = _put(name)
+    _installed[name] = count + 1, put
+    return Installation(name)
+
+
+def uninstall(name: str) -> None:
+    """Undo one :func:`install`; the last one gives the library its own classes back.
+
+    Raises ValueError for a name without backend, RuntimeError where nothing is installed."""
+    _known(name)
+    if name not in _installed:
+        raise RuntimeError(f"compat.uninstall: {name} is not installed: there is nothing to undo")
+    count, put = _installed.pop(name)
+    if count > 1:
+        _installed[name] = count - 1, put
+        return
+    for module, attribute, theirs, ours in put:
+        if vars(module).get(attribute) is ours:  # somebody else may have put something there since
+            setattr(module, attribute, theirs)
+
+
+def library(name: str) -> ModuleType:
+    """The library itself. Raises an ImportError that says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as e:
+        if e.name != name:
+            raise
+        raise ImportError(f"compat: {name} is not installed: pip install {name}", name=name) from e
+
+
+def _put(name: str) -> list[tuple[ModuleType, str, object, object]]:
+    theirs = library(name)
+    replacements = importlib.import_module(f".{name}", __package__).replacements(theirs)
+    modules = [m for n, m in list(sys.modules.items()) if m is not None and (n == name or n.startswith(name + "."))]
+    put = [(module, attribute, old, new) for module in modules for attribute, value in vars(module).items()
+           for old, new in replacements if value is old]
+    for module, attribute, _, new in put:
+        setattr(module, attribute, new)
+    return put
+
+
+def _known(name: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"compat: name must be one of {', '.join(BACKENDS)}, got {name!r}")

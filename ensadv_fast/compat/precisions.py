@@ -1,0 +1,35 @@
+"""Exact or fast: chosen once for the process, or for one attack."""
+from ..ops import _checks as check
+
+PRECISIONS = ("exact", "fast")
+_current = "exact"
+
+
+class precision:
+    """Choose how attacks of all backends compute from now on, in every thread.
+
+    Args:
+        which: "exact": the library's own numbers, on the module as it is, with torch's random draws in the library's
+            order; or "fast": on a :class:`ensadv_fast.Source` of the model, made once, with noise by our keys
+            (:func:`ensadv_fast.manual_seed`).
+
+    As a context manager it puts back on leaving what was chosen before. An attack's own ``precision``, where it is not
+    None, wins over this. Raises ValueError for another name.
+    """
+
+    def __init__(self, which: str):
+        global _current
+        check.choice("compat.precision", "which", which, PRECISIONS)
+        self._before, _current = _current, which
+
+    def __enter__(self) -> "precision":
+        return self
+
+    def __exit__(self, *_) -> None:
+        global _current
+        _current = self._before
+
+
+def current_precision() -> str:
+    """What :func:`precision` chose last: "exact" or "fast"."""
+    return _current

@@ -1,0 +1,275 @@
+"""The base class of torchattacks' attacks: modes, normalisation, targets, and the call."""
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..precisions import PRECISIONS, current_precision
+from .model_mode import model_mode
+from .saving import Saving
+
+
+def _fanned_out(method: Callable) -> Callable:
+    """Do it here, then on every attack that this one holds."""
+    @functools.wraps(method)
+    def both(self, *args, **kwargs):
+        method(self, *args, **kwargs)
+        for attack in self._attacks.values():
+            getattr(attack, method.__name__)(*args, **kwargs)
+    return both
+
+
+class Kin(type):
+    """While torchattacks is replaced, its own attacks count as ours: programs ask isinstance of its base class."""
+
+    theirs: tuple[type, ...] = ()
+
+    def __instancecheck__(cls, instance) -> bool:
+        return super().__instancecheck__(instance) or (cls is Attack and isinstance(instance, cls.theirs))
+
+
+class Attack(Saving, metaclass=Kin):
+    """Base class of all attacks, with the interface of torchattacks' own. Subclasses override :meth:`forward`.
+
+    name: shown by repr. model: a module that gives logits [N, C] of images [N, C, H, W] in [0, 1], or normalised ones
+    (:meth:`set_normalization_used`); during an attack in the mode of :meth:`set_model_training_mode`, afterwards as it
+    was. Images and labels are brought to :attr:`device`, that of the model's first parameter.
+    """
+
+    def __init__(self, name: str, model: nn.Module):
+        self.attack = name
+        self._attacks = OrderedDict()
+        self.set_model(model)
+        try:
+            self.device = next(model.parameters()).device
+        except (AttributeError, StopIteration):  # anything that can be called may be a model
+            self.device = None
+            print("Failed to set device automatically, please try set_device() manual.")
+        self.attack_mode = "default"
+        self.supported_mode = ["default"]
+        self.targeted = False
+        self._target_map_function = None
+        self.normalization_used = None
+        self._normalization_applied = None
+        if type(model).__name__ == "RobModel":
+            self._set_rmodel_normalization_used(model)
+        self._model_training = self._batchnorm_training = self._dropout_training = False
+        self._precision = None
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None, *args, **kwargs) -> Tensor:
+        """The attack itself, on images in [0, 1]."""
+        raise NotImplementedError
+
+    def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args, **kwargs) -> Tensor:
+        """Adversarial images like `inputs`, on the attack's device, without autograd history; also where autograd is
+        off. With normalisation, both are normalised images."""
+        mode = model_mode(self.model, self._model_training, self._batchnorm_training, self._dropout_training)
+        with torch.inference_mode(False), torch.enable_grad(), mode:
+            if self._normalization_applied is not True:
+                return self.forward(inputs, labels, *args, **kwargs)
+            self._set_normalization_applied(False)
+            try:
+                return self.normalize(self.forward(self.inverse_normalize(inputs), labels, *args, **kwargs))
+            finally:
+                self._set_normalization_applied(True)
+
+    # What computes: exactly, or on our sources.
+
+    @property
+    def precision(self) -> str | None:
+        """"exact", "fast", or None: as :func:`ensadv_fast.compat.precision` says. Ours alone."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, which: str | None) -> None:
+        if which not in (None, *PRECISIONS):
+            raise ValueError(f"{self.attack}: precision must be None, {', '.join(PRECISIONS)}, got {which!r}")
+        self._precision = which
+        for attack in self._attacks.values():
+            if isinstance(type(attack), Kin):  # not torchattacks' own
+                attack.precision = which
+
+    @property
+    def _is_fast(self) -> bool:
+        return (self._precision or current_precision()) == "fast"
+
+    def _change_model_mode(self, given_training: bool) -> None:
+        """torchattacks' own attacks ask this of those that they hold; ours see to the mode in each call."""
+
+    _recover_model_mode = _change_model_mode
+
+    # The model, and what its images are.
+
+    @_fanned_out
+    def set_model(self, model: nn.Module) -> None:
+        """Attack this model from now on; the device stays."""
+        self.model = model
+        self.model_name = type(model).__name__
+
+    @_fanned_out
+    def set_device(self, device) -> None:
+        """Bring images and labels to this device."""
+        self.device = device
+
+    @_fanned_out
+    def set_model_training_mode(self, model_training: bool = False, batchnorm_training: bool = False,
+                                dropout_training: bool = False) -> None:
+        """Attack the model in training mode; its batch normalisations and dropouts only where said so, too. Batches'
+        statistics are then used; the running ones do not move."""
+        self._model_training = model_training
+        self._batchnorm_training = batchnorm_training
+        self._dropout_training = dropout_training
+
+    def get_logits(self, inputs: Tensor, labels: Tensor | None = None, *args, **kwargs) -> Tensor:
+        """Logits of images in [0, 1]. May be overridden; the attack then is exact."""
+        return self.model(self.normalize(inputs) if self._normalization_applied is False else inputs)
+
+    @_fanned_out
+    def set_normalization_used(self, mean, std) -> None:
+        """Take and return images that are normalised by these numbers per channel."""
+        self.normalization_used = {
+            name: torch.as_tensor(values).detach().clone().reshape(1, len(values), 1, 1)
+            for name, values in (("mean", mean), ("std", std))}
+        self._normalization_applied = True
+
+    @_fanned_out
+    def _set_normalization_applied(self, flag: bool) -> None:
+        self._normalization_applied = flag
+
+    def _set_rmodel_normalization_used(self, model: nn.Module) -> None:
+        """MAIR's models say themselves what normalisation they have."""
+        mean, std = (getattr(model, name, None) for name in ("mean", "std"))
+        if mean is None or std is None:
+            return
+        mean, std = torch.as_tensor(mean).detach().cpu().flatten(), torch.as_tensor(std).detach().cpu().flatten()
+        if (mean != 0).all() or (std != 1).all():
+            self.set_normalization_used(mean, std)
+
+    def normalize(self, inputs: Tensor) -> Tensor:
+        return (inputs - self._statistic("mean", inputs)) / self._statistic("std", inputs)
+
+    def inverse_normalize(self, inputs: Tensor) -> Tensor:
+        return inputs * self._statistic("std", inputs) + self._statistic("mean", inputs)
+
+    def _statistic(self, name: str, inputs: Tensor) -> Tensor:
+        return self.normalization_used[name].to(inputs.device, inputs.dtype)
+
+    # Which labels are attacked.
+
+    def get_mode(self) -> str:
+        """"default", "targeted(custom)", "targeted(random)", "targeted(least-likely)" or "targeted(label)"."""
+        return self.attack_mode
+
+    @_fanned_out
+    def set_mode_default(self) -> None:
+        """Away from the labels given."""
+        self.attack_mode = "default"
+        self.targeted = False
+        print("Attack mode is changed to 'default.'")
+
+    @_fanned_out
+    def set_mode_targeted_by_function(self, target_map_function: Callable, quiet: bool = False) -> None:
+        """Toward ``target_map_function(images, labels)``."""
+        self._set_mode_targeted("targeted(custom)", quiet)
+        self._target_map_function = target_map_function
+
+    @_fanned_out
+    def set_mode_targeted_random(self, quiet: bool = False) -> None:
+        """Toward a class drawn uniformly from those other than the label."""
+        self._set_mode_targeted("targeted(random)", quiet)
+        self._target_map_function = self.get_random_target_label
+
+    @_fanned_out
+    def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
+        """Toward the class of the kth smallest logit among those other than the label."""
+        if kth_min < 1:
+            raise AssertionError(f"{self.attack}: kth_min must be >= 1, got {kth_min}")
+        self._set_mode_targeted("targeted(least-likely)", quiet)
+        self._kth_min = kth_min
+        self._target_map_function = self.get_least_likely_label
+
+    @_fanned_out
+    def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
+        """Toward the labels given."""
+        self._set_mode_targeted("targeted(label)", quiet)
+        self._target_map_function = "the labels themselves"
+
+    def _set_mode_targeted(self, mode: str, quiet: bool) -> None:
+        for attack in (self, *self._attacks.values()):
+            if "targeted" not in attack.supported_mode:
+                raise ValueError("Targeted mode is not supported.")
+        self.targeted = True
+        self.attack_mode = mode
+        if not quiet:
+            print(f"Attack mode is changed to '{mode}'.")
+
+    def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The labels to reach, as the mode says."""
+        if self._target_map_function is None:
+            raise ValueError("target_map_function is not initialized by set_mode_targeted.")
+        if self.attack_mode == "targeted(label)":
+            return labels
+        return self._target_map_function(inputs, labels)
+
+    @torch.no_grad()
+    def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
+        """Logits in eval mode, without autograd history."""
+        with model_mode(self.model):
+            return self.get_logits(inputs)
+
+    @torch.no_grad()
+    def get_least_likely_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Labels [N] of the kth smallest logits, the labels given (or predicted) left out. No host sync."""
+        outputs = self.get_output_with_eval_nograd(inputs)
+        labels = outputs.argmax(1) if labels is None else labels.to(outputs.device)
+        if self._kth_min >= outputs.shape[1]:
+            raise ValueError(f"{self.attack}: kth_min must be less than the {outputs.shape[1]} classes, "
+                             f"got {self._kth_min}")
+        others = outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+        others = others.scatter(1, labels[:, None], torch.inf)
+        return others.kthvalue(self._kth_min, dim=1).indices.to(self.device)
+
+    @torch.no_grad()
+    def get_random_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Labels [N] other than those given (or predicted), by torch's CPU generator: one draw per sample."""
+        outputs = self.get_output_with_eval_nograd(inputs)
+        labels = outputs.argmax(1) if labels is None else labels.to(outputs.device)
+        drawn = ((outputs.shape[1] - 1) * torch.rand(len(labels))).long().to(outputs.device, non_blocking=True)
+        return (drawn + (drawn >= labels)).to(self.device)
+
+    # What is shown and held.
+
+    def __repr__(self) -> str:
+        shown = {name: value for name, value in vars(self).items()
+                 if not name.startswith("_") and name not in ("model", "attack", "supported_mode")}
+        shown["attack_mode"] = self.attack_mode
+        shown["normalization_used"] = self.normalization_used is not None
+        return f"{self.attack}({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+    def __setattr__(self, name: str, value) -> None:
+        """Attacks among the values (in lists and dicts too) are held: setters reach them."""
+        object.__setattr__(self, name, value)
+        held = self.__dict__.get("_attacks")
+        if held is None or name == "_attacks":
+            return
+        for key in [key for key in held if key.startswith(f"{name}.")]:
+            del held[key]
+        for number, attack in enumerate(_attacks_in(value, set())):
+            held[f"{name}.{number}"] = attack
+            for key, inner in attack._attacks.items():
+                held[f"{name}.{key}"] = inner
+
+
+def _attacks_in(value, seen: set[int]) -> Iterator:
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        for item in value:
+            yield from _attacks_in(item, seen)
+    elif isinstance(getattr(value, "__dict__", {}).get("_attacks"), dict):  # ours, or torchattacks' own
+        yield value

@@ -1,0 +1,142 @@
+"""What the gradient attacks share: arguments, the choice between exact and fast, and the exact steps."""
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ... import ops
+from ...attack import Attack as FastAttack
+from ...attack import wide
+from .. import sources
+from .attack import Attack
+
+Size = float | Tensor  # a number or, ours alone, one per sample [N] (or [N, 1, 1, 1])
+
+
+class GradientAttack(Attack):
+    """An attack along the gradient of the cross-entropy, its mean over the batch.
+
+    eps, alpha: in image units; a number or, ours alone, a tensor with one per sample. precision: "exact", "fast" or
+    None, what :func:`ensadv_fast.compat.precision` chose.
+    """
+
+    norm = "linf"
+    steps = 1
+
+    def __init__(self, name: str, model: nn.Module, eps: Size, precision: str | None):
+        super().__init__(name, model)
+        self.precision = precision
+        self.eps = eps
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Adversarial images for images [N, C, H, W] in [0, 1], float, and labels int64 [N]."""
+        for name, value in (("images", images), ("labels", labels)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{self.attack}: {name} must be a torch.Tensor, got {type(value).__name__}")
+        if not images.is_floating_point():
+            raise TypeError(f"{self.attack}: images must be float in [0, 1], got {images.dtype}")
+        images, labels = images.detach().to(self.device), labels.detach().to(self.device)
+        if images.is_inference() or labels.is_inference():
+            images, labels = images.clone(), labels.clone()
+        if self.targeted:
+            labels = self.get_target_label(images, labels)
+        if self._is_fast:
+            why = self._why_exact(images, labels)
+            if why is None:
+                return self._fast()(self._source(), images, labels)
+            warnings.warn(f"{self.attack}: is exact, not fast, since {why}", stacklevel=4)
+        run = Run(self, images, labels)
+        return run.result(self._exact(run))
+
+    def _exact(self, run: "Run") -> Tensor:
+        """The library's own numbers, in iterates' dtype."""
+        raise NotImplementedError
+
+    def _fast(self) -> FastAttack:
+        """The attack of ours that this is."""
+        raise NotImplementedError
+
+    def _why_exact(self, images: Tensor, labels: Tensor) -> str | None:
+        """What our sources could not do, or None."""
+        if not isinstance(self.model, nn.Module):
+            return "its model is no torch.nn.Module"
+        if type(self).get_logits is not Attack.get_logits or "get_logits" in vars(self):
+            return "get_logits is overridden"
+        if self._model_training:
+            return "it attacks the model in training mode"
+        if images.dtype == torch.float64:
+            return "its images are float64"
+        if labels.dtype != torch.int64 or labels.dim() != 1:
+            return "its labels are not int64 [N]"
+        if isinstance(self.eps, Tensor) or isinstance(getattr(self, "alpha", None), Tensor):
+            return "its sizes are tensors"
+        return "it takes no step" if self.steps < 1 else None
+
+    def _source(self):
+        used = self.normalization_used or {"mean": None, "std": None}
+        return sources.prepared(self.model, **used)
+
+
+class Run:
+    """One exact call. clean: the images as iterates are kept, float32 for 16-bit images; the model sees their dtype."""
+
+    def __init__(self, attack: GradientAttack, images: Tensor, labels: Tensor):
+        self.attack, self.images, self.labels = attack, images, labels
+        self.clean = wide(images)
+        self.eps = size(attack.eps, self.clean)
+        self.alpha = size(getattr(attack, "alpha", 0.0), self.clean)
+        self._free: Tensor | None = None
+
+    def noise_uniform(self, reach: Size, like: Tensor) -> Tensor:
+        """U(-reach, reach) in `like`'s memory, drawn as the library does."""
+        if isinstance(reach, Tensor):
+            return like.uniform_(-1, 1).to(self.clean.dtype) * reach
+        return like.uniform_(-reach, reach).to(self.clean.dtype)
+
+    def uniform_start(self) -> Tensor:
+        return self.noise_uniform(self.eps, torch.empty_like(self.images)).add_(self.clean).clamp_(0, 1)
+
+    def gradient(self, point: Tensor, view=None) -> Tensor:
+        """Of the cost by the point: the cross-entropy, its negative where targeted."""
+        with torch.enable_grad():
+            leaf = point.detach().to(self.images.dtype).requires_grad_()
+            cost = F.cross_entropy(self.attack.get_logits(leaf if view is None else view(leaf)), self.labels)
+            (grad,) = torch.autograd.grad(-cost if self.attack.targeted else cost, leaf)
+        return grad.to(self.clean.dtype)
+
+    def sign_step(self, point: Tensor, along: Tensor) -> Tensor:
+        """clamp(x + clamp(point + alpha sign(along) - x, -eps, eps), 0, 1): the library's order, which rounds otherwise
+        than our kernel's. `point` must not be looked at afterwards, but for x itself."""
+        out = torch.empty_like(self.clean) if self._free is None else self._free
+        torch.sign(along, out=out)
+        if isinstance(self.alpha, Tensor):
+            out.mul_(self.alpha).add_(point)
+        else:
+            torch.add(point, out, alpha=self.alpha, out=out)
+        out.sub_(self.clean).clamp_(-self.eps, self.eps).add_(self.clean).clamp_(0, 1)
+        self._free = None if point is self.clean else point
+        return out
+
+    def result(self, point: Tensor) -> Tensor:
+        """In the images' dtype: 16-bit ones within eps. Never the images themselves."""
+        if point.dtype != self.images.dtype:
+            return ops.project(point, self.clean, flat(self.eps), norm=self.attack.norm,
+                               out=torch.empty_like(self.images))
+        return point.clone() if point is self.images else point
+
+
+def size(value: Size, x: Tensor) -> Size:
+    """One number, or one per sample shaped to broadcast over x."""
+    if not isinstance(value, Tensor) or not value.dim():
+        return float(value)
+    if value.numel() != len(x):
+        raise ValueError(f"eps and alpha must be numbers or have one element per sample, {len(x)}, "
+                         f"got shape {tuple(value.shape)}")
+    return value.to(x.device, x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+
+
+def flat(value: Size) -> Size:
+    """As our ops take it: a number, or a tensor [N]."""
+    return value.flatten() if isinstance(value, Tensor) else value

@@ -1,0 +1,240 @@
+"""Attacks along a momentum: MIFGSM, NIFGSM, DIFGSM, TIFGSM, SINIFGSM, VMIFGSM, VNIFGSM."""
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ... import attacks
+from ...transforms import ti
+from .gradient import FastAttack, GradientAttack, Run, Size
+
+
+class MIFGSM(GradientAttack):
+    """Sign steps along a momentum of gradients over their mean absolute value (Dong et al. 2018)."""
+
+    _name = "MIFGSM"
+
+    def __init__(self, model: nn.Module, eps: Size = 8 / 255, alpha: Size = 2 / 255, steps: int = 10,
+                 decay: float = 1.0, *, precision: str | None = None):
+        super().__init__(type(self)._name, model, eps, precision)
+        self.steps = steps
+        self.decay = decay
+        self.alpha = alpha
+        self.supported_mode = ["default", "targeted"]
+
+    def _start(self, run: Run) -> Tensor:
+        return run.uniform_start() if getattr(self, "random_start", False) else run.clean
+
+    def _exact(self, run: Run) -> Tensor:
+        point, momentum = self._start(run), torch.zeros_like(run.clean)
+        gradient = self._gradients(run)
+        for i in range(self.steps):
+            grad = gradient(point, momentum, i == self.steps - 1)
+            mean = grad.abs().mean(dim=tuple(range(1, grad.dim())), keepdim=True)
+            momentum.mul_(self.decay).add_(grad / mean.masked_fill_(mean == 0, 1))  # no NaN where nothing moves
+            point = run.sign_step(point, momentum)
+        return point
+
+    def _gradients(self, run: Run):
+        """(point, momentum, is it the last step) -> the gradient that the momentum takes in."""
+        return lambda point, momentum, last: run.gradient(point)
+
+    def _ahead(self, point: Tensor, momentum: Tensor, run: Run) -> Tensor:
+        """Where Nesterov's momentum looks."""
+        return point + self.decay * run.alpha * momentum
+
+    def _fast(self) -> FastAttack:
+        return self._like(attacks.mifgsm)
+
+    def _like(self, make, **kw) -> FastAttack:
+        return make(self.eps, self.alpha, self.steps, self.decay, targeted=self.targeted, **kw)
+
+
+class NIFGSM(MIFGSM):
+    """MIFGSM with the gradient taken ahead, at x + decay alpha momentum (Lin et al. 2020)."""
+
+    _name = "NIFGSM"
+
+    def _gradients(self, run: Run):
+        return lambda point, momentum, last: run.gradient(self._ahead(point, momentum, run))
+
+    def _fast(self) -> FastAttack:
+        return self._like(attacks.nifgsm)
+
+
+class DIFGSM(MIFGSM):
+    """MIFGSM on images resized and padded at random, one draw of torch's CPU generator for the batch (Xie et al.
+    2019)."""
+
+    _name = "DIFGSM"
+
+    def __init__(self, model: nn.Module, eps: Size = 8 / 255, alpha: Size = 2 / 255, steps: int = 10,
+                 decay: float = 0.0, resize_rate: float = 0.9, diversity_prob: float = 0.5,
+                 random_start: bool = False, *, precision: str | None = None):
+        super().__init__(model, eps, alpha, steps, decay, precision=precision)
+        self.resize_rate = resize_rate
+        self.diversity_prob = diversity_prob
+        self.random_start = random_start
+
+    def input_diversity(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] with probability diversity_prob resized to a random square and padded, else as it is."""
+        side = x.shape[-1]
+        small, large = sorted((side, int(side * self.resize_rate)))
+
+        def draw(low: int, high: int) -> int:
+            return int(torch.randint(low=low, high=high, size=(1,), dtype=torch.int32))
+
+        size = draw(small, large)
+        top, left = draw(0, large - size), draw(0, large - size)
+        if not torch.rand(1) < self.diversity_prob:
+            return x
+        resized = F.interpolate(x, size=[size, size], mode="bilinear", align_corners=False)
+        return F.pad(resized, [left, large - size - left, top, large - size - top])
+
+    def _gradients(self, run: Run):
+        return lambda point, momentum, last: run.gradient(point, self.input_diversity)
+
+    def _fast(self) -> FastAttack:
+        start = "uniform" if self.random_start else None
+        return self._like(attacks.difgsm, rate=self.resize_rate, prob=self.diversity_prob, start=start)
+
+    def _why_exact(self, images: Tensor, labels: Tensor) -> str | None:
+        own = type(self).input_diversity is DIFGSM.input_diversity and "input_diversity" not in vars(self)
+        return super()._why_exact(images, labels) if own else "input_diversity is overridden"
+
+
+class TIFGSM(DIFGSM):
+    """DIFGSM whose gradients are convolved with a kernel (Dong et al. 2019). kernel_name: "gaussian", "linear" or
+    "uniform"."""
+
+    _name = "TIFGSM"
+
+    def __init__(self, model: nn.Module, eps: Size = 8 / 255, alpha: Size = 2 / 255, steps: int = 10,
+                 decay: float = 0.0, kernel_name: str = "gaussian", len_kernel: int = 15, nsig: float = 3,
+                 resize_rate: float = 0.9, diversity_prob: float = 0.5, random_start: bool = False, *,
+                 precision: str | None = None):
+        super().__init__(model, eps, alpha, steps, decay, resize_rate, diversity_prob, random_start,
+                         precision=precision)
+        self.kernel_name = kernel_name
+        self.len_kernel = len_kernel
+        self.nsig = nsig
+        self.stacked_kernel = torch.from_numpy(self.kernel_generation())
+
+    def kernel_generation(self) -> np.ndarray:
+        """float32 [3, 1, len_kernel, len_kernel], each of sum 1."""
+        if self.kernel_name == "gaussian":
+            kernel = self.gkern(self.len_kernel, self.nsig)
+        elif self.kernel_name == "linear":
+            kernel = self.lkern(self.len_kernel)
+        elif self.kernel_name == "uniform":
+            kernel = self.ukern(self.len_kernel)
+        else:
+            raise NotImplementedError("TIFGSM: kernel_name must be one of gaussian, linear, uniform, "
+                                      f"got {self.kernel_name!r}")
+        return np.stack([kernel.astype(np.float32)[None]] * 3)
+
+    def gkern(self, kernlen: int = 15, nsig: float = 3) -> np.ndarray:
+        """The normal density over [-nsig, nsig]."""
+        at = np.linspace(-nsig, nsig, kernlen)
+        return _product(np.exp(-at**2 / 2) / np.sqrt(2 * np.pi))
+
+    def ukern(self, kernlen: int = 15) -> np.ndarray:
+        return np.full((kernlen, kernlen), 1.0) / (kernlen * kernlen)
+
+    def lkern(self, kernlen: int = 15) -> np.ndarray:
+        """A roof that reaches 0 one pixel beyond the kernel."""
+        return _product(1 - np.abs(np.linspace((1 - kernlen) / 2, (kernlen - 1) / 2, kernlen) / (kernlen + 1) * 2))
+
+    def _gradients(self, run: Run):
+        channels = run.clean.shape[1]
+        kernel = self.stacked_kernel[:1].to(run.clean).expand(channels, -1, -1, -1)
+        diverse = super()._gradients(run)
+        return lambda *step: F.conv2d(diverse(*step), kernel, padding="same", groups=channels)
+
+    def _fast(self) -> FastAttack:
+        start = "uniform" if self.random_start else None
+        smooth = ti(self.kernel_name, self.len_kernel, float(self.nsig))
+        return self._like(attacks.difgsm, rate=self.resize_rate, prob=self.diversity_prob, start=start,
+                          transforms=[smooth])
+
+    def _why_exact(self, images: Tensor, labels: Tensor) -> str | None:
+        return "len_kernel is even" if self.len_kernel % 2 == 0 else super()._why_exact(images, labels)
+
+
+def _product(row: np.ndarray) -> np.ndarray:
+    """row times row, of sum 1."""
+    kernel = np.outer(row, row)
+    return kernel / kernel.sum()
+
+
+class SINIFGSM(MIFGSM):
+    """NIFGSM with the mean gradient over x / 2^i, i < m (Lin et al. 2020)."""
+
+    _name = "SINIFGSM"
+
+    def __init__(self, model: nn.Module, eps: Size = 8 / 255, alpha: Size = 2 / 255, steps: int = 10,
+                 decay: float = 1.0, m: int = 5, *, precision: str | None = None):
+        super().__init__(model, eps, alpha, steps, decay, precision=precision)
+        self.m = m
+
+    def _gradients(self, run: Run):
+        def mean(point: Tensor, momentum: Tensor, last: bool) -> Tensor:
+            ahead = self._ahead(point, momentum, run)
+            total = torch.zeros_like(ahead)
+            for i in range(self.m):
+                total += run.gradient(ahead / 2**i).mul_(2.0**-i)
+            return total / self.m
+
+        return mean
+
+    def _fast(self) -> FastAttack:
+        return self._like(attacks.sinifgsm, m=self.m)
+
+
+class VMIFGSM(MIFGSM):
+    """MIFGSM with variance tuning: to each gradient is added the mean gradient of N neighbours of the step before,
+    uniform within beta eps, minus that step's own (Wang & He 2021)."""
+
+    _name = "VMIFGSM"
+
+    def __init__(self, model: nn.Module, eps: Size = 8 / 255, alpha: Size = 2 / 255, steps: int = 10,
+                 decay: float = 1.0, N: int = 5, beta: float = 3 / 2, *, precision: str | None = None):
+        super().__init__(model, eps, alpha, steps, decay, precision=precision)
+        self.N = N
+        self.beta = beta
+
+    def _seen(self, point: Tensor, momentum: Tensor, run: Run) -> Tensor:
+        """Where the step's own gradient is taken."""
+        return point
+
+    def _gradients(self, run: Run):
+        tuned = torch.zeros_like(run.clean)
+
+        def followed(point: Tensor, momentum: Tensor, last: bool) -> Tensor:
+            own = run.gradient(self._seen(point, momentum, run))
+            followed = own + tuned
+            total = torch.zeros_like(own)
+            for _ in range(self.N):
+                # The normal draws only move the generator; after the last step nothing else of this is needed.
+                noise = run.noise_uniform(run.eps * self.beta, torch.randn_like(run.images))
+                if not last or self._model_training:
+                    total += run.gradient(noise.add_(point))
+            torch.sub(total / self.N, own, out=tuned)
+            return followed
+
+        return followed
+
+    def _fast(self) -> FastAttack:
+        return self._like(attacks.vmifgsm, n=self.N, beta=self.beta)
+
+
+class VNIFGSM(VMIFGSM):
+    """VMIFGSM with the step's gradient taken ahead, as NIFGSM's (Wang & He 2021)."""
+
+    _name = "VNIFGSM"
+
+    def _seen(self, point: Tensor, momentum: Tensor, run: Run) -> Tensor:
+        return self._ahead(point, momentum, run)
+
+    def _fast(self) -> FastAttack:
+        return self._like(attacks.vnifgsm, n=self.N, beta=self.beta)
