@@ -5,11 +5,11 @@
 Contenders: the clean step; FGSM-AT (half the batch replaced by FGSM on the live model); EAT with 1, 2 and 3 static
 sources of the same size beside the live model, each source taking its turn, and with 1 static source alone. A time is
 that of one whole round of turns divided by its steps, so that cheap and dear sources count as often as they are drawn.
-The step is SGD with momentum in float32; some have the live source under bfloat16 autocast. Peak memory is the most that is allocated at once:
-"step" during a round, beside what is there before it; "peak" from the making of network, sources and
-optimizer on, which counts the static networks' weights (and, on the CPU, the copies that `Source.calibrate` needs).
-On the CPU it is read from the profiler's record of the allocator. On CUDA neither counts the memory that graphs keep
-for the passes of static sources, which is what those passes need without graphs.
+The step is SGD with momentum in float32; some have the live source under bfloat16 autocast. Peak memory is the most
+that is allocated at once: "step" during a round, beside what is there before it; "peak" from the making of network,
+sources and optimizer on, which counts the static networks' weights (and, on the CPU, the copies that
+`Source.calibrate` needs). On the CPU it is read from the profiler's record of the allocator. On CUDA neither counts the
+memory that graphs keep for the passes of static sources, which is what those passes need without graphs.
 """
 import os
 import sys

@@ -101,11 +101,17 @@ def test_help_shows_each_option_with_its_default(capsys):
         assert option in text
 
 
-def test_evaluate_measures_saved_networks(folder, tmp_path, capsys):  # noqa: F811
+def saved_networks(path):
+    """Two networks, "target" and "source", whose checkpoints are NAME.pt in that folder."""
     torch.manual_seed(0)
     nets = {name: models.build("mnist:D").eval() for name in ("target", "source")}
     for name, net in nets.items():
-        torch.save(net.state_dict(), tmp_path / f"{name}.pt")
+        torch.save(net.state_dict(), path / f"{name}.pt")
+    return nets
+
+
+def test_evaluate_measures_saved_networks(folder, tmp_path, capsys):  # noqa: F811
+    nets = saved_networks(tmp_path)
     out = tmp_path / "errors.json"
     assert cli.main(["evaluate", "--data", f"mnist:{folder}", "--model", f"mnist:D={tmp_path / 'target.pt'}",
                      "--source", f"mnist:D={tmp_path / 'source.pt'}", "--attack", "fgsm", "rand_fgsm", "--device",
@@ -122,10 +128,7 @@ def test_evaluate_measures_saved_networks(folder, tmp_path, capsys):  # noqa: F8
 
 
 def test_diagnose_measures_saved_networks(folder, tmp_path, capsys):  # noqa: F811
-    torch.manual_seed(0)
-    nets = {name: models.build("mnist:D").eval() for name in ("target", "source")}
-    for name, net in nets.items():
-        torch.save(net.state_dict(), tmp_path / f"{name}.pt")
+    nets = saved_networks(tmp_path)
     out = tmp_path / "diagnosis"
     argv = ["diagnose", "--data", f"mnist:{folder}", "--model", f"mnist:D={tmp_path / 'target.pt'}", "--source",
             f"mnist:D={tmp_path / 'source.pt'}", "--device", "cpu", "--eps", "1/10", "--images", "12", "--steps", "3",
@@ -179,9 +182,7 @@ def test_resume_looks_for_runs_of_train_alone(asked, monkeypatch, tmp_path):
 def weights(tmp_path_factory):
     """SPECs of two saved networks."""
     path = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    for name in ("target", "source"):
-        torch.save(models.build("mnist:D").state_dict(), path / f"{name}.pt")
+    saved_networks(path)
     return f"mnist:D={path / 'target.pt'}", f"mnist:D={path / 'source.pt'}"
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ensadv_fast.evaluate import statistics
+
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "not decidable at this size"
 LEAST = 0.01  # an effect that is certainly smaller than one point is none
-Z = 1.959964
+Z = statistics.Z95
 # Student's t, 97.5 %, by degrees of freedom from 1 on.
 T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
@@ -26,10 +28,8 @@ def student(dof: int) -> float:
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of n images (Wilson 1927)."""
-    center = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
-    return max(0.0, center - half), min(1.0, center + half)
+    """Wilson's 95 % interval of a share of n images, which may be a mean over seeds."""
+    return statistics.wilson(min(share * n, n), n)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ def estimate(shares: Sequence[float], n: int, pooled: tuple[float, int] | None =
 def _widened(images: Estimate, values: Sequence[float], pooled: tuple[float, int] | None) -> Estimate:
     """An estimate whose interval knows the images only, with what the seeds' values leave open."""
     sd, dof = pooled or spread([values])
-    half = student(dof) * sd / math.sqrt(len(values)) if dof else 0.0
-    v = images.value
+    if not dof:
+        return replace(images, seeds=len(values))
+    half, v = student(dof) * sd / math.sqrt(len(values)), images.value
     return replace(images, low=v - math.hypot(v - images.low, half), high=v + math.hypot(images.high - v, half),
                    seeds=len(values))
 

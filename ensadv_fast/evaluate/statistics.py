@@ -33,11 +33,11 @@ class Rate:
         return {"value": self.value, "count": self.count, "n": self.n, "low": low, "high": high}
 
 
-def wilson(count: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson(count: float, n: int, z: float = Z95) -> tuple[float, float]:
     """The score interval of a proportion (Wilson 1927): the p for which |count / n - p| <= z sqrt(p (1 - p) / n).
 
-    It stays within [0, 1] and keeps a width at 0 and n errors, where the normal interval has none. ValueError unless
-    0 <= count <= n and n >= 1.
+    It stays within [0, 1] and keeps a width at 0 and n errors, where the normal interval has none. A count
+    that is a mean over runs need not be whole. ValueError unless 0 <= count <= n and n >= 1.
     """
     if not 0 <= count <= n or n < 1:
         raise ValueError(f"wilson: count and n must be 0 <= count <= n, n >= 1, got {count} and {n}")
