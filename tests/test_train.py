@@ -13,7 +13,7 @@ import torch
 from html_reader import read
 from torch import nn
 
-from ensadv_fast import checkpoint, report, train
+from ensadv_fast import checkpoint, optimizers, report, train
 from ensadv_fast.evaluate import TransferMatrix
 from ensadv_fast.train import PRESETS, Config, make_attack
 
@@ -374,7 +374,7 @@ def test_attack_names():
 
 def test_learning_rates():
     def curve(schedule):
-        return [train.learning_rate(Config(schedule=schedule, lr=2.0), s, 100, 10) for s in range(100)]
+        return [optimizers.learning_rate(Config(schedule=schedule, lr=2.0), s, 100, 10) for s in range(100)]
 
     assert set(curve("constant")) == {2.0}
     assert curve("cosine")[0] == 2.0 and curve("cosine")[50] == pytest.approx(1.0)
@@ -385,7 +385,7 @@ def test_learning_rates():
 
 @pytest.mark.parametrize("optimizer, kind", [("adam", "Adam"), ("sgd", "SGD"), ("rmsprop", "RMSprop")])
 def test_optimizers(optimizer, kind):
-    made = train.make_optimizer(Config(optimizer=optimizer, lr=0.5, weight_decay=0.1), nn.Linear(2, 2))
+    made = optimizers.make_optimizer(Config(optimizer=optimizer, lr=0.5, weight_decay=0.1), nn.Linear(2, 2))
     assert type(made).__name__ == kind and made.defaults["lr"] == 0.5 and made.defaults["weight_decay"] == 0.1
 
 

@@ -1,0 +1,64 @@
+"""How a model is trained adversarially: recipes, the presets among them, and attacks by name."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import attacks
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained adversarially. `suffix` names the result: D, D_adv, D_ens."""
+
+    suffix: str = ""
+    attack: str | attacks.Attack | None = None  # a name in ATTACKS, or any attack; None trains on clean images only
+    rule: str | None = None  # the label the attack uses; None leaves the attack's own
+    step: float | None = None  # in units of eps, of iterative attacks
+    steps: int | None = None
+    static: bool = False  # static sources besides the live model
+    fraction: float = 0.5
+    mix: str = "replace"
+    lam: float = 1.0
+    eps_dist: str = "fixed"
+    select: str = "uniform"
+    crafting: str = "eval"
+    delay: float = 0.0  # the share of all steps that comes before the first adversarial batch
+
+
+PRESETS = {
+    "plain": Recipe(),
+    # The released MNIST code (Tramer et al.): doubled batch, half and half, the source's predicted label, dropout
+    # active while crafting; without static sources it is their "standard" adversarial training.
+    "fgsm-at": Recipe("_adv", "fgsm", rule="predicted", mix="append", crafting="train"),
+    "tramer": Recipe("_ens", "fgsm", rule="predicted", mix="append", crafting="train", static=True),
+    # Kurakin et al., Algorithm 1: k = m/2 replaced, lambda 0.3, eps per sample; adversarial examples from iteration
+    # 10,000 of about 150,000 on.
+    "kurakin": Recipe("_kurakin", "step_ll", lam=0.3, eps_dist="truncated_normal", delay=1 / 15),
+    # Wong et al., "Fast is better than free" (ICLR 2020): uniform start, one step of 1.25 eps, crafted in train mode.
+    "fast-at": Recipe("_fast", "pgd", step=1.25, steps=1, fraction=1.0, crafting="train"),
+    # Madry et al. (ICLR 2018): adversarial batch only.
+    "pgd-at": Recipe("_pgd", "pgd", steps=10, fraction=1.0),
+}
+MAIN = ("plain", "fgsm-at", "tramer")
+
+ITERATIVE = ("ifgsm", "iter_ll", "pgd", "mifgsm", "nifgsm", "difgsm", "tifgsm", "sinifgsm", "vmifgsm", "vnifgsm")
+ATTACKS = ("fgsm", "rand_fgsm", "step_ll", "rand_step_ll", "step_rnd", *ITERATIVE, "cw_linf", "fast_grad_l2",
+           "fast_grad_linf", "fast_entropy", "random_sign", "random_normal")
+
+
+def make_attack(name: str, eps: float, *, alpha: float | None = None, step: float | None = None,
+                steps: int | None = None, rule: str | None = None) -> attacks.BaseAttack:
+    """The attack of this name. alpha, step: in units of eps, for those attacks that have one; None is the attack's
+    own default. ValueError for a name that is not in ATTACKS."""
+    if name not in ATTACKS:
+        raise ValueError(f"attack: got {name!r}, want one of {', '.join(ATTACKS)}")
+    options: dict[str, Any] = {} if rule is None else {"rule": rule}
+    if name.startswith("rand_") and alpha is not None:
+        options["alpha"] = alpha * eps
+    iterative = name in ITERATIVE
+    if iterative and steps is not None:
+        options["steps"] = steps
+    attack = getattr(attacks, name)(eps=eps, **options)
+    # A step in units of eps, so that it follows an eps drawn per sample.
+    return replace(attack, step=None, step_over_eps=step) if iterative and step is not None else attack
