@@ -15,7 +15,8 @@ def l2_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor | N
     """clip(x + step * grad / norm2(grad), lo, hi), projected first on the L2 ball (center, eps) when given.
 
     The fast gradient L2 of Kurakin et al. 2017, appendix A; with a ball, one iteration of PGD-L2. Norms are per
-    sample. An all-zero or non-finite gradient moves nothing; NaN elements count as 0.
+    sample. An all-zero or non-finite gradient moves nothing; NaN elements count as 0, and a NaN pixel adds nothing to
+    its sample's distance from the center.
 
     Args:
         x: images [N, ...], float32, float16, bfloat16, float64, or uint8 (level / 255).
@@ -78,7 +79,8 @@ def project_reference(v: Tensor, center: Tensor | None, eps: float | Tensor | No
         return ref.finish(v, x, (v - x).abs(), lo, hi, dtype)
     center = ref.widen(center)
     delta = v - center
-    length = norms(v.double() - center.double()).to(v.dtype)
+    moved = v.double() - center.double()
+    length = norms(torch.where(moved.isnan(), 0.0, moved)).to(v.dtype)
     eps = ref.scalars(eps, v)
     shrink = torch.where(length > eps, eps / length, 1.0)
     v = torch.where(shrink != 1, center + delta * shrink, v)
