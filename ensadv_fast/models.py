@@ -135,7 +135,9 @@ def build(spec: str, num_classes: int | None = None, in_shape: Shape | None = No
     if family == "mnist":
         if name not in MNIST:
             raise ValueError(f"model: got {spec!r}, the mnist networks are {', '.join(MNIST)}")
-        model = MNIST[name](**sizes, **({} if in_shape is None else {"in_shape": in_shape}))
+        if in_shape is not None:
+            sizes["in_shape"] = in_shape
+        model = MNIST[name](**sizes)
     elif family == "timm":
         timm = _library("timm")
         if in_shape is not None:

@@ -51,7 +51,7 @@ def run(x: Tensor, grad: Tensor | None, center: Tensor | None, step_n: Tensor | 
         step: float, eps: float, lo: float, hi: float, out: Tensor | None) -> Tensor:
     """The op on checked arguments; without a gradient the projection alone."""
     to = check.Destination(x, out)
-    x, grad, center = to.inputs(x, grad, center)
+    x, grad, center = to.input(x), to.input(grad), to.input(center)
     call(x, grad, center, step_n, eps_n, step, eps, lo, hi, check.scratch(x, 2), to.dense)
     return to.result()
 
@@ -75,7 +75,7 @@ def reference(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
 def project_reference(v: Tensor, center: Tensor | None, eps: float | Tensor | None, lo: float, hi: float,
                       x: Tensor, dtype: torch.dtype) -> Tensor:
     """v projected on the ball where there is one, rounded to `dtype` toward its center (x where there is none)."""
-    if center is None:
+    if center is None or eps is None:
         return ref.finish(v, x, (v - x).abs(), lo, hi, dtype)
     center = ref.widen(center)
     delta = v - center
