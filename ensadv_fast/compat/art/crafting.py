@@ -6,6 +6,7 @@ import torch
 from art.attacks import EvasionAttack
 from art.config import ART_NUMPY_DTYPE
 from art.estimators.classification.pytorch import PyTorchClassifier
+from torch.utils.data import DataLoader
 
 from ...attack import Attack as FastAttack
 from ..precisions import checked, is_fast
@@ -63,3 +64,10 @@ class Crafting(EvasionAttack):
             return "eps is an array"
         one_hot = targets.ndim == 2 and targets.shape[1] > 1 and np.array_equal(targets, targets.astype(bool))
         return None if one_hot else "its labels are not one class each"
+
+
+def draw_like_loaders(passes: int) -> None:
+    """ART passes images through torch's DataLoader, which draws a seed from torch's generator for each pass. Ours does
+    not, but draws, so that a training goes on with the numbers that it would have had."""
+    for _ in range(passes):
+        iter(DataLoader((0,)))

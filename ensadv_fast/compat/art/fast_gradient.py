@@ -8,7 +8,7 @@ from art.config import ART_NUMPY_DTYPE
 from art.utils import check_and_transform_label_format, get_labels_np_array
 from torch import Tensor
 
-from .crafting import Crafting
+from .crafting import Crafting, draw_like_loaders
 from .steps import Batch, Size, Steps, batches, noise
 from .target import Target
 
@@ -46,13 +46,16 @@ class FastGradientMethod(Crafting, Theirs):
             return fast
         with target.attacking():
             if self.minimal:
-                return self._logged(target, x, targets, self._smallest(target, x, targets, mask))
+                adv = self._smallest(target, x, targets, mask)
+                draw_like_loaders(1 if self.targeted else 2)
+                return self._logged(target, x, targets, adv)
             if self.num_random_init < 2:
                 return self._logged(target, x, targets, self._crafted(target, x, targets, mask))
             best, best_rate = x, 0.0
             aims = self._aims(target, x, targets)
             for _ in range(self.num_random_init):
                 adv = self._crafted(target, x, targets, mask)
+                draw_like_loaders(1 if self.targeted else 2)
                 rate = self._rate(target, adv, aims)
                 if rate > best_rate:
                     best, best_rate = adv, rate
@@ -104,6 +107,7 @@ class FastGradientMethod(Crafting, Theirs):
             length = Steps(target, batch._replace(step=size), self.norm, self.targeted).length
             step = (direction * length)[left]
             moved[left] = steps._clipped(step.add_(clean[left]))
+            draw_like_loaders(1)
             left = left[(target.predicted(moved[left]) == labels[left]) != self.targeted]
             size = size + increment
         return moved

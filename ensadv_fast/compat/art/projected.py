@@ -1,5 +1,6 @@
 """Projected gradient descent, the basic iterative method and the momentum iterative method."""
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -16,11 +17,25 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..precisions import checked
-from .crafting import Crafting
+from .crafting import Crafting, draw_like_loaders
 from .steps import Batch, Size, Steps, batches, noise
 from .target import Target
 
 logger = logging.getLogger(Theirs.__module__)
+
+
+class _Loader:
+    """Batches as ART's DataLoader gives them: the progress bar, too, asks for an iterator, and so draws."""
+
+    def __init__(self, *how):
+        self.how = how
+
+    def __iter__(self) -> Iterator[Batch]:
+        draw_like_loaders(1)
+        return batches(*self.how)
+
+    def __len__(self) -> int:
+        return -(-len(self.how[1]) // self.how[-1])
 
 
 class ProjectedGradientDescentPyTorch(Crafting, Theirs):
@@ -59,13 +74,14 @@ class ProjectedGradientDescentPyTorch(Crafting, Theirs):
             return fast
         result, fooled = np.empty(x.shape, ART_NUMPY_DTYPE), 0
         with target.attacking():
-            parts = batches(target, x, targets, mask, self.eps, self.eps_step, self.batch_size)
-            for batch in tqdm(parts, desc="PGD - Batches", total=-(-len(x) // self.batch_size), leave=False,
-                              disable=not self.verbose):
+            parts = _Loader(target, x, targets, mask, self.eps, self.eps_step, self.batch_size)
+            for batch in tqdm(parts, desc="PGD - Batches", leave=False, disable=not self.verbose):
                 aims = torch.tensor(targets[batch.at].argmax(1), device=target.device) if self.targeted else None
                 adv, success = self._worst_of(target, batch, aims)
                 result[batch.at] = adv.cpu().numpy()
                 fooled += 0 if success is None else int(success.sum())
+        checked_runs = 1 + len(parts) * (max(1, self.num_random_init) - 1)
+        draw_like_loaders(checked_runs * (1 if self.targeted else 2))
         if logger.isEnabledFor(logging.INFO):
             logger.info("Success rate of attack: %.2f%%", 100 * fooled / len(x))
         return result
