@@ -128,13 +128,13 @@ class _Pixels:
 
     def __init__(self, x: Tensor):
         self.height, self.width = x.shape[2:]
-        self.flat = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+        self.flat = x.permute(0, 2, 3, 1).reshape(x.shape[0] * self.height * self.width, x.shape[1])
 
     def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
         """[B, rows, columns, C]: of each image those where its rows [B, rows] and columns [B, columns] meet."""
         first = torch.arange(len(rows), device=rows.device)[:, None] * self.height
         at = (first + rows)[:, :, None] * self.width + columns[:, None, :]
-        return self.flat.index_select(0, at.flatten()).view(*at.shape, -1)
+        return self.flat.index_select(0, at.flatten()).view(*at.shape, self.flat.shape[1])
 
 
 def _mixed(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
