@@ -301,6 +301,8 @@ def test_streams_refuse_what_does_not_fit(sets):
                              (dict(augment=data.Augment(24), train=False), "not augmented")):
         with pytest.raises(ValueError, match=message):
             data.Stream(sets.train, sampler, device="cpu", seed=0, **options)
+    with pytest.raises(TypeError, match="split: got Dataset, want a Split or a FolderSplit"):
+        data.Stream(sets, sampler, device="cpu", seed=0)
     with pytest.raises(ValueError, match="n=46, the split has 11"):
         data.Stream(sets.test, sampler, device="cpu", seed=0)
     state = data.Stream(sets.train, sampler, device="cpu", seed=0).state_dict()

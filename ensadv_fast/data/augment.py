@@ -101,8 +101,10 @@ class Augment:
         rows, down = _between(at, h, (row * (height - h + 1)).floor(), self.size)
         columns, right = _between(_turned(at, mirrored), w, (column * (width - w + 1)).floor(), self.size)
         # Each product and sum rounds once, so every device gives the same; a fused interpolation would not.
-        mixed = _mixed(*(_rows(x, r).float() for r in rows), down[:, :, None, None])
-        mixed = _mixed(*(_columns(mixed, c) for c in columns), right[:, None, :, None])
+        above, below = (_rows(x, r).float() for r in rows)
+        mixed = _mixed(above, below, down[:, :, None, None])
+        before, after = (_columns(mixed, c) for c in columns)
+        mixed = _mixed(before, after, right[:, None, :, None])
         return mixed.round_().to(torch.uint8).permute(0, 3, 1, 2)
 
 
@@ -118,13 +120,13 @@ def _turned(at: Tensor, mirrored: Tensor) -> Tensor:
     return torch.where(mirrored[:, None], at.flip(0), at)
 
 
-def _between(at: Tensor, length: Tensor, start: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+def _between(at: Tensor, length: Tensor, start: Tensor, size: int) -> tuple[list[Tensor], Tensor]:
     """Which two pixels [B, size] of a side the pixels `at` of `size` lie between when [start, start + length) of it is
     resized to `size`, and how far they are from the first, float32 [B, size]."""
     where = ((at + 0.5) * length[:, None] / size - 0.5).clamp(min=0)
     first = torch.minimum(where.floor(), length[:, None] - 1)
     second = torch.minimum(first + 1, length[:, None] - 1)
-    return tuple((start[:, None] + t).long() for t in (first, second)), (where - first).float()
+    return [(start[:, None] + t).long() for t in (first, second)], (where - first).float()
 
 
 def _rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -147,4 +149,5 @@ def _starts(n: int, step: int, like: Tensor) -> Tensor:
 
 
 def _mixed(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
+    """a + (b - a) part, in b's memory."""
     return b.sub_(a).mul_(part).add_(a)
