@@ -35,7 +35,7 @@ EPS, STEP = 8 / 255, 2 / 255
 def classifier(net=None, *, channels=3, size=28, clip_values=(0.0, 1.0), loss=None, **kw):
     net = small_net(channels=channels, size=size) if net is None else net
     return PyTorchClassifier(net, nn.CrossEntropyLoss() if loss is None else loss, (channels, size, size), 10,
-                             clip_values=clip_values, device_type="cpu", **kw)
+                             clip_values=clip_values, **({"device_type": "cpu"} | kw))
 
 
 def images(n=6, channels=3, size=28):
@@ -184,6 +184,25 @@ def test_images_of_224_pixels_and_recurrent_networks():
             return self.out(self.drop(self.rnn(x.squeeze(1))[0][:, -1]))
 
     compared(PGD, *images(4, 1, 28), how={"net": Rows(), "channels": 1}, num_random_init=2)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    x, y = images()
+    for name in NAMES:
+        compared(name, x, y, {"device_type": "gpu"})
+    attack = made(ours, PGD, classifier(device_type="gpu"), batch_size=6)
+    attack.generate(x, y)
+    target = sys.modules["ensadv_fast.compat.art.target"].Target(attack.estimator, x)
+    steps = sys.modules["ensadv_fast.compat.art.steps"]
+    (part,) = steps.batches(target, x, np.eye(10)[y], None, EPS, STEP, 6)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with target.attacking():
+            attack._attack._run(target, part)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_signatures_and_parameters():

@@ -131,6 +131,17 @@ def test_any_callable_and_any_rank(theirs):
 
 
 @peer
+@pytest.mark.gpu
+def test_on_a_gpu(theirs):
+    x, y = (t.cuda() for t in batch(6, 3, 28))
+    net = small_net(size=28).eval().cuda()
+    for norm in (np.inf, 2):
+        mine, wanted = (attack(library, PGD, net, x, norm, y=y, sanity_checks=library is ours, **CLIP)[0]
+                        for library in (ours, theirs))  # of tensors on a GPU the library cannot take np.all
+        same(mine, wanted.detach())
+
+
+@peer
 def test_signatures(theirs):
     for name in ours.__all__:
         mine, wanted = (inspect.signature(getattr(library, name)).parameters for library in (ours, theirs))

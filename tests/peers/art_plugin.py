@@ -20,3 +20,9 @@ class Mocks(MetaPathFinder, Loader):
 
 
 sys.meta_path.append(Mocks())
+
+
+def pytest_collection_modifyitems(items):
+    """Tests for any framework run with this one, too, and not only with ART's default."""
+    for item in items:
+        item.own_markers = [mark for mark in item.own_markers if mark.name != "framework_agnostic"]

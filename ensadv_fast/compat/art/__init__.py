@@ -24,7 +24,7 @@ Where ours differ on purpose:
 | --- | --- |
 | attacks leave the model in eval mode | every submodule is left in its own mode |
 | gradients of all parameters are computed, and the user's are deleted | neither |
-| two or three waits for the device in each step | none |
+| two or three waits for the device in each step | none; one where a defence may change labels |
 | FastGradientMethod computes in numpy, on the host | on the classifier's device |
 | after each call two more passes over the data, for a line of the log | only where the log is on |
 | FastGradientMethod logs a success rate of 0 % | its own |
