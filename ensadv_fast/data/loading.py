@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -63,9 +65,20 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _start(worker: int) -> None:
+    """What each worker does first."""
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of the threads too that begin from here on
+        threading.Thread(target=_heed_parent, daemon=True).start()
     processes.follow_parent()
-    # A scheduler signals whole jobs; the parent, which is to save its work, still needs batches until it ends.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _heed_parent() -> None:
+    """End when the parent says so, and nobody else: a scheduler signals whole jobs, and the parent, which is to save
+    its work then, still needs batches."""
+    parent = multiprocessing.parent_process()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(1)
 
 
 class Loader:
