@@ -1,6 +1,7 @@
 """Drop-in backends: other libraries' classes with our engine under them.
 
-``ensadv_fast.compat.torchattacks`` mirrors that library's classes, arguments, defaults, modes and return types.
+``ensadv_fast.compat.torchattacks`` and ``ensadv_fast.compat.foolbox`` mirror these libraries' classes, arguments,
+defaults, modes and return types.
 :func:`install` puts them in place inside a program that is not edited; :func:`precision` chooses between the library's
 own numbers ("exact", the default) and our source engine ("fast"). Importing this imports no other library.
 """

@@ -9,7 +9,7 @@ import pytest
 from suites import outcomes
 
 TREE = os.environ.get("ENSADV_PEER_FOOLBOX")
-# L1 attacks, which stay the library's, among them: they share the base class. The rest of the suite never asks for ours.
+# L1 attacks, which stay the library's, are among them. The rest of the suite never asks for ours.
 ATTACKS = "(FastGradient or ProjectedGradient or BasicIterative or Momentum or fgsm) and pytorch_simple"
 PROBE = "foolbox.attacks:PGD"
 

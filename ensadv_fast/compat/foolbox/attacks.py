@@ -1,4 +1,4 @@
-"""``foolbox.attacks`` with our classes in it, made when the first is asked for: they are subclasses of the library's."""
+"""``foolbox.attacks`` with our classes in it, subclasses of the library's, made when the first is asked for."""
 import functools
 import inspect
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """One call of an attack: what it was given, the gradients that it follows, and what it gives back."""
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from ... import ops
 from ...attack import wide
 from ..installing import library
+from ..precisions import is_fast
 from ..statistics import still
 from .models import View, module_of, viewed, why_no_source
 
@@ -19,8 +21,15 @@ def wrapped(t: Tensor):
     return PyTorchTensor(t)
 
 
+@contextmanager
+def called(attack, model, *given, **kw) -> Iterator["Call"]:
+    """A call, and while it lasts autograd is off and running statistics stay."""
+    with torch.inference_mode(False), torch.no_grad(), still(module_of(model)):
+        yield Call(attack, model, *given, **kw)
+
+
 class Call:
-    """Entered, autograd is off and running statistics stay.
+    """What an attack was given, checked.
 
     images: the inputs, detached; clean: the same as iterates are kept, float32 for 16-bit ones; the model sees the
     images' dtype. labels: those to leave (sign 1) or to reach (sign -1). several: is there more than one epsilon?
@@ -31,7 +40,8 @@ class Call:
         theirs = library("foolbox")
         self.attack, self.model, self.several = attack, model, several
         self.restore = (lambda t: t) if isinstance(inputs, Tensor) else wrapped
-        self.images = _usable(getattr(inputs, "raw", inputs).detach())
+        images = getattr(inputs, "raw", inputs).detach()
+        self.images = images.clone() if images.is_inference() else images  # autograd takes no inference tensors
         self.bounds = model.bounds
         self._verify_bounds()
         if not isinstance(criterion, theirs.Criterion):
@@ -46,21 +56,10 @@ class Call:
                              "Misclassification or TargetedMisclassification")
         if attack.untargeted and hasattr(criterion, "target_classes"):
             raise ValueError(f"unsupported criterion: {type(attack).__name__} is not targeted")
-        self.labels = _usable(labels.raw)
-        self.view: View | None = None
+        self.labels = labels.raw.clone() if labels.raw.is_inference() else labels.raw
+        self.clean, self.view = wide(self.images), self._view()
         self._loss = attack.get_loss_fn(model, wrapped(self.labels))
         self._at_clean: Tensor | None = None
-
-    def __enter__(self) -> "Call":
-        self._stack = ExitStack()
-        self._stack.enter_context(torch.inference_mode(False))
-        self._stack.enter_context(torch.no_grad())
-        self._stack.enter_context(still(module_of(self.model)))
-        self.clean = wide(self.images)
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._stack.__exit__(*error)
 
     def _verify_bounds(self) -> None:
         low, high = torch.stack(torch.aminmax(self.images)).tolist()
@@ -68,17 +67,17 @@ class Call:
             raise AssertionError(f"{type(self.attack).__name__}: inputs must be in the model's bounds "
                                  f"[{self.bounds.lower}, {self.bounds.upper}], got [{low}, {high}]")
 
-    def looks_at_source(self, why: str | None) -> bool:
-        """From now on gradients are a source's, where it can do what is asked; else say why not."""
-        if self.view is None:
-            if why is None and (self.labels.dtype != torch.int64 or self.labels.dim() != 1):
-                why = "its labels are not int64 [N]"
-            why = why or why_no_source(self.model, self.images)
-            if why is not None:
-                warnings.warn(f"{type(self.attack).__name__}: is exact, not fast, since {why}", stacklevel=5)
-                return False
-            self.view = viewed(self.model, self.images)
-        return True
+    def _view(self) -> View | None:
+        """Where gradients are a source's: if that is asked for, and can be; else it is said why not."""
+        if not is_fast(self.attack.precision):
+            return None
+        why = self.attack.why_exact() or why_no_source(self.model, self.images)
+        if why is None and (self.labels.dtype != torch.int64 or self.labels.dim() != 1):
+            why = "its labels are not int64 [N]"
+        if why is None:
+            return viewed(self.model, self.images)
+        warnings.warn(f"{type(self.attack).__name__}: is exact, not fast, since {why}", stacklevel=6)
+        return None
 
     def gradient(self, point: Tensor) -> Tensor:
         """Of the summed cross-entropy, up to a positive factor per sample. Not to be written to: that at the clean
@@ -119,14 +118,6 @@ class Call:
         """bool [N], by the model itself."""
         images = wrapped(images)
         return self.criterion(images, self.model(images)).raw
-
-
-def _usable(t: Tensor) -> Tensor:
-    """Tensors made in inference mode cannot take part in a backward pass."""
-    if not t.is_inference():
-        return t
-    with torch.inference_mode(False):
-        return t.clone()
 
 
 def _drawn(device: torch.device) -> tuple[bytes, ...]:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ... import ops
 from ...attack import Attack
-from ..precisions import checked, is_fast
-from .call import Call, wrapped
+from ..precisions import checked
+from .call import Call, called, wrapped
 
 HOOKS = ("value_and_grad", "normalize", "project", "get_random_start", "get_loss_fn", "get_optimizer", "distance")
 
@@ -51,7 +51,7 @@ class GradientDescent(metaclass=Kin):
         bounds. Raises as the library does."""
         if kwargs or not self._is_ours(inputs):
             return super().run(model, inputs, criterion, epsilon=epsilon, **kwargs)
-        with Call(self, model, inputs, criterion) as call:
+        with called(self, model, inputs, criterion) as call:
             return call.restore(self._perturbed(call, float(epsilon)))
 
     def __call__(self, model, inputs, criterion, *, epsilons, **kwargs):
@@ -67,7 +67,7 @@ class GradientDescent(metaclass=Kin):
             raise ValueError(f"{type(self).__name__}: epsilons must not be empty")
         sizes = [float(size) for size in sizes]
         raw, clipped, success = [], [], []
-        with Call(self, model, inputs, criterion, several=len(sizes) > 1) as call:
+        with called(self, model, inputs, criterion, several=len(sizes) > 1) as call:
             for size in sizes:
                 perturbed = self._perturbed(call, size)
                 within = call.clipped(perturbed, size)
@@ -91,7 +91,7 @@ class GradientDescent(metaclass=Kin):
     def _perturbed(self, call: Call, epsilon: float) -> Tensor:
         """New images, like those of the call."""
         step = self.rel_stepsize * epsilon if self.abs_stepsize is None else self.abs_stepsize
-        if is_fast(self.precision) and call.looks_at_source(self._why_exact(step)) and self.plain:
+        if call.view is not None and self.plain:
             return self._by_engine(call, epsilon, step)
         clean = call.clean
         point = clean
@@ -100,9 +100,11 @@ class GradientDescent(metaclass=Kin):
         steps = self._steps if self.plain else self._optimized
         return call.result(steps(call, point, epsilon, step), epsilon, self._norm)
 
-    def _why_exact(self, step: float) -> str | None:
+    def why_exact(self) -> str | None:
+        """What keeps these arguments from our engine, or None."""
         if self.steps < 1:
             return "it takes no step"
+        step = self.rel_stepsize if self.abs_stepsize is None else self.abs_stepsize
         return "its steps are negative" if step < 0 else None
 
     def _by_engine(self, call: Call, epsilon: float, step: float) -> Tensor:
