@@ -34,6 +34,7 @@ Where ours differ on purpose:
 """
 import warnings
 from types import ModuleType
+from typing import Any
 
 from ..installing import library
 from . import attacks
@@ -41,7 +42,7 @@ from . import attacks
 __version__ = "3.3.4"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(library("foolbox"), name)

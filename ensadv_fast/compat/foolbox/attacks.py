@@ -2,9 +2,10 @@
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from ..installing import library
-from .descent import GradientDescent
+from .descent import GradientDescent, Kin
 
 NAMES = tuple(norm + kind for norm in ("Linf", "L2")
               for kind in ("FastGradientAttack", "BasicIterativeAttack", "ProjectedGradientDescentAttack",
@@ -17,7 +18,7 @@ ALIASES = {"FGM": "L2FastGradientAttack", "FGSM": "LinfFastGradientAttack",
            "AdamPGD": "LinfAdamProjectedGradientDescentAttack"}
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     own = made().get(ALIASES.get(name, name))
@@ -29,23 +30,23 @@ def __dir__() -> list[str]:
 
 
 @functools.cache
-def made() -> dict[str, type]:
+def made() -> dict[str, Kin]:
     """Our classes by name. Raises an ImportError where the library is not installed."""
     theirs = library("foolbox").attacks
     plain = theirs.LinfProjectedGradientDescentAttack.get_optimizer
     return {name: _made(getattr(theirs, name), plain) for name in NAMES if hasattr(theirs, name)}
 
 
-def _made(theirs: type, plain: Callable) -> type:
-    def __init__(self, *, precision: str | None = None, **arguments):
+def _made(theirs: Any, plain: Callable) -> Kin:
+    def __init__(self: Any, *, precision: str | None = None, **arguments: Any) -> None:
         theirs.__init__(self, **arguments)
         self.precision = precision
 
     taken = inspect.signature(theirs.__init__)
     own = inspect.signature(__init__).parameters["precision"]
-    __init__.__signature__ = taken.replace(parameters=[*taken.parameters.values(), own])
+    setattr(__init__, "__signature__", taken.replace(parameters=[*taken.parameters.values(), own]))
     __init__.__doc__ = theirs.__init__.__doc__
-    return type(GradientDescent)(theirs.__name__, (GradientDescent, theirs), {
+    return Kin(theirs.__name__, (GradientDescent, theirs), {
         "__init__": __init__, "__module__": __name__, "__qualname__": theirs.__name__, "__doc__": theirs.__doc__,
         "theirs": theirs, "plain": theirs.get_optimizer is plain,
         "untargeted": theirs.__name__.endswith("FastGradientAttack")})

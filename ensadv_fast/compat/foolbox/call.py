@@ -1,7 +1,10 @@
 """One call of an attack: what it was given, the gradients that it follows, and what it gives back."""
+import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,19 +16,27 @@ from ..precisions import is_fast
 from ..statistics import still
 from .models import View, module_of, viewed, why_no_source
 
+if TYPE_CHECKING:
+    from .descent import GradientDescent
 
-def wrapped(t: Tensor):
+
+@functools.cache
+def _eagerpy() -> ModuleType:
+    """What the library is written in."""
+    return library("eagerpy")
+
+
+def wrapped(t: Tensor) -> Any:
     """As eagerpy holds it."""
-    from eagerpy import PyTorchTensor  # what the library is written in
-
-    return PyTorchTensor(t)
+    return _eagerpy().PyTorchTensor(t)
 
 
 @contextmanager
-def called(attack, model, *given, **kw) -> Iterator["Call"]:
+def called(attack: "GradientDescent", model: Any, inputs: Any, criterion: Any,
+           several: bool = False) -> Iterator["Call"]:
     """A call, and while it lasts autograd is off and running statistics stay."""
     with torch.inference_mode(False), torch.no_grad(), still(module_of(model)):
-        yield Call(attack, model, *given, **kw)
+        yield Call(attack, model, inputs, criterion, several)
 
 
 class Call:
@@ -36,10 +47,10 @@ class Call:
     view: the source that gradients are taken on, None: on the model itself.
     """
 
-    def __init__(self, attack, model, inputs, criterion, several: bool = False):
+    def __init__(self, attack: "GradientDescent", model: Any, inputs: Any, criterion: Any, several: bool):
         theirs = library("foolbox")
         self.attack, self.model, self.several = attack, model, several
-        self.restore = (lambda t: t) if isinstance(inputs, Tensor) else wrapped
+        self.restore: Callable[[Tensor], Any] = (lambda t: t) if isinstance(inputs, Tensor) else wrapped
         images = getattr(inputs, "raw", inputs).detach()
         self.images = images.clone() if images.is_inference() else images  # autograd takes no inference tensors
         self.bounds = model.bounds
@@ -52,8 +63,8 @@ class Call:
         elif hasattr(criterion, "target_classes"):
             self.sign, labels = -1.0, criterion.target_classes
         else:
-            raise ValueError(f"unsupported criterion {criterion!r}: {type(attack).__name__} takes labels, "
-                             "Misclassification or TargetedMisclassification")
+            raise ValueError(f"unsupported criterion: {type(attack).__name__} takes labels, Misclassification or "
+                             f"TargetedMisclassification, got {type(criterion).__name__}")
         if attack.untargeted and hasattr(criterion, "target_classes"):
             raise ValueError(f"unsupported criterion: {type(attack).__name__} is not targeted")
         self.labels = labels.raw.clone() if labels.raw.is_inference() else labels.raw

@@ -1,6 +1,7 @@
 """What our classes put over the library's: the call, the choice between exact and fast, and the steps."""
 from abc import ABCMeta
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from ... import ops
 from ...attack import Attack
 from ..precisions import checked
 from .call import Call, called, wrapped
+from .models import View
 
 HOOKS = ("value_and_grad", "normalize", "project", "get_random_start", "get_loss_fn", "get_optimizer", "distance")
 
@@ -16,12 +18,15 @@ HOOKS = ("value_and_grad", "normalize", "project", "get_random_start", "get_loss
 class Kin(ABCMeta):
     """The library's own class counts as ours, with all that derives from it: installed, ours has its name."""
 
-    def __init__(cls, name, bases, namespace):
+    theirs: type
+    hooks: dict[str, Any]
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]):
         super().__init__(name, bases, namespace)
         if "theirs" in namespace:
             cls.hooks = {hook: getattr(namespace["theirs"], hook) for hook in HOOKS}
 
-    def __subclasscheck__(cls, subclass) -> bool:
+    def __subclasscheck__(cls, subclass: type) -> bool:
         if "theirs" not in vars(cls):
             return super().__subclasscheck__(subclass)
         return cls.theirs in getattr(subclass, "__mro__", ())  # ABCMeta's own check would come back here
@@ -31,6 +36,19 @@ class GradientDescent(metaclass=Kin):
     """The first base of our classes; the second, ``theirs``, is the library's class, whose arguments and hooks they
     have. ``hooks``: the library's own methods, which users may override. ``untargeted``: is a target an error?
     ``plain``: does it step along gradients themselves, not along what an optimizer makes of them?"""
+
+    untargeted: bool
+    plain: bool
+    rel_stepsize: float  # what follows is the library's
+    abs_stepsize: float | None
+    steps: int
+    random_start: bool
+    distance: Any
+    get_loss_fn: Callable[..., Any]
+    get_optimizer: Callable[..., Any]
+    get_random_start: Callable[..., Any]
+    normalize: Callable[..., Any]
+    project: Callable[..., Any]
 
     @property
     def precision(self) -> str | None:
@@ -44,21 +62,22 @@ class GradientDescent(metaclass=Kin):
         if which is not None:  # repr shows what is in vars
             self._precision = which
 
-    def run(self, model, inputs, criterion, *, epsilon: float, **kwargs):
+    def run(self, model: Any, inputs: Any, criterion: Any, *, epsilon: float, **kwargs: Any) -> Any:
         """Adversarial inputs for float tensors [N, ...] of torch, raw or eagerpy's, within the model's bounds.
 
         criterion: labels int64 [N], Misclassification or TargetedMisclassification. epsilon: in the units of the
         bounds. Raises as the library does."""
         if kwargs or not self._is_ours(inputs):
-            return super().run(model, inputs, criterion, epsilon=epsilon, **kwargs)
+            return super().run(model, inputs, criterion, epsilon=epsilon, **kwargs)  # type: ignore[misc]
         with called(self, model, inputs, criterion) as call:
             return call.restore(self._perturbed(call, float(epsilon)))
 
-    def __call__(self, model, inputs, criterion, *, epsilons, **kwargs):
+    def __call__(self, model: Any, inputs: Any, criterion: Any, *, epsilons: Any,
+                 **kwargs: Any) -> tuple[Any, Any, Any]:
         """(raw, clipped, success) for one epsilon, lists and success [K, N] for several: as :meth:`run`, clipped to
         epsilon, and whether the model itself is then fooled."""
         if kwargs or type(self).run is not GradientDescent.run or "run" in vars(self) or not self._is_ours(inputs):
-            return super().__call__(model, inputs, criterion, epsilons=epsilons, **kwargs)
+            return super().__call__(model, inputs, criterion, epsilons=epsilons, **kwargs)  # type: ignore[misc]
         several = isinstance(epsilons, Iterable)
         sizes = list(epsilons) if several else [epsilons]
         if None in sizes:
@@ -78,11 +97,11 @@ class GradientDescent(metaclass=Kin):
             return raw, clipped, call.restore(torch.stack(success))
         return raw[0], clipped[0], call.restore(success[0])
 
-    def _is_ours(self, inputs) -> bool:
+    def _is_ours(self, inputs: Any) -> bool:
         """Are these tensors of torch, and is nothing of the library's overridden?"""
         raw = getattr(inputs, "raw", inputs)
-        return (isinstance(raw, Tensor) and raw.is_floating_point() and not vars(self).keys() & self.hooks.keys()
-                and all(getattr(type(self), hook) is own for hook, own in self.hooks.items()))
+        return (isinstance(raw, Tensor) and raw.is_floating_point() and not vars(self).keys() & type(self).hooks.keys()
+                and all(getattr(type(self), hook) is own for hook, own in type(self).hooks.items()))
 
     @property
     def _norm(self) -> str:
@@ -92,7 +111,7 @@ class GradientDescent(metaclass=Kin):
         """New images, like those of the call."""
         step = self.rel_stepsize * epsilon if self.abs_stepsize is None else self.abs_stepsize
         if call.view is not None and self.plain:
-            return self._by_engine(call, epsilon, step)
+            return self._by_engine(call, call.view, epsilon, step)
         clean = call.clean
         point = clean
         if self.random_start:
@@ -107,7 +126,7 @@ class GradientDescent(metaclass=Kin):
         step = self.rel_stepsize if self.abs_stepsize is None else self.abs_stepsize
         return "its steps are negative" if step < 0 else None
 
-    def _by_engine(self, call: Call, epsilon: float, step: float) -> Tensor:
+    def _by_engine(self, call: Call, view: View, epsilon: float, step: float) -> Tensor:
         """The attack of ours that this is, on a source."""
         lo, hi = call.bounds
         single = self.steps == 1 and not self.random_start and step == epsilon
@@ -117,7 +136,6 @@ class GradientDescent(metaclass=Kin):
         attack = Attack(type(self).__name__, epsilon, targeted=call.sign < 0, lo=lo, hi=hi, steps=self.steps,
                         start="uniform" if self.random_start else None, step=None if single else step,
                         direction="l2" if self._norm == "l2" else "sign")
-        view = call.view
         return view.turned(attack(view.source, view.turned(call.images), call.labels))
 
     def _steps(self, call: Call, point: Tensor, epsilon: float, step: float) -> Tensor:

@@ -1,5 +1,5 @@
 """What lies under Foolbox's models: the module, and the source that a fast attack runs on."""
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class View(NamedTuple):
         return images.flip(self.axes) if self.axes else images
 
 
-def module_of(model) -> nn.Module | None:
+def module_of(model: Any) -> nn.Module | None:
     """The module that a foolbox.PyTorchModel calls, also under the library's wrappers; None where that is not known."""
     while not isinstance(model, nn.Module):
         inner = getattr(model, "_model", None)
@@ -34,7 +34,7 @@ def module_of(model) -> nn.Module | None:
     return model
 
 
-def why_no_source(model, images: Tensor) -> str | None:
+def why_no_source(model: Any, images: Tensor) -> str | None:
     """What our sources could not do, or None."""
     if type(model) is not library("foolbox").PyTorchModel or vars(model).keys() & {"__call__", "_preprocess"}:
         return f"its model is a {type(model).__name__}, not a plain foolbox.PyTorchModel"
@@ -51,13 +51,15 @@ def why_no_source(model, images: Tensor) -> str | None:
     return None
 
 
-def viewed(model, images: Tensor) -> View:
+def viewed(model: Any, images: Tensor) -> View:
     """The view of a model for which :func:`why_no_source` knows nothing."""
+    module = module_of(model)
+    assert module is not None
     mean, std, axes = model._preprocess_args
     mean, std = (None if v is None else _per_channel(v.raw, images) for v in (mean, std))
     if axes is None:
         axes = ()
-    return View(sources.prepared(module_of(model), mean, std), (axes,) if isinstance(axes, int) else tuple(axes))
+    return View(sources.prepared(module, mean, std), (axes,) if isinstance(axes, int) else tuple(axes))
 
 
 def _per_channel(values: Tensor, images: Tensor) -> Tensor | None:
