@@ -1,7 +1,7 @@
 """Drop-in backends: other libraries' classes with our engine under them.
 
-``ensadv_fast.compat.torchattacks``, ``.cleverhans`` and ``.art`` mirror those libraries' classes and functions, their
-arguments, defaults, modes and return types.
+``ensadv_fast.compat.torchattacks``, ``.foolbox``, ``.cleverhans`` and ``.art`` mirror those libraries' classes and
+functions, their arguments, defaults, modes and return types.
 :func:`install` puts them in place inside a program that is not edited; :func:`precision` chooses between the library's
 own numbers ("exact", the default) and our source engine ("fast"). Importing this imports no other library.
 """

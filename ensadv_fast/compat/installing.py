@@ -3,7 +3,7 @@ import importlib
 import sys
 from types import ModuleType
 
-BACKENDS = ("torchattacks", "cleverhans", "art")
+BACKENDS = ("torchattacks", "foolbox", "cleverhans", "art")
 PIP = {"art": "adversarial-robustness-toolbox"}  # what pip calls a library, where it is not its name
 # Of each installed library: how many installs are not undone yet, and (module, name, theirs, ours) of what was put.
 _installed: dict[str, tuple[int, list[tuple[ModuleType, str, object, object]]]] = {}
@@ -23,7 +23,7 @@ class Installation:
 
 
 def install(name: str) -> Installation:
-    """Put our classes in place of those of the library `name` ("torchattacks"), in all of its modules.
+    """Put our classes in place of those of the library `name` ("torchattacks" or "foolbox"), in all of its modules.
 
     Code that says ``library.PGD`` when it runs gets ours, also where it imported the library before, and so does
     ``from library import PGD`` from now on. Out of reach are names that were bound by such an import before, default
