@@ -5,7 +5,8 @@
               crafting keeps on the dearest source (its memory is free again before the training step)
 
 What is kept for an image is the difference between two batches, divided by their difference: weights cast under
-autocast do not grow with the batch and are counted once. Not counted: temporary buffers of single operations,
+autocast do not grow with the batch and are counted once. A stream that crafts ahead beside the training step (static
+sources, on CUDA) adds what those keep, a few MB an image. Not counted: temporary buffers of single operations,
 workspaces of the libraries, the CUDA context, fragmentation, buckets of DistributedDataParallel that are no views of
 gradients.
 """

@@ -98,9 +98,11 @@ def test_tensorboard_is_imported_only_when_asked_for(tmp_path, monkeypatch):
     for name in [n for n in sys.modules if "tensorboard" in n]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    Log(tmp_path, "D")(LINE)
+    Log(str(tmp_path / "new" / "run"), "D")(LINE)
+    assert len(lines(tmp_path / "new" / "run")) == 1
     with pytest.raises(ImportError, match=r"pip install 'ensadv-fast\[tensorboard\]'"):
-        Log(tmp_path, "D", tensorboard=True)
+        Log(tmp_path / "none", "D", tensorboard=True)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("change, words", [
