@@ -84,7 +84,7 @@ def progress(record: Mapping[str, Any], left: int) -> str:
     told = [f"{name} {record[key]:.3f}" for key, name in (("clean_loss", "loss"), ("adv_loss", "adversarial"))
             if record.get(key) is not None]
     if record.get("finite") is False:
-        told.insert(0, "LOSS NOT FINITE")
+        told.insert(0, "NOT FINITE")
     if rate := record.get("images_per_second"):
         told += [f"{rate:.3g} images/s" if rate < 100 else f"{rate:,.0f} images/s",
                  f"{tqdm.format_interval(eta(left, rate))} left"]

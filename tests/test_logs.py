@@ -110,7 +110,7 @@ def test_tensorboard_is_imported_only_when_asked_for(tmp_path, monkeypatch):
     ({"adv_loss": 2.0, "images_per_second": 8.123, "share_data": None},
      "loss 0.693, adversarial 2.000, 8.12 images/s, 20:55:12 left, attack 21 % train 70 %"),
     ({"clean_loss": None, "finite": False, "images_per_second": None},
-     "LOSS NOT FINITE, data 3 % attack 21 % train 70 %")])
+     "NOT FINITE, data 3 % attack 21 % train 70 %")])
 def test_progress_in_words(change, words):
     assert logs.progress(LINE | change, 611_760) == words
 
