@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -282,11 +282,12 @@ def _peak_bytes(call: Call) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def options(about: str, networks: list[str], seconds: float) -> argparse.ArgumentParser:
+def options(about: str, networks: list[str], seconds: float,
+            known: Mapping[str, Network] = NETWORKS) -> argparse.ArgumentParser:
     """What the benchmarks of whole steps may be asked."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=networks)
+    parser.add_argument("--networks", nargs="+", choices=list(known), default=networks)
     parser.add_argument("--batch", type=int, default=None, help="default: the network's own")
     parser.add_argument("--seconds", type=float, default=seconds, help=f"per contender (default: {seconds:g})")
     parser.add_argument("--least", type=int, default=7, help="rounds at least (default: 7)")
@@ -310,10 +311,12 @@ def finish(result: dict, args: argparse.Namespace) -> None:
     if not args.out:
         return
     out = Path(args.out)
-    rows = {(r["network"], r.get("attack")): r for r in result["rows"]}
+    def named(rows: list[dict]) -> dict[tuple, dict]:
+        return {(r.get("library"), r["network"], r.get("attack")): r for r in rows}
+
+    rows = named(result["rows"])
     if args.add and out.exists():
-        old = json.loads(out.read_text())
-        rows = {(r["network"], r.get("attack")): r for r in old["rows"]} | rows
+        rows = named(json.loads(out.read_text())["rows"]) | rows
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(dumped({**result, "rows": list(rows.values())}))
 

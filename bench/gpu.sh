@@ -25,6 +25,7 @@ step "$python" -m ensadv_fast bench --device cuda --seconds 0.1 --out "$results/
 step "$python" -m pytest -q bench/test_ops.py -k "imagenet and float32-contiguous" --benchmark-max-time 0.2 \
     --benchmark-json "$results/peers_gpu.json"
 step "$python" bench/attack_step.py --device cuda --out "$results/attack_step_gpu.json"
+step "$python" bench/compat.py --device cuda --out "$results/compat_gpu.json"
 step "$python" bench/train_step.py --device cuda --out "$results/train_step_gpu.json"
 step "$python" bench/ensemble_linear.py --device cuda --out "$results/ensemble_linear_cuda.json"
 if command -v ncu > /dev/null; then

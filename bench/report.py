@@ -180,6 +180,31 @@ def attack_step(file: str) -> str:
         rows)
 
 
+def compat(file: str) -> str:
+    """The drop-in backends beside their libraries, from the JSON of bench/compat.py; then the calls of one image."""
+    result = load(file)
+    rows, tiny = [], []
+    for r in result["rows"]:
+        theirs, exact, fast = (r["contenders"].get(n, {}) for n in ("theirs", "ours, exact", "ours, fast"))
+        size = "x".join(map(str, r["shape"]))
+        times = [over(theirs.get("ms"), c.get("ms"), "{:.2f}") for c in (exact, fast)]
+        if r["shape"][0] == 1:
+            tiny.append([f"{r['library']}, {size}", *(over(1e3, c.get("ms"), "{:.0f}") for c in (theirs, exact, fast)),
+                         *times])
+            continue
+        rows.append([f"{r['library']} {r['attack']}, {r['network']}, {size}", over(theirs.get("ms"), 1, "{:.4g}"),
+                     *times, over(exact.get("equal_pixels"), 1, "{:.2%}"), over(fast.get("loss_increase"), 1, "{:.3f}"),
+                     over(theirs.get("bytes"), 1e6, "{:.1f}"),
+                     *(over(c.get("bytes"), theirs.get("bytes"), "{:.2f}") for c in (exact, fast))])
+    tables = [table(["library, attack, network, batch", "theirs, ms", "exact, times faster", "fast, times faster",
+                     "exact: pixels equal theirs", "fast: loss increase over theirs", "theirs, MB", "exact, of that",
+                     "fast, of that"], rows)] if rows else []
+    tables += [table(["FGSM, one image", "theirs, calls/s", "exact", "fast", "exact, times faster",
+                      "fast, times faster"], tiny)] if tiny else []
+    missing = f" Not measured: {'; '.join(result['missing'])}." if result["missing"] else ""
+    return "\n\n".join([conditions(result) + missing, *tables])
+
+
 def train_step(file: str) -> str:
     """Training steps, from the JSON of bench/train_step.py, over the clean float32 step."""
     result = load(file)
@@ -309,7 +334,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "ops_cpu": ("ops_cpu.json", lambda: per_op("ops_cpu.json")),
     "peers_cpu": ("peers_cpu.json", lambda: peers("peers_cpu.json")),
     **{f"{name}_{on}": (f"{name}_{on}.json", partial(make, f"{name}_{on}.json"))
-       for name, make in (("attack_step", attack_step), ("train_step", train_step)) for on in ("cpu", "gpu")},
+       for name, make in (("attack_step", attack_step), ("train_step", train_step), ("compat", compat))
+       for on in ("cpu", "gpu")},
     "targets_gpu": ("ops_gpu.json", lambda: targets("ops_gpu.json")),
     "ops_gpu": ("ops_gpu.json", lambda: per_op("ops_gpu.json")),
     "peers_gpu": ("peers_gpu.json", lambda: peers("peers_gpu.json")),

@@ -22,11 +22,12 @@ def load(name: str):
 
 @pytest.fixture(scope="module")
 def bench():
-    kept = {name: sys.modules.get(name) for name in ("networks", "attack_step")}
+    kept = {name: sys.modules.get(name) for name in ("networks", "attack_step", "train_step")}
     try:
         sys.modules["networks"] = networks = load("networks")
         sys.modules["attack_step"] = attack = load("attack_step")
-        yield networks, attack, load("train_step")
+        sys.modules["train_step"] = train = load("train_step")
+        yield networks, attack, train
     finally:
         for name, module in kept.items():
             sys.modules.pop(name)

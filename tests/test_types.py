@@ -27,7 +27,7 @@ PGD(model, steps=0.5)
 
 
 def mypy(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The package is found as one that is installed: by its py.typed, not as mypy's own input, but where cwd is ROOT."""
+    """Where cwd is not ROOT, the package is found as an installed one is, by its py.typed."""
     cache = ROOT / "build" / ("mypy" if cwd == ROOT else "mypy-user")
     command = [sys.executable, "-m", "mypy", "--cache-dir", str(cache), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True,
