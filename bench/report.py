@@ -315,7 +315,8 @@ def scale_checks(result: dict) -> list[str]:
     rows += [row(f"{t['network']}, EAT under {r['world']} gloo processes, ms a step", "{:.1f}", r["predicted_s"],
                  r["measured_s"], 1e-3) for r in t["eat"]]
     errors = "; ".join(f"{w} processes: median {e['median']:.0%}, most {e['most']:.0%}" for w, e in t["errors"].items())
-    return [words + f"; gloo processes on {t['cores']} cores from what the parts cost one process, a link fitted to "
+    return [words + f"; gloo processes on {t['cores']} cores from what the parts cost one process, how much clean "
+            "training of as many processes that do not communicate is slower than that of one, a link fitted to "
             f"every other size of all-reduces of two processes ({1e3 * t['latency_s']:.2f} ms, "
             f"{t['bandwidth'] / 1e9:.2f} GB/s) and the wait of crowded ones ({1e3 * t['wait_s']:.2f} ms). The other "
             f"all-reduces, 1 KiB to 64 MiB, are off by: {errors}. {conditions(result)}",

@@ -81,23 +81,30 @@ def costs(network: str, batch: int, seconds: float = 1.5) -> dict[str, float]:
     return {name: t.median / 1e3 / n[name] for name, t in timed.items()}
 
 
-def _together(call: Callable[[], object], times: int) -> float:
-    """Median seconds of a call that all ranks begin at once; the slowest rank counts."""
+def _once(call: Callable[[], object]) -> float:
+    """Seconds of a call that all ranks begin at once; the slowest rank counts."""
+    dist.barrier()
+    start = time.perf_counter()
     call()
-    seconds = []
-    for _ in range(times):
-        dist.barrier()
-        start = time.perf_counter()
-        call()
-        dist.barrier()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    dist.barrier()
+    return time.perf_counter() - start
 
 
-def _all_reduce(nbytes: int) -> float:
-    """Median seconds of an all-reduce, in rows of several: a barrier costs as much as a small one."""
-    data, row = torch.zeros(nbytes // 4), max(1, min(50, 2**22 // nbytes))
-    return _together(lambda: [dist.all_reduce(data) for _ in range(row)], 7) / row
+def _together(call: Callable[[], object], times: int) -> float:
+    """The median of several such calls, the first left out."""
+    call()
+    return statistics.median(_once(call) for _ in range(times))
+
+
+def _all_reduces(sizes: tuple[int, ...], rounds: int = 9) -> list[float]:
+    """Median seconds of an all-reduce of each size, all sizes in turn: what disturbs one then disturbs all. Small ones
+    go in rows, as a barrier costs as much as one of them."""
+    seconds: list[list[float]] = [[] for _ in sizes]
+    for _ in range(rounds + 1):
+        for nbytes, found in zip(sizes, seconds):
+            data, row = torch.zeros(nbytes // 4), max(1, min(50, 2**22 // nbytes))
+            found.append(_once(lambda: [dist.all_reduce(data) for _ in range(row)]) / row)
+    return [statistics.median(found[1:]) for found in seconds]
 
 
 def _rank(rank: int, world: int, folder: str, network: str, batch: int, rounds: int, sizes: tuple[int, ...]) -> None:
@@ -105,7 +112,7 @@ def _rank(rank: int, world: int, folder: str, network: str, batch: int, rounds: 
     os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store{world}", world), rank=rank, world_size=world,
                             timeout=datetime.timedelta(seconds=120))
-    found = {"world": world, "bytes": sizes, "all_reduce": [_all_reduce(n) for n in sizes] if world > 1 else []}
+    found = {"world": world, "bytes": sizes, "all_reduce": _all_reduces(sizes) if world > 1 else []}
     eat, alone = EAT(network, batch, rank, distributed=world > 1), EAT(network, batch, rank)
 
     def clean() -> None:

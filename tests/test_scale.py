@@ -161,7 +161,8 @@ def test_the_checks_find_a_model_that_is_right(bench):
         measured.append({"world": world, "bytes": sizes, "all_reduce": [true.seconds(world, n) for n in sizes],
                          "clean_apart": 0.1 * slowdown, "eat": eat, "costs": parts})
     found = scale.check_gloo(measured, 10**7, 2)
-    assert found["apart"] == pytest.approx(1.3) and found["wait_s"] == pytest.approx(7e-4)
+    assert [r["slowdown"] for r in found["eat"]] == pytest.approx([1, 1.3, 2.6])
+    assert found["wait_s"] == pytest.approx(7e-4)
     assert all(e["most"] < 1e-6 for e in found["errors"].values()) and set(found["errors"]) == {"2", "4"}
     assert [r["predicted_s"] for r in found["eat"]] == pytest.approx([r["measured_s"] for r in found["eat"]])
     assert sum(r["fitted"] for r in found["all_reduce"]) == 5
