@@ -111,12 +111,14 @@ class Loader:
                 self._items = iter(self._loader)  # the same processes
                 item = next(self._items)
             return item
-        except RuntimeError as e:
+        except (RuntimeError, OSError, EOFError) as e:
             self.close()
-            if "DataLoader worker" not in str(e):
+            # Where a process died while its batch was on the way here, the connection to it breaks.
+            if isinstance(e, RuntimeError) and "DataLoader worker" not in str(e):
                 raise
             raise RuntimeError("data: a process that decodes images died; was it killed for lack of memory, or is "
-                               f"/dev/shm too small? Fewer workers, or a smaller prefetch, need less. ({e})") from e
+                               "/dev/shm too small? Fewer workers, or a smaller prefetch, need less. "
+                               f"({type(e).__name__}: {e})") from e
 
     def close(self) -> None:
         """End the processes and wait for them; taking goes on with new ones."""
