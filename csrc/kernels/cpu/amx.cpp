@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <type_traits>
@@ -26,17 +27,17 @@ namespace {
 using namespace amx;
 
 constexpr int kAllRows = 512;  // of a that are multiplied at once: they and their sums stay in the L2
-constexpr int kGroup = 4;      // blocks whose columns are read together: memory would rather give more of a row at once
+constexpr int kGroup = 8;      // blocks whose columns are read together: memory would rather give more of a row at once
 constexpr int kBurst = 4;      // times its share is packed at once, until all is: finer turns take longer
 static_assert(kBlock == kLinearBlock);
 
 // Whose panel of weights for a block, 16 or 32 KiB, stays in the L1 cache.
-template <class T>
-constexpr int kSteps = kParts<T> == 1 ? 16 : 8 / kParts<T>;
+template <class T, bool turned>
+constexpr int kSteps = (turned || kParts<T> > 1 ? 8 : 16) / kParts<T>;
 template <class T>
 constexpr int kRows = kParts<T> == 1 ? kAllRows : kAllRows / 2;
 
-// One block's results to memory: `rows` rows of `width`.
+// Blocks' results to memory: rows of `width`.
 template <class T>
 struct Finish {
   const T* bias;  // null: none
@@ -45,40 +46,52 @@ struct Finish {
   int64_t cols;
   int width;
 
-  ENSADV_AMX void run(const float* sums, bool turned, int rows) const {
-    const __mmask32 lanes = first_lanes(width);
-    __m512 more[2];
-    load(bias, bias ? lanes : 0, more);
+  // Of all blocks, whose sums are `size` floats apart, row after row: the next row's results may be in another page.
+  ENSADV_AMX void run_rows(const float* sums, int64_t size, int rows) const {
+    for (int r = 0; r < rows; ++r)
+      for (int c = 0; c < width; c += kBlock) {
+        const float* from = sums + c / kBlock * size + r * kBlock;
+        __m512 v[2] = {_mm512_load_ps(from), _mm512_load_ps(from + kTile)};
+        ordered<T>(v);
+        row(r, c, v);
+      }
+  }
+
+  // Of one block, whose sums have the batch in a row.
+  ENSADV_AMX void run_turned(const float* sums, int rows) const {
     for (int first = 0; first < rows; first += kTile) {
       __m512i v[2][kTile];
       for (int half = 0; half < 2; ++half) {
-        for (int j = 0; j < kTile; ++j)
-          v[half][j] = _mm512_load_si512(turned ? sums + (half * kTile + j) * kBlock + first
-                                                : sums + (first + j) * kBlock + half * kTile);
-        if (turned) turn(v[half]);
+        for (int j = 0; j < kTile; ++j) v[half][j] = _mm512_load_si512(sums + (half * kTile + j) * kBlock + first);
+        turn(v[half]);
       }
       for (int j = 0; j < std::min(kTile, rows - first); ++j) {
         __m512 both[2] = {_mm512_castsi512_ps(v[0][j]), _mm512_castsi512_ps(v[1][j])};
-        if (!turned) ordered<T>(both);
-        row(first + j, both, more, lanes);
+        row(first + j, 0, both);
       }
     }
   }
 
-  ENSADV_AMX void row(int64_t r, __m512 (&v)[2], const __m512 (&more)[2], __mmask32 lanes) const {
+ private:
+  ENSADV_AMX void row(int64_t r, int c, __m512 (&v)[2]) const {
     const __m512 zero = _mm512_setzero_ps();
-    for (int half = 0; half < 2; ++half) {
-      if (bias) v[half] = _mm512_add_ps(v[half], more[half]);
-      if (mask)  // NaN is not below 0, and stays
-        v[half] = _mm512_mask_mov_ps(v[half], _mm512_cmp_ps_mask(v[half], zero, _CMP_LT_OQ), zero);
+    const __mmask32 lanes = first_lanes(width - c);
+    if (bias) {
+      __m512 more[2];
+      load(bias + c, lanes, more);
+      for (int half = 0; half < 2; ++half) v[half] = _mm512_add_ps(v[half], more[half]);
     }
-    const __mmask32 positive = store(v, lanes, out + r * cols) & lanes;
-    if (mask) memcpy(mask + r * bytes_of(cols), &positive, size_t(bytes_of(width)));
+    if (mask)  // NaN is not below 0, and stays
+      for (int half = 0; half < 2; ++half)
+        v[half] = _mm512_mask_mov_ps(v[half], _mm512_cmp_ps_mask(v[half], zero, _CMP_LT_OQ), zero);
+    const __mmask32 positive = store(v, lanes, out + r * cols + c) & lanes;
+    if (mask)
+      memcpy(mask + r * bytes_of(cols) + c / kMaskBits, &positive, size_t(bytes_of(std::min(kBlock, width - c))));
   }
 };
 
-// Memory that tiles are loaded from, not initialised. A thread keeps it for its next call, up to kKept bytes: fresh pages
-// would take as long as a small product.
+// Memory that tiles are loaded from, not initialised. A thread keeps it for its next call, up to kKept bytes: fresh
+// pages would take as long as a small product.
 class Scratch {
  public:
   explicit Scratch(size_t bytes) {
@@ -120,8 +133,8 @@ class Scratch {
   char* next_;
 };
 
-// Blocks of columns of rows [first_row, first_row + rows), some at once. While one piece of them is multiplied, the next
-// one's weights are made into tiles.
+// Blocks of columns of rows [first_row, first_row + rows), some at once. While one piece of them is multiplied, the
+// next one's weights are made into tiles.
 template <class T, bool turned>
 class Blocks {
  public:
@@ -166,7 +179,7 @@ class Blocks {
   }
 
   Piece after(Piece p, int64_t end) const {
-    p.s += kSteps<T>;
+    p.s += kSteps<T, turned>;
     if (p.s < steps_) return p;
     p.s = 0;
     if (args_.reduce && p.k + 1 < args_.members) return ++p.k, p;
@@ -201,26 +214,34 @@ class Blocks {
   }
 
   void finish(const Piece& p) {
-    const int64_t member = p.block / per_member();
-    for (int row = 0; row < rows_; row += kBlock)
-      for (int64_t c = 0; c < p.blocks; ++c) {
-        const int64_t at = member * args_.batch + first_row_ + row;
-        const int col = first_column(p) + int(c) * kBlock;
-        const Finish<T> finish{args_.bias.data ? numbers(args_.bias) + member * args_.cols + col : nullptr,
-                               static_cast<T*>(args_.out.data) + at * args_.cols + col,
-                               args_.mask ? args_.mask + at * bytes_of(args_.cols) + col / kMaskBits : nullptr,
-                               args_.cols, std::min(kBlock, args_.cols - col)};
-        finish.run(sums_of(c, row), !turned, std::min(kBlock, rows_ - row));
-      }
+    const int64_t member = p.block / per_member(), at = member * args_.batch + first_row_;
+    const int first = first_column(p);
+    if constexpr (turned) finish_at(member, at, first, width(p)).run_rows(sums_, int64_t(padded_) * kBlock, rows_);
+    else
+      for (int row = 0; row < rows_; row += kBlock)
+        for (int64_t c = 0; c < p.blocks; ++c) {
+          const int col = first + int(c) * kBlock;
+          finish_at(member, at + row, col, std::min(kBlock, args_.cols - col))
+              .run_turned(sums_of(c, row), std::min(kBlock, rows_ - row));
+        }
+  }
+
+  // Of a member, to row `at` of all results, from column `col` on.
+  Finish<T> finish_at(int64_t member, int64_t at, int col, int width) const {
+    return {args_.bias.data ? numbers(args_.bias) + member * args_.cols + col : nullptr,
+            static_cast<T*>(args_.out.data) + at * args_.cols + col,
+            args_.mask ? args_.mask + at * bytes_of(args_.cols) + col / kMaskBits : nullptr, args_.cols, width};
   }
 
   static const T* numbers(const In& in) { return static_cast<const T*>(in.data); }
   int64_t per_member() const { return (args_.cols + kBlock - 1) / kBlock; }
   int first_column(const Piece& p) const { return int(p.block % per_member()) * kBlock; }
   int width(const Piece& p) const { return std::min(int(p.blocks) * kBlock, args_.cols - first_column(p)); }
-  int steps(const Piece& p) const { return std::min(kSteps<T>, steps_ - p.s); }
+  int steps(const Piece& p) const { return std::min(kSteps<T, turned>, steps_ - p.s); }
   int64_t sums_size() const { return int64_t(padded_) * kBlock * at_once_; }
-  int64_t weights_size() const { return int64_t(kBlock) * std::min(kSteps<T>, steps_) * kParts<T> * kStep * at_once_; }
+  int64_t weights_size() const {
+    return int64_t(kBlock) * std::min(kSteps<T, turned>, steps_) * kParts<T> * kStep * at_once_;
+  }
   int64_t panels_size() const { return (args_.reduce ? args_.members : 1) * panel_size_; }
   float* sums_of(int64_t c, int row) const { return sums_ + (c * padded_ + row) * kBlock; }
 
