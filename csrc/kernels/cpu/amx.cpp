@@ -141,6 +141,7 @@ class Blocks {
   Blocks(const LinearArgs& args, int first_row, int rows)
       : args_(args), first_row_(first_row), rows_(rows),
         steps_(args.reduce && !args.members ? 0 : (args.inner + kStep - 1) / kStep),
+        steps_at_once_(turned && steps_ <= 2 * kSteps<T, turned> ? steps_ : kSteps<T, turned>),  // sums written once
         padded_((rows + kBlock - 1) / kBlock * kBlock),
         at_once_(std::min<int64_t>(turned || kParts<T> > 1 ? kGroup : 1, per_member())),
         panel_size_(int64_t(padded_) * steps_ * kParts<T> * kStep),
@@ -167,7 +168,7 @@ class Blocks {
   }
 
  private:
-  // Blocks [block, block + blocks) by steps [s, s + kSteps) of member k's inner elements.
+  // Blocks [block, block + blocks) by steps [s, s + steps_at_once_) of member k's inner elements.
   struct Piece {
     int64_t block, blocks, k;
     int s;
@@ -179,7 +180,7 @@ class Blocks {
   }
 
   Piece after(Piece p, int64_t end) const {
-    p.s += kSteps<T, turned>;
+    p.s += steps_at_once_;
     if (p.s < steps_) return p;
     p.s = 0;
     if (args_.reduce && p.k + 1 < args_.members) return ++p.k, p;
@@ -237,10 +238,10 @@ class Blocks {
   int64_t per_member() const { return (args_.cols + kBlock - 1) / kBlock; }
   int first_column(const Piece& p) const { return int(p.block % per_member()) * kBlock; }
   int width(const Piece& p) const { return std::min(int(p.blocks) * kBlock, args_.cols - first_column(p)); }
-  int steps(const Piece& p) const { return std::min(kSteps<T, turned>, steps_ - p.s); }
+  int steps(const Piece& p) const { return std::min(steps_at_once_, steps_ - p.s); }
   int64_t sums_size() const { return int64_t(padded_) * kBlock * at_once_; }
   int64_t weights_size() const {
-    return int64_t(kBlock) * std::min(kSteps<T, turned>, steps_) * kParts<T> * kStep * at_once_;
+    return int64_t(kBlock) * std::min(steps_at_once_, steps_) * kParts<T> * kStep * at_once_;
   }
   int64_t panels_size() const { return (args_.reduce ? args_.members : 1) * panel_size_; }
   float* sums_of(int64_t c, int row) const { return sums_ + (c * padded_ + row) * kBlock; }
@@ -265,7 +266,7 @@ class Blocks {
   }
 
   const LinearArgs& args_;
-  const int first_row_, rows_, steps_, padded_;
+  const int first_row_, rows_, steps_, steps_at_once_, padded_;
   const int64_t at_once_, panel_size_;
   int64_t made_ = -1;
   bool finite_ = true;
