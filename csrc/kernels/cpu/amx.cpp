@@ -29,6 +29,7 @@ using namespace amx;
 constexpr int kAllRows = 512;  // of a that are multiplied at once: they and their sums stay in the L2
 constexpr int kGroup = 8;      // blocks whose columns are read together: memory would rather give more of a row at once
 constexpr int kBurst = 4;      // times its share is packed at once, until all is: finer turns take longer
+constexpr int kLong = 16;      // steps that float32 sums run over; sums of sums lose less than one long sum
 static_assert(kBlock == kLinearBlock);
 
 // Whose panel of weights for a block, 16 or 32 KiB, stays in the L1 cache.
@@ -145,8 +146,9 @@ class Blocks {
         padded_((rows + kBlock - 1) / kBlock * kBlock),
         at_once_(std::min<int64_t>(turned || kParts<T> > 1 ? kGroup : 1, per_member())),
         panel_size_(int64_t(padded_) * steps_ * kParts<T> * kStep),
-        scratch_(sums_size() * sizeof(float) + (2 * weights_size() + panels_size()) * sizeof(uint16_t)),
-        sums_(scratch_.take<float>(sums_size())),
+        scratch_((sums_size() + totals_size()) * sizeof(float) +
+                 (2 * weights_size() + panels_size()) * sizeof(uint16_t)),
+        sums_(scratch_.take<float>(sums_size())), totals_(scratch_.take<float>(totals_size())),
         weights_{scratch_.take<uint16_t>(weights_size()), scratch_.take<uint16_t>(weights_size())},
         panels_(scratch_.take<uint16_t>(panels_size())) {}
 
@@ -203,7 +205,9 @@ class Blocks {
     const int64_t here = int64_t(steps(p)) * kNumbers, pitch = int64_t(steps_) * kNumbers;
     const int64_t fours = p.blocks * (padded_ / kBlock) * std::max(1, steps(p)) * kCount<kParts<T>>;
     const int share = kBurst * int((packer_.left() + fours - 1) / fours);
-    const bool add = p.s > 0 || (args_.reduce && p.k > 0);
+    const bool first = p.s == 0 && (!args_.reduce || p.k == 0);
+    const bool add = !first && (!totals_size() || p.s % kLong != 0);
+    if (!add && !first) add_up(totals_, sums_, p);
     panel += int64_t(p.s) * kNumbers;
     for (int64_t c = 0; c < p.blocks; ++c, weights += 2 * here)
       for (int row = 0; row < padded_; row += kBlock) {
@@ -214,7 +218,17 @@ class Blocks {
       }
   }
 
+  // to = what it has of these blocks + from.
+  ENSADV_AMX void add_up(float* to, const float* from, const Piece& p) {
+    const int64_t n = p.blocks * padded_ * kBlock;
+    if (!has_totals_) std::copy(from, from + n, to);
+    else for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+    has_totals_ = true;
+  }
+
   void finish(const Piece& p) {
+    if (has_totals_) add_up(sums_, totals_, p);
+    has_totals_ = false;
     const int64_t member = p.block / per_member(), at = member * args_.batch + first_row_;
     const int first = first_column(p);
     if constexpr (turned) finish_at(member, at, first, width(p)).run_rows(sums_, int64_t(padded_) * kBlock, rows_);
@@ -243,6 +257,7 @@ class Blocks {
   int64_t weights_size() const {
     return int64_t(kBlock) * std::min(steps_at_once_, steps_) * kParts<T> * kStep * at_once_;
   }
+  int64_t totals_size() const { return sizeof(T) == 4 ? sums_size() : 0; }
   int64_t panels_size() const { return (args_.reduce ? args_.members : 1) * panel_size_; }
   float* sums_of(int64_t c, int row) const { return sums_ + (c * padded_ + row) * kBlock; }
 
@@ -269,10 +284,10 @@ class Blocks {
   const int first_row_, rows_, steps_, steps_at_once_, padded_;
   const int64_t at_once_, panel_size_;
   int64_t made_ = -1;
-  bool finite_ = true;
+  bool finite_ = true, has_totals_ = false;
   std::conditional_t<turned, Pairs<T>, Rows<T>> packer_;
   Scratch scratch_;
-  float* const sums_;
+  float *const sums_, *const totals_;
   uint16_t *const weights_[2], *const panels_;
 };
 
