@@ -23,16 +23,48 @@ class Timing:
     best: float
 
 
+Samples = dict[str, list[float]]  # ms of every round
+
+
 def rounds(measure: dict[str, Callable[[], float]], seconds: float, least: int = 7) -> dict[str, Timing]:
     """Measures every contender in turn for `seconds` each on average, and `least` times. `measure` gives ms."""
-    samples: dict[str, list[float]] = {name: [] for name in measure}
-    deadline = time.perf_counter() + seconds * len(measure)
-    while samples and (time.perf_counter() < deadline or min(map(len, samples.values())) < max(2, least)):
-        for name, f in measure.items():
-            samples[name].append(f())
+    return timings(_samples(measure, seconds, least, lambda _: False))
+
+
+def timings(samples: Samples) -> dict[str, Timing]:
     quartiles = {name: statistics.quantiles(s, n=4) for name, s in samples.items()}
     return {name: Timing(statistics.median(s), (quartiles[name][0], quartiles[name][2]), min(s))
             for name, s in samples.items()}
+
+
+def _samples(measure: dict[str, Callable[[], float]], seconds: float, least: int,
+             enough: Callable[[Samples], bool]) -> Samples:
+    """For `seconds` each on average or until it is enough, `least` times anyway."""
+    samples: Samples = {name: [] for name in measure}
+    deadline, least = time.perf_counter() + seconds * len(measure), max(2, least)
+    while samples:
+        for name, f in measure.items():
+            samples[name].append(f())
+        if min(map(len, samples.values())) >= least and (time.perf_counter() >= deadline or enough(samples)):
+            break
+    return samples
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as the yardstick a contender is: the median over rounds, and an interval that holds the
+    true one in 19 of 20 cases, whatever the distribution (order statistics, by the sign test)."""
+
+    median: float
+    low: float
+    high: float
+
+
+def ratio_to(yardstick: list[float], times: list[float]) -> Ratio:
+    """Of times that were measured in the same rounds."""
+    over = sorted(y / t for y, t in zip(yardstick, times, strict=True))
+    out = max(0, int(len(over) / 2 - 0.98 * len(over) ** 0.5))  # so many at either end
+    return Ratio(statistics.median(over), over[out], over[-1 - out])
 
 
 def _repeated(span: Callable[[Call, int], float], f: Call, ms: float) -> Callable[[], float]:
@@ -63,11 +95,29 @@ def _cuda_span(f: Call, n: int) -> float:
     return begin.elapsed_time(end) / n
 
 
+def _measures(calls: dict[str, Call], device: str) -> dict[str, Callable[[], float]]:
+    span, ms = (_cuda_span, 2.0) if device == "cuda" else (_cpu_span, 0.2)
+    return {name: _repeated(span, f, ms) for name, f in calls.items()}
+
+
 def time_calls(calls: dict[str, Call], seconds: float, device: str, least: int = 7) -> dict[str, Timing]:
     """Calls as a user makes them; on a GPU back to back between events, so launches that the host cannot issue fast
     enough show."""
-    span, ms = (_cuda_span, 2.0) if device == "cuda" else (_cpu_span, 0.2)
-    return rounds({name: _repeated(span, f, ms) for name, f in calls.items()}, seconds, least)
+    return rounds(_measures(calls, device), seconds, least)
+
+
+def time_ratios(calls: dict[str, Call], yardstick: str, seconds: float, device: str, least: int = 7,
+                within: float = 1.03) -> tuple[dict[str, Timing], dict[str, Ratio]]:
+    """The same, and every other contender's ratio to one: no longer than until all their intervals' ends are that
+    close, as a ratio."""
+    def ratios(samples: Samples) -> dict[str, Ratio]:
+        return {name: ratio_to(samples[yardstick], s) for name, s in samples.items() if name != yardstick}
+
+    def narrow(samples: Samples) -> bool:
+        return all(r.high <= within * r.low for r in ratios(samples).values())
+
+    samples = _samples(_measures(calls, device), seconds, least, narrow)
+    return timings(samples), ratios(samples)
 
 
 def sets_to_rotate(bytes_of_one: int, cache_bytes: int) -> int:

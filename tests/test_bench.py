@@ -1,6 +1,7 @@
 """The benchmarks measure every case, verify before they time, and --compare sees a regression. No time is asserted."""
 import copy
 import importlib.util
+import itertools
 import json
 import re
 import subprocess
@@ -139,15 +140,20 @@ def test_peers_compute_the_case(setting):
                 assert torch.equal(call(), args[1])  # the stub's gradient is the given one
 
 
-def test_the_benchmark_of_ensemble_linear_verifies_and_keeps_rows(tmp_path):
-    out = tmp_path / "out.json"
-    for direction in ("forward", "gradient"):
-        subprocess.run([sys.executable, "bench/ensemble_linear.py", "--device", "cpu", "--directions", direction,
-                        "--dtypes", "bfloat16", "--members", "2", "--batches", "8", "--widths", "33", "64",
-                        "--seconds", "0.001", "--out", str(out)], cwd=ROOT, check=True, capture_output=True)
+def test_the_benchmark_of_ensemble_linear_verifies_and_goes_on_where_it_stopped(tmp_path):
+    out, command = tmp_path / "out.json", [sys.executable, "bench/ensemble_linear.py", "--device", "cpu", "--dtypes",
+                                           "bfloat16", "--members", "2", "--batches", "8", "--widths", "33", "64",
+                                           "--seconds", "0.001", "--ways"]
+    for directions in (["forward"], ["forward", "gradient"]):
+        subprocess.run([*command, "--out", str(out), "--directions", *directions], cwd=ROOT, check=True,
+                       capture_output=True)
+        if directions == ["forward"]:
+            before = json.loads(out.read_text())["rows"]
     result = json.loads(out.read_text())
-    assert [row["direction"] for row in result["rows"]] == ["forward"] * 4 + ["gradient"] * 4
-    assert all(set(row["ms"]) == {"users", "op", "ours", "torch's"} for row in result["rows"])
+    assert result["rows"][:4] == before and [row["direction"] for row in result["rows"][4:]] == ["gradient"] * 4
+    for row in result["rows"]:
+        assert set(row["ms"]) - {row["way"]} == {"users", "op", "ours", "torch's"} - {row["way"]}
+        assert row["ratio"].keys() == row["ms"].keys() - {"users"} and row["commit"] == result["commit"]
     assert {"commit", "build", "runtime", "load_before", "load_after"} <= result.keys()
 
 
@@ -159,6 +165,27 @@ def test_rounds_interleave_the_contenders():
     assert order == ["a", "b"] * 7
     assert found == {"a": timing.Timing(1.0, (1.0, 1.0), 1.0), "b": timing.Timing(2.0, (2.0, 2.0), 2.0)}
     assert timing.rounds({}, 0.0) == {}
+
+
+def test_ratios_are_measured_until_they_are_known(monkeypatch):
+    spans = {"users": 2.0, "steady": 1.0, "noisy": None}
+    monkeypatch.setattr(timing, "_measures", lambda calls, device: {
+        name: lambda name=name: spans[name] or next(noise) for name in calls})
+    found, ratios = timing.time_ratios(dict.fromkeys(["users", "steady"]), "users", 60, "cpu")
+    assert ratios == {"steady": timing.Ratio(2.0, 2.0, 2.0)} and found["users"].median == 2.0  # after 7 rounds
+    noise = itertools.cycle([1.0, 4.0])
+    _, ratios = timing.time_ratios(dict.fromkeys(["users", "noisy"]), "users", 0.01, "cpu")
+    assert ratios["noisy"].low == 0.5 and ratios["noisy"].high == 2.0  # cut off
+
+
+def test_the_interval_of_a_ratio_holds_the_median_as_often_as_it_says():
+    g = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(1000):
+        over = torch.rand(40, generator=g).add(0.5).tolist()
+        ratio = timing.ratio_to(over, [1.0] * 40)
+        held += ratio.low <= 1.0 <= ratio.high
+    assert 930 <= held <= 990
 
 
 @pytest.mark.parametrize(("one", "cache", "sets"), [
