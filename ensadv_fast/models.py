@@ -168,11 +168,15 @@ def build(spec: str, num_classes: int | None = None, in_shape: Shape | None = No
     if family == "mnist":
         if name not in MNIST:
             raise ValueError(f"model: got {spec!r}, the mnist networks are {', '.join(MNIST)}")
-        model = MNIST[name](**sizes, **({} if in_shape is None else {"in_shape": in_shape}))
+        if in_shape is not None:
+            sizes["in_shape"] = in_shape
+        model = MNIST[name](**sizes)
     elif family == "cifar":
         if name not in CIFAR:
             raise ValueError(f"model: got {spec!r}, the cifar networks are {', '.join(CIFAR)}")
-        model = CIFAR[name](**sizes, **({} if in_shape is None else {"channels": in_shape[0]}))
+        if in_shape is not None:
+            sizes["channels"] = in_shape[0]
+        model = CIFAR[name](**sizes)
     elif family == "timm":
         timm = _library("timm")
         if in_shape is not None:

@@ -33,6 +33,7 @@ def _start(threads: int, lock: Any, counter: Any) -> None:
     # behind that writes the same checkpoints as the resumed run.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
+    assert parent is not None
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
     torch.set_num_threads(threads)
     tqdm.set_lock(lock)

@@ -17,7 +17,7 @@ class Installation:
     def __enter__(self) -> "Installation":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         uninstall(self.name)
 
 

@@ -25,7 +25,7 @@ class precision:
     def __enter__(self) -> "precision":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         global _current
         _current = self._before
 
