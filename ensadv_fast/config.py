@@ -175,6 +175,7 @@ def load_config(folder: Path) -> Config:
         raise FileNotFoundError(f"train: no run in {folder} (there is no {path})")
     try:
         saved = json.loads(path.read_text())
-        return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        return Config(**options)
     except (ValueError, TypeError) as e:
         raise ValueError(f"train: {path} is corrupt or of another version ({e})") from e

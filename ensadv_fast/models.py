@@ -90,6 +90,9 @@ def mnist_d(num_classes: int = 10, in_shape: Shape = MNIST_SHAPE) -> nn.Sequenti
 class Normalized(nn.Module):
     """A network that expects (x - mean) / std, fed with images x in [0, 1]. Its weights keep the network's names."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.net = net

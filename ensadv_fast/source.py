@@ -182,7 +182,7 @@ class Source(BaseSource):
             for norm, state in zip(norms, states):
                 norm.float().load_state_dict(state)
         if self.channels_last:
-            _lay_out(frozen, torch.channels_last)
+            lay_out(frozen, torch.channels_last)
         return cast(nn.Module, torch.compile(frozen)) if self.compile else frozen
 
     def calibrate(self, x: Tensor, y: Tensor | None = None, *, eps: float = 8 / 255) -> Agreement:
@@ -286,7 +286,7 @@ class Source(BaseSource):
                 if not self._format_is_free or "view size is not compatible" not in str(e):
                     raise
                 self.channels_last = self._format_is_free = False
-                _lay_out(self.module, torch.contiguous_format)
+                lay_out(self.module, torch.contiguous_format)
                 logits = self._forward(x)
         if isinstance(logits, (tuple, list)):
             logits = logits[0]
@@ -326,7 +326,7 @@ class Source(BaseSource):
         return InputGrad(grad, chosen, losses.detach(), logits.detach(), scale)
 
 
-def _lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
     cast(Any, module).to(memory_format=layout)  # torch 2.13's stub lacks it
 
 
