@@ -28,7 +28,7 @@ from .update import Update
 @dataclass(frozen=True)
 class Job:
     """One network to train: `name` is its checkpoint's, `seed` decides all that is random in it, and `static` are
-    the specs, with checkpoints, of the static sources it is trained on."""
+    the specs, with checkpoints, of the static sources it is trained on. `init`: a file of weights to start from."""
 
     name: str
     spec: str
@@ -36,6 +36,7 @@ class Job:
     seed: int
     epochs: int
     static: tuple[str, ...] = ()
+    init: str | None = None
 
     def path(self, folder: Path) -> Path:
         return folder / "models" / f"{self.name}.pt"
@@ -79,7 +80,7 @@ def make_adversary(run: Run, job: Job, model: nn.Module, total: int) -> Ensemble
         r.attack, config.eps, alpha=config.alpha, step=r.step, steps=r.steps, rule=r.rule)
     return EnsembleAdversary(
         model, [make_source(config, run.build(s, config.download), r.crafting) for s in job.static], attack,
-        fraction=r.fraction, mix=r.mix, select=r.select, crafting=r.crafting, start_step=round(r.delay * total),
+        fraction=r.fraction, mix=r.mix, select=r.select, crafting=r.crafting, start_step=r.start(total),
         eps_dist=None if r.eps_dist == "fixed" else EpsDistribution(config.eps, r.eps_dist),
         key=ops.fresh_key("cpu", derive_seed(job.seed, "adversary")))
 
@@ -96,7 +97,8 @@ def make_monitor(run: Run, job: Job, model: nn.Module) -> OverfittingMonitor | N
 
 def make_source(config: Config, model: nn.Module, crafting: str = "eval") -> Source:
     dtype = config.source_dtype if config.source_dtype == "auto" else getattr(torch, config.source_dtype)
-    return Source(model, dtype=dtype, crafting=crafting)
+    net, mean, std = models.parts(model)
+    return Source(net, mean=mean, std=std, dtype=dtype, crafting=crafting)
 
 
 class Training:
@@ -107,6 +109,8 @@ class Training:
         self.job = job
         torch.manual_seed(derive_seed(job.seed, "weights"))
         self.model = run.build(job.spec)
+        if job.init is not None:
+            models.load_weights(self.model, job.init)
         self.update = Update(config, self.model, job.recipe.lam, run.device)
         self.sampler = data.Sampler(len(run.dataset.train), config.batch_size, derive_seed(job.seed, "order"),
                                     run.device)
