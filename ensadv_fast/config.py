@@ -66,6 +66,8 @@ class Config:
     eps_dist: str | None = _option(None, "eps per example: fixed, uniform, truncated_normal")
     select: str | None = _option(None, "how the source of a batch is chosen: uniform, rotate")
     crafting: str | None = _option(None, "eval, or train (dropout active while crafting)")
+    crafting_loss: str | None = _option(None, "loss that training examples are crafted on: plain, or training (with "
+                                        "--label-smoothing and --aux, as Google's code does)")
     delay: float | None = _option(None, "share of the steps before the first adversarial batch")
     start_step: int | None = _option(None, "instead of --delay: steps before the first adversarial batch")
     alpha: float = _option(1 / 6, "random part of R+FGSM in units of eps (the MNIST code: 0.05 of 0.3)")
@@ -108,6 +110,7 @@ class Config:
                              ("nan", ("stop", "skip")),
                              ("augment", ("none", "pad", "random", "resized")),
                              ("eps_dist", (None, "fixed", "uniform", "truncated_normal")),
+                             ("crafting_loss", (None, "plain", "training")),
                              ("attack", (None, *ATTACKS))):
             if getattr(self, name) not in wanted:
                 raise ValueError(f"train: {name}: got {getattr(self, name)!r}, want one of "

@@ -22,6 +22,7 @@ from .diagnose.monitor import OverfittingMonitor
 from .optimizers import learning_rate
 from .recipes import Recipe, make_attack
 from .source import Source
+from .training_loss import TrainingLossSource
 from .update import Update
 
 
@@ -78,10 +79,13 @@ def make_adversary(run: Run, job: Job, model: nn.Module, total: int) -> Ensemble
         return EnsembleAdversary(model, fraction=0.0, key=ops.fresh_key("cpu", job.seed))
     attack = r.attack if not isinstance(r.attack, str) else make_attack(
         r.attack, config.eps, alpha=config.alpha, step=r.step, steps=r.steps, rule=r.rule)
+    live = r.crafting_loss == "plain" or TrainingLossSource(
+        model, smoothing=config.label_smoothing, aux=config.aux, live=True, fold=False, channels_last=False, dtype=None,
+        crafting=r.crafting)
     return EnsembleAdversary(
-        model, [make_source(config, run.build(s, config.download), r.crafting) for s in job.static], attack,
-        fraction=r.fraction, mix=r.mix, select=r.select, crafting=r.crafting, start_step=r.start(total),
-        eps_dist=None if r.eps_dist == "fixed" else EpsDistribution(config.eps, r.eps_dist),
+        model, [make_source(config, run.build(s, config.download), r.crafting, r.crafting_loss) for s in job.static],
+        attack, live=live, fraction=r.fraction, mix=r.mix, select=r.select, crafting=r.crafting,
+        start_step=r.start(total), eps_dist=None if r.eps_dist == "fixed" else EpsDistribution(config.eps, r.eps_dist),
         key=ops.fresh_key("cpu", derive_seed(job.seed, "adversary")))
 
 
@@ -95,10 +99,14 @@ def make_monitor(run: Run, job: Job, model: nn.Module) -> OverfittingMonitor | N
     return OverfittingMonitor(model, *train.batch(index), eps=run.config.eps, key=ops.fresh_key("cpu", seed))
 
 
-def make_source(config: Config, model: nn.Module, crafting: str = "eval") -> Source:
+def make_source(config: Config, model: nn.Module, crafting: str = "eval", loss: str = "plain") -> Source:
+    """A frozen source of the model. loss: "plain", or "training" (`Recipe.crafting_loss`)."""
     dtype = config.source_dtype if config.source_dtype == "auto" else getattr(torch, config.source_dtype)
     net, mean, std = models.parts(model)
-    return Source(net, mean=mean, std=std, dtype=dtype, crafting=crafting)
+    if loss == "plain":
+        return Source(net, mean=mean, std=std, dtype=dtype, crafting=crafting)
+    return TrainingLossSource(net, smoothing=config.label_smoothing, aux=config.aux, mean=mean, std=std, dtype=dtype,
+                              crafting=crafting)
 
 
 class Training:

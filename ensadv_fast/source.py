@@ -279,21 +279,25 @@ class Source(BaseSource):
 
     def logits_unchecked(self, x: Tensor) -> Tensor:
         """:meth:`logits` for callers that hold a session."""
+        return self._outputs(x)[0]
+
+    def _outputs(self, x: Tensor) -> Sequence[Tensor]:
+        """The logits of images x, and what else the model gives beside them."""
         with self._precision():
             try:
-                logits = self._forward(x)
+                out = self._forward(x)
             except RuntimeError as e:
                 if not self._format_is_free or "view size is not compatible" not in str(e):
                     raise
                 self.channels_last = self._format_is_free = False
                 lay_out(self.module, torch.contiguous_format)
-                logits = self._forward(x)
-        if isinstance(logits, (tuple, list)):
-            logits = logits[0]
+                out = self._forward(x)
+        outputs = out if isinstance(out, (tuple, list)) else (out,)
+        logits = outputs[0]
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"Source: model must return logits [N, C] for x [N, ...], N = {len(x)}; got {got}")
-        return logits
+        return outputs
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, C] of images x, in the source's dtype; differentiable where autograd records."""

@@ -83,32 +83,32 @@ def test_a_run_from_the_command_line(tmp_path, folder, monkeypatch):
 
 
 def test_targets_start_from_given_weights(tmp_path, folder):
-    net = models.build("mnist:C_tanh")
-    torch.save(net.state_dict(), tmp_path / "c.pt")
-    config = Config(data=f"mnist:{folder}", model="mnist:C_tanh", preset="plain", static=(), held_out=("mnist:C_tanh",),
-                    init=str(tmp_path / "c.pt"), lr=1e-12, epochs=1, source_epochs=1, seeds=1, workers=1, device="cpu",
+    net = models.build("mnist:D")
+    torch.save(net.state_dict(), tmp_path / "d.pt")
+    config = Config(data=f"mnist:{folder}", model="mnist:D", preset="plain", static=(), held_out=("mnist:D",),
+                    init=str(tmp_path / "d.pt"), lr=1e-12, epochs=1, source_epochs=1, seeds=1, workers=1, device="cpu",
                     eval_steps=1)
     train.run(config, tmp_path / "run", progress=False, say=lambda text: None)
-    trained, source = (torch.load(tmp_path / "run" / "models" / f"{name}.pt", weights_only=True)["model"]["0.weight"]
-                       for name in ("C_tanh-seed0", "source-C_tanh"))
-    torch.testing.assert_close(trained, net[0].weight.detach(), atol=1e-9, rtol=0)
-    assert not torch.allclose(source, net[0].weight.detach())  # sources are other networks
-    with pytest.raises(ValueError, match="want it without weights: .* --init c.pt"):
-        Config(model="mnist:C_tanh=c.pt")
+    trained, source = (torch.load(tmp_path / "run" / "models" / f"{name}.pt", weights_only=True)["model"]["1.weight"]
+                       for name in ("D-seed0", "source-D"))
+    torch.testing.assert_close(trained, net[1].weight.detach(), atol=1e-9, rtol=0)
+    assert not torch.allclose(source, net[1].weight.detach())  # sources are other networks
+    with pytest.raises(ValueError, match="want it without weights: .* --init d.pt"):
+        Config(model="mnist:D=d.pt")
 
 
 def test_the_average_is_what_is_evaluated(tmp_path, folder):
-    config = Config(data=f"mnist:{folder}", model="mnist:C_tanh", preset="plain", static=(), held_out=(), ema=0.9,
+    config = Config(data=f"mnist:{folder}", model="mnist:D", preset="plain", static=(), held_out=(), ema=0.9,
                     epochs=2, seeds=1, workers=1, device="cpu", eval_steps=1, batch_size=16)
     results = train.run(config, tmp_path, progress=False, say=lambda text: None)
     from ensadv_fast import data
-    path, test = tmp_path / "models" / "C_tanh-seed0.pt", data.load(config.data).test
+    path, test = tmp_path / "models" / "D-seed0.pt", data.load(config.data).test
     x, y = test.batch(torch.arange(len(test)))
-    average = models.build(f"mnist:C_tanh={path}").eval()
+    average = models.build(f"mnist:D={path}").eval()
     wanted = (average(x).argmax(1) != y).float().mean().item()
-    assert results["models"]["C_tanh"]["clean"] == pytest.approx(wanted)
-    own = models.build(f"mnist:C_tanh={path}#model").state_dict()
-    assert not torch.equal(own["0.weight"], average.state_dict()["0.weight"])
+    assert results["models"]["D"]["clean"] == pytest.approx(wanted)
+    own = models.build(f"mnist:D={path}#model").state_dict()
+    assert not torch.equal(own["1.weight"], average.state_dict()["1.weight"])
 
 
 # ---------------------------------------------------------------------------------------- networks of libraries
