@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..precisions import PRECISIONS, current_precision
+from ..precisions import checked, is_fast
 from .model_mode import model_mode
 from .saving import Saving
 
@@ -88,16 +88,14 @@ class Attack(Saving, metaclass=Kin):
 
     @precision.setter
     def precision(self, which: str | None) -> None:
-        if which not in (None, *PRECISIONS):
-            raise ValueError(f"{self.attack}: precision must be None, {', '.join(PRECISIONS)}, got {which!r}")
-        self._precision = which
+        self._precision = checked(self.attack, which)
         for attack in self._attacks.values():
             if isinstance(type(attack), Kin):  # not torchattacks' own
                 attack.precision = which
 
     @property
     def _is_fast(self) -> bool:
-        return (self._precision or current_precision()) == "fast"
+        return is_fast(self._precision)
 
     def _change_model_mode(self, given_training: bool) -> None:
         """torchattacks' own attacks ask this of those that they hold; ours see to the mode in each call."""
