@@ -64,13 +64,15 @@ def _resumed_folder(out: str | None, resume: str | None) -> tuple[Path, bool]:
 def train(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
+    from . import presets
     from . import train as driver
 
     given = {f.name: getattr(args, f.name) for f in fields(driver.Config) if hasattr(args, f.name)}
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     folder, resume = _resumed_folder(args.out, args.resume)
     going_on = resume and (folder / "config.json").exists()
-    config = replace(driver.load_config(folder), **given) if going_on else driver.Config(**given)
+    config = (replace(driver.load_config(folder), **presets.expanded(given)) if going_on
+              else presets.configured(**given))
     print(f"run folder: {folder}", file=sys.stderr)
     driver.run(config, folder, resume=resume)
     print(f"\nreport.html, results.json, metrics.jsonl and checkpoints are in {folder}")

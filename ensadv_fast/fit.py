@@ -22,13 +22,14 @@ from .diagnose.monitor import OverfittingMonitor
 from .optimizers import learning_rate
 from .recipes import Recipe, make_attack
 from .source import Source
+from .training_loss import TrainingLossSource
 from .update import Update
 
 
 @dataclass(frozen=True)
 class Job:
     """One network to train: `name` is its checkpoint's, `seed` decides all that is random in it, and `static` are
-    the specs, with checkpoints, of the static sources it is trained on."""
+    the specs, with checkpoints, of the static sources it is trained on. `init`: a file of weights to start from."""
 
     name: str
     spec: str
@@ -36,6 +37,7 @@ class Job:
     seed: int
     epochs: int
     static: tuple[str, ...] = ()
+    init: str | None = None
 
     def path(self, folder: Path) -> Path:
         return folder / "models" / f"{self.name}.pt"
@@ -77,10 +79,13 @@ def make_adversary(run: Run, job: Job, model: nn.Module, total: int) -> Ensemble
         return EnsembleAdversary(model, fraction=0.0, key=ops.fresh_key("cpu", job.seed))
     attack = r.attack if not isinstance(r.attack, str) else make_attack(
         r.attack, config.eps, alpha=config.alpha, step=r.step, steps=r.steps, rule=r.rule)
+    live = r.crafting_loss == "plain" or TrainingLossSource(
+        model, smoothing=config.label_smoothing, aux=config.aux, live=True, fold=False, channels_last=False, dtype=None,
+        crafting=r.crafting)
     return EnsembleAdversary(
-        model, [make_source(config, run.build(s, config.download), r.crafting) for s in job.static], attack,
-        fraction=r.fraction, mix=r.mix, select=r.select, crafting=r.crafting, start_step=round(r.delay * total),
-        eps_dist=None if r.eps_dist == "fixed" else EpsDistribution(config.eps, r.eps_dist),
+        model, [make_source(config, run.build(s, config.download), r.crafting, r.crafting_loss) for s in job.static],
+        attack, live=live, fraction=r.fraction, mix=r.mix, select=r.select, crafting=r.crafting,
+        start_step=r.start(total), eps_dist=None if r.eps_dist == "fixed" else EpsDistribution(config.eps, r.eps_dist),
         key=ops.fresh_key("cpu", derive_seed(job.seed, "adversary")))
 
 
@@ -94,9 +99,14 @@ def make_monitor(run: Run, job: Job, model: nn.Module) -> OverfittingMonitor | N
     return OverfittingMonitor(model, *train.batch(index), eps=run.config.eps, key=ops.fresh_key("cpu", seed))
 
 
-def make_source(config: Config, model: nn.Module, crafting: str = "eval") -> Source:
+def make_source(config: Config, model: nn.Module, crafting: str = "eval", loss: str = "plain") -> Source:
+    """A frozen source of the model. loss: "plain", or "training" (`Recipe.crafting_loss`)."""
     dtype = config.source_dtype if config.source_dtype == "auto" else getattr(torch, config.source_dtype)
-    return Source(model, dtype=dtype, crafting=crafting)
+    net, mean, std = models.parts(model)
+    if loss == "plain":
+        return Source(net, mean=mean, std=std, dtype=dtype, crafting=crafting)
+    return TrainingLossSource(net, smoothing=config.label_smoothing, aux=config.aux, mean=mean, std=std, dtype=dtype,
+                              crafting=crafting)
 
 
 class Training:
@@ -107,6 +117,8 @@ class Training:
         self.job = job
         torch.manual_seed(derive_seed(job.seed, "weights"))
         self.model = run.build(job.spec)
+        if job.init is not None:
+            models.load_weights(self.model, job.init)
         self.update = Update(config, self.model, job.recipe.lam, run.device)
         self.sampler = data.Sampler(len(run.dataset.train), config.batch_size, derive_seed(job.seed, "order"),
                                     run.device)

@@ -182,7 +182,7 @@ class Source(BaseSource):
             for norm, state in zip(norms, states):
                 norm.float().load_state_dict(state)
         if self.channels_last:
-            _lay_out(frozen, torch.channels_last)
+            lay_out(frozen, torch.channels_last)
         return cast(nn.Module, torch.compile(frozen)) if self.compile else frozen
 
     def calibrate(self, x: Tensor, y: Tensor | None = None, *, eps: float = 8 / 255) -> Agreement:
@@ -279,21 +279,25 @@ class Source(BaseSource):
 
     def logits_unchecked(self, x: Tensor) -> Tensor:
         """:meth:`logits` for callers that hold a session."""
+        return self._outputs(x)[0]
+
+    def _outputs(self, x: Tensor) -> Sequence[Tensor]:
+        """The logits of images x, and what else the model gives beside them."""
         with self._precision():
             try:
-                logits = self._forward(x)
+                out = self._forward(x)
             except RuntimeError as e:
                 if not self._format_is_free or "view size is not compatible" not in str(e):
                     raise
                 self.channels_last = self._format_is_free = False
-                _lay_out(self.module, torch.contiguous_format)
-                logits = self._forward(x)
-        if isinstance(logits, (tuple, list)):
-            logits = logits[0]
+                lay_out(self.module, torch.contiguous_format)
+                out = self._forward(x)
+        outputs = out if isinstance(out, (tuple, list)) else (out,)
+        logits = outputs[0]
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"Source: model must return logits [N, C] for x [N, ...], N = {len(x)}; got {got}")
-        return logits
+        return outputs
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, C] of images x, in the source's dtype; differentiable where autograd records."""
@@ -326,7 +330,7 @@ class Source(BaseSource):
         return InputGrad(grad, chosen, losses.detach(), logits.detach(), scale)
 
 
-def _lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
     cast(Any, module).to(memory_format=layout)  # torch 2.13's stub lacks it
 
 

@@ -49,17 +49,16 @@ def plan(config: Config, folder: Path) -> tuple[dict[str, Job | str], dict[str, 
     held_out = unique(config.held_out, static)
     sources: dict[str, Job | str] = {}
     for name, spec in (static | held_out).items():
-        family, _, file = models.parse(spec)
-        exists = file is not None or (config.download and family in ("timm", "torchvision"))
         # Sources have seeds of their own: also a static D is another network than any target D.
-        sources[name] = spec if exists else Job(f"source-{name}", spec, PRESETS["plain"],
+        sources[name] = spec if config.exists(spec) else Job(f"source-{name}", spec, PRESETS["plain"],
                                                 derive_seed(config.seed, "source", name), config.source_epochs)
     targets: dict[str, dict[int, Job]] = {}
     for recipe in config.recipes().values():
         name = models.short_name(config.model) + recipe.suffix
         specs = tuple(trained(sources[s], folder) for s in static) if recipe.static else ()
         targets[name] = {seed: Job(f"{name}-seed{seed}", config.model, recipe, derive_seed(seed, "target"),
-                                   config.epochs, specs) for seed in range(config.seed, config.seed + config.seeds)}
+                                   config.epochs, specs, config.init)
+                         for seed in range(config.seed, config.seed + config.seeds)}
     return sources, targets
 
 
@@ -90,6 +89,7 @@ def run(config: Config, folder: str | Path, *, resume: bool = False, progress: b
     Raises FileNotFoundError, FileExistsError, ValueError (bad options, corrupt files).
     """
     begin = time.perf_counter()
+    config.check_weights()
     folder = Path(folder)
     shared = Run.open(config, folder, progress)
     open_folder(config, folder, resume)
