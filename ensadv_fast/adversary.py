@@ -46,17 +46,45 @@ class EpsDistribution:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The samples rank, rank + world, rank + 2 world... of a global batch of `total`: what one of `world` ranks has."""
+
+    rank: int
+    world: int
+    total: int
+
+    def of(self, first: int) -> int:
+        """How many of the global batch's first that many samples it has."""
+        return max(0, -(-(first - self.rank) // self.world))
+
+    def places(self, n: int, device: torch.device) -> Tensor:
+        """Where its first n samples stand in the global batch, int64 [n]."""
+        return torch.arange(n, device=device) * self.world + self.rank
+
+
+@dataclass(frozen=True)
 class AdversarialBatch:
     """What an `EnsembleAdversary` returns.
 
     x: images [N, C, H, W], a new tensor; y: labels, int64 [N] or soft [N, classes]; is_adv: bool [N] on x's
     device; source: which source crafted it: 0..len(static)-1, len(static) for the live model, -1 for a clean batch.
+    counts: how many clean and how many adversarial samples are in it; all_counts: in the global batch of `world`
+    parts.
     """
 
     x: Tensor
     y: Tensor
     is_adv: Tensor
     source: int
+    counts: tuple[int, int] = (1, 0)
+    all_counts: tuple[int, int] = (1, 0)
+    world: int = 1
+
+    def scale(self, lam: float) -> float:
+        """What to multiply this part's `mixed_cross_entropy` with before the ranks' gradients are averaged, so that
+        the average is the gradient of the whole batch's loss; 1 without ranks."""
+        part, whole = (clean + lam * adversarial for clean, adversarial in (self.counts, self.all_counts))
+        return self.world * part / whole
 
 
 @dataclass(frozen=True)
@@ -180,14 +208,16 @@ class EnsembleAdversary:
             self._keys[device] = block, ops.split(key, 2 * size).view(size, 2, 2)
         return self._keys[device][1][row]
 
-    def __call__(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> AdversarialBatch:
+    def __call__(self, x: Tensor, y: Tensor, index: Tensor | None = None, part: Part | None = None) -> AdversarialBatch:
         """The training batch for clean images x [m, C, H, W] (float in [0, 1], or uint8, which becomes that) and y.
 
         y: int64 [m], or soft labels [m, classes] (their argmax then stands for the true label in an attack).
         index: int64 [m], dataset positions; the noise of a sample then depends on its position in the data set
         alone and not on the batch or the rank it is in.
+        part: of which global batch these are a part; None: they are the whole batch. The parts of all ranks are
+        together what one process makes of the global batch.
         """
-        batch = self._batch(self.step, self._draw(self.step, x), x, y, index)
+        batch = self._batch(self.step, self._draw(self.step, x, part), x, y, index, part)
         self.step += 1
         return batch
 
@@ -198,27 +228,39 @@ class EnsembleAdversary:
         # The small term keeps 0.29 * 100 = 28.999... from losing a sample to rounding.
         return math.floor(self.fraction * m + 1e-9)
 
-    def _draw(self, step: int, x: Tensor) -> int:
+    def _draw(self, step: int, x: Tensor, part: Part | None = None) -> int:
         """The source of this step's batch, or -1 where it stays clean."""
-        return self.source_at(step) if step >= self.start_step and self._replaced(x.shape[0]) else -1
+        m = x.shape[0] if part is None else part.total
+        return self.source_at(step) if step >= self.start_step and self._replaced(m) else -1
 
-    def _batch(self, step: int, source: int, x: Tensor, y: Tensor, index: Tensor | None = None) -> AdversarialBatch:
+    def _batch(self, step: int, source: int, x: Tensor, y: Tensor, index: Tensor | None = None,
+               part: Part | None = None) -> AdversarialBatch:
         m = x.shape[0]
+        part = Part(0, 1, m) if part is None else part
         if y.shape[0] != m:
             raise ValueError(f"EnsembleAdversary: y: got {y.shape[0]} labels for {m} images")
         x = x.detach().float().div_(255) if x.dtype == torch.uint8 else x.detach()
         if source < 0:
-            return AdversarialBatch(x.clone(), y, torch.zeros(m, dtype=torch.bool, device=x.device), -1)
-        append, k = self.mix == "append", self._replaced(m)
+            return AdversarialBatch(x.clone(), y, torch.zeros(m, dtype=torch.bool, device=x.device), -1,
+                                    (m, 0), (part.total, 0), part.world)
+        append, all_k = self.mix == "append", self._replaced(part.total)
+        k = min(m, part.of(all_k))
         new_x = torch.cat([x, x]) if append else x.clone()
-        adversarial = slice(m, None) if append else slice(k)
-        self._craft(step, self.sources[source], x[:k], y[:k], None if index is None else index[:k],
-                    new_x[adversarial])
+        adversarial = slice(m, m + k) if append else slice(k)
+        if k:
+            self._craft(step, self.sources[source], x[:k], y[:k], None if index is None else index[:k],
+                        new_x[adversarial], part, all_k)
         is_adv = torch.zeros(new_x.shape[0], dtype=torch.bool, device=x.device)
         is_adv[adversarial] = True
-        return AdversarialBatch(new_x, torch.cat([y, y]) if append else y, is_adv, source)
+        clean, all_clean = (m, part.total) if append else (m - k, part.total - all_k)
+        return AdversarialBatch(new_x, torch.cat([y, y]) if append else y, is_adv, source, (clean, k),
+                                (all_clean, all_k), part.world)
 
-    def _craft(self, step: int, source: BaseSource, x: Tensor, y: Tensor, index: Tensor | None, out: Tensor) -> None:
+    def _craft(self, step: int, source: BaseSource, x: Tensor, y: Tensor, index: Tensor | None, out: Tensor,
+               part: Part, all_k: int) -> None:
+        """Perturb x into `out`; all_k: how many samples of the global batch are perturbed."""
+        if index is None and part.world > 1:
+            index = part.places(len(x), x.device)
         eps_key = self._step_keys(step, x.device)[0]
         # torch's generators, which dropout draws from, are seeded on the host: there the key must not be waited for.
         at = torch.device("cpu") if source.crafting == "train" else x.device
@@ -226,15 +268,15 @@ class EnsembleAdversary:
         if isinstance(self.eps_dist, EpsDistribution):
             eps = self.eps_dist(x.shape[0], eps_key, index)
         elif callable(self.eps_dist):
-            eps = self.eps_dist(x.shape[0], eps_key)
+            eps = self.eps_dist(all_k, eps_key)[part.rank::part.world][:len(x)]
         else:
             eps = self.eps_dist
         labels = y if y.dim() == 1 else y.argmax(1)
         self.attack(source, x, labels, key=attack_key, eps=eps, index=index, out=out)
 
     def stream(self, loader: Iterable[Sequence[Tensor]]) -> Iterator[AdversarialBatch]:
-        """The adversarial batch of every (x, y) or (x, y, index) that `loader` yields: those that calling this object
-        on one after the other gives.
+        """The adversarial batch of every (x, y), (x, y, index) or (x, y, index, part) that `loader` yields: those that
+        calling this object on one after the other gives.
 
         On the CPU a batch is crafted when it is asked for. On CUDA the loader is one batch ahead, and where the next
         batch's source is frozen its pass runs on a stream of its own while the caller's training step does; a live
@@ -280,7 +322,7 @@ class EnsembleAdversary:
 
     def _begun(self, side: SideStream, item: Sequence[Tensor]) -> "_Ahead":
         """The next step's source, and its batch where that can be crafted before the model has moved."""
-        source = self._draw(self.step, item[0])
+        source = self._draw(self.step, item[0], item[3] if len(item) > 3 else None)
         batch = None
         if source >= 0 and _is_frozen(self.sources[source]):
             self._step_keys(self.step, item[0].device)  # a block of keys serves both streams: made on this one
@@ -310,9 +352,9 @@ def mixed_cross_entropy(logits: Tensor, y: Tensor, is_adv: Tensor, lam: float = 
                         label_smoothing: float = 0.0) -> Tensor:
     """Kurakin's loss (ICLR 2017, section 2.3): (sum clean + lam * sum adversarial) / ((m-k) + lam*k).
 
-    logits [m, classes], any float dtype (computed in float32); y: int64 [m] or soft labels [m, classes]; is_adv:
-    bool [m], of which k are true; label_smoothing: 0..1, for int64 and soft y alike. Returns a float32 scalar, with
-    no host sync. On the doubled batch (m = 2k) lam = 1 is the released MNIST code's 0.5 * clean + 0.5 * adversarial
+    logits [m, classes], any float dtype (computed in float32, float64 in its own); y: int64 [m] or soft labels
+    [m, classes]; is_adv: bool [m], of which k are true; label_smoothing: 0..1, for int64 and soft y alike. Returns a
+    scalar of that dtype, with no host sync. On the doubled batch (m = 2k) lam = 1 is the released MNIST code's 0.5 * clean + 0.5 * adversarial
     mean; on a purely clean or purely adversarial batch it is the plain mean whatever lam > 0 is.
 
     Raises ValueError for shapes that do not fit, a lam that is not positive or a label_smoothing outside 0..1.
@@ -324,7 +366,8 @@ def mixed_cross_entropy(logits: Tensor, y: Tensor, is_adv: Tensor, lam: float = 
         raise ValueError(f"mixed_cross_entropy: lam: got {lam}, want a positive number")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"mixed_cross_entropy: label_smoothing: got {label_smoothing}, want 0..1")
-    losses = F.cross_entropy(logits.float(), y if y.dim() == 1 else y.float(), reduction="none",
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    losses = F.cross_entropy(logits, y if y.dim() == 1 else y.to(logits.dtype), reduction="none",
                              label_smoothing=label_smoothing)
-    weights = torch.where(is_adv, lam, 1.0)
+    weights = torch.where(is_adv, lam, torch.ones_like(losses))
     return (losses * weights).sum() / weights.sum()

@@ -1,0 +1,53 @@
+"""SIGTERM and the first SIGINT end a run after the step in flight, with a checkpoint."""
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Stopped(Exception):
+    """A signal asked the run to end. Whatever was under way is saved."""
+
+
+class _Here:
+    value = 0
+
+
+# The signal's number once it came. A worker shares its parent's: a byte of shared memory, written without a lock.
+asked: Any = _Here()
+
+
+def name() -> str:
+    """The signal that came."""
+    return signal.Signals(asked.value).name
+
+
+def check() -> None:
+    """Stopped, where a signal came: at places where nothing is under way."""
+    if asked.value:
+        raise Stopped(f"stopped by {name()}")
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """Within it SIGTERM and the first SIGINT only set `asked`; a second SIGINT raises KeyboardInterrupt. In other
+    threads than the main one, which cannot have handlers, it does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def answer(number: int, frame: object) -> None:
+        if asked.value and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.value = number
+
+    before = {number: signal.signal(number, answer) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        asked.value = 0
+        for number, handler in before.items():
+            signal.signal(number, handler)
