@@ -11,7 +11,7 @@ from torch import nn
 
 from . import checkpoint
 from .attacks import Attack
-from .data import Split
+from .data import ImageSplit
 from .source import Source
 
 FILE = "examples.npz"  # in a run folder
@@ -52,11 +52,11 @@ def load(path: Path) -> Samples | None:
         raise ValueError(f"samples: {path} is corrupt or of another version ({e})") from e
 
 
-def craft(test: Split, attacks: Mapping[str, Attack], name: str | None, source: Source | nn.Module | None,
+def craft(test: ImageSplit, attacks: Mapping[str, Attack], name: str | None, source: Source | nn.Module | None,
           targets: Mapping[str, nn.Module], key: torch.Tensor) -> Samples:
     """The first test image of each of the first classes (ten; four where images are large), clean and under each
     attack crafted on `source`, which is called `name`."""
-    large = max(test.images.shape[2:]) > 64
+    large = max(test.in_shape[1:]) > 64
     classes = torch.unique(test.labels)[:4 if large else 10]
     index = torch.stack([(test.labels == c).nonzero()[0, 0] for c in classes])
     x, y = test.batch(index)

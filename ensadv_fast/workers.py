@@ -26,14 +26,18 @@ class _Here(Executor):
         return future
 
 
-def _start(threads: int, lock: Any, counter: Any) -> None:
-    """What each worker does first."""
-    global bar_position
-    # Ctrl-C reaches the whole group; the parent answers it. A parent that is gone (kill -9) must not leave a worker
-    # behind that writes the same checkpoints as the resumed run.
+def follow_parent() -> None:
+    """Let this process end with the one that started it, also where that is killed, and leave Ctrl-C, which reaches the
+    whole group, to it. A worker left behind would write the same checkpoints as the resumed run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+def _start(threads: int, lock: Any, counter: Any) -> None:
+    """What each worker does first."""
+    global bar_position
+    follow_parent()
     torch.set_num_threads(threads)
     tqdm.set_lock(lock)
     with counter.get_lock():

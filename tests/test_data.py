@@ -1,4 +1,4 @@
-"""data.py: the data sets, their damaged files, and the order of batches."""
+"""The data sets in memory, their damaged files, and the order of batches."""
 import gzip
 import json
 import pickle

@@ -1,0 +1,131 @@
+"""Augmentation on the device: a function of (key, sample index) alone."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import ops
+
+CROPS = ("random", "resized", "pad", "center")
+_DRAWS = 5  # numbers a sample draws, whether they are used or not: row, column, flip, area, shape
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random crops and mirror images of uint8 images: `augment(x, key, index)`, for a whole batch at once.
+
+    What happens to an image is a function of (key, its index in the data set): the same in any batch, on any rank and
+    with any number of loading processes. Nothing waits on the host. The result is uint8, as the images are.
+
+    Args:
+        size: height and width of the result.
+        crop: what the result shows. "random": a square of that size at a random place. "pad": the same from the
+            image with `padding` zeros around it (He et al. 2016, section 4.2). "resized": a part of random area and
+            shape, resized bilinearly (Szegedy et al. 2015, section 6): its area is uniform in `scale` of the image's,
+            the logarithm of its width over its height uniform in that of `ratio`; a side that would be longer than the
+            image's is cut to it. "center": the square in the middle.
+        padding: zeros on every side, of "pad" alone.
+        flip: mirror left and right with probability 1/2.
+        scale, ratio: of "resized" alone.
+
+    Raises:
+        ValueError: naming the argument, what came and what is wanted.
+    """
+
+    size: int
+    crop: str = field(default="random", kw_only=True)
+    padding: int = field(default=4, kw_only=True)
+    flip: bool = field(default=True, kw_only=True)
+    scale: tuple[float, float] = field(default=(0.08, 1.0), kw_only=True)
+    ratio: tuple[float, float] = field(default=(3 / 4, 4 / 3), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise ValueError(f"Augment: crop: got {self.crop!r}, want one of {', '.join(CROPS)}")
+        for name, value, least in (("size", self.size, 1), ("padding", self.padding, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"Augment: {name}: got {value!r}, want a whole number of at least {least}")
+        for name, (low, high), most in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
+            if not 0 < low <= high <= most:
+                raise ValueError(f"Augment: {name}: got ({low}, {high}), want 0 < lowest <= highest <= {most}")
+
+    def check(self, height: int, width: int) -> None:
+        """ValueError where no such crop can be had from images of this size."""
+        around = 2 * self.padding if self.crop == "pad" else 0
+        if self.crop != "resized" and min(height, width) + around < self.size:
+            raise ValueError(f"Augment: size: a crop of {self.size} cannot be taken from images of {height} x {width}"
+                             + (f" with {self.padding} zeros around them" if around else ""))
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, key: Tensor, index: Tensor) -> Tensor:
+        """Images uint8 [B, C, H, W], a key (int64 [2]) and the images' positions in the data set (int64 [B], each in
+        [0, 2^32)), all on one device: uint8 [B, C, size, size], channels_last."""
+        if x.dtype != torch.uint8 or x.dim() != 4:
+            raise ValueError(f"Augment: x: got {x.dtype} {tuple(x.shape)}, want uint8 [B, C, H, W]")
+        self.check(*x.shape[2:])
+        row, column, flip, area, shape = _uniform(len(x), key, index).unbind(1)
+        mirrored = (flip < 0.5) if self.flip else torch.zeros_like(flip, dtype=torch.bool)
+        if self.crop == "resized":
+            return self._resized(x, row, column, mirrored, area, shape)
+        if self.crop == "pad" and self.padding:
+            x = F.pad(x, [self.padding] * 4)
+        height, width = x.shape[2:]
+        if self.crop == "center":
+            row, column = (torch.full_like(row, 0.5) for _ in range(2))
+        # Of the places 0..height - size each is as likely; the middle is rounded down.
+        free = height - self.size, width - self.size
+        spread = 0 if self.crop == "center" else 1
+        top, left = ((u * (f + spread)).floor().long() for u, f in zip((row, column), free, strict=True))
+        at = torch.arange(self.size, device=x.device)
+        rows, columns = top[:, None] + at, left[:, None] + _turned(at, mirrored)
+        return _pixels(x, rows, columns).permute(0, 3, 1, 2)
+
+    def _resized(self, x: Tensor, row: Tensor, column: Tensor, mirrored: Tensor, area: Tensor, shape: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        pixels = (self.scale[0] + area * (self.scale[1] - self.scale[0])) * (height * width)
+        low, high = map(math.log, self.ratio)
+        ratio = (low + shape * (high - low)).exp()
+        w = (pixels * ratio).sqrt().round().clamp(1, width)
+        h = (pixels / ratio).sqrt().round().clamp(1, height)
+        at = torch.arange(self.size, device=x.device)
+        rows, down = _between(at, h, (row * (height - h + 1)).floor(), self.size)
+        columns, right = _between(_turned(at, mirrored), w, (column * (width - w + 1)).floor(), self.size)
+        # Each product and sum rounds once, so every device gives the same; a fused interpolation would not.
+        above, below = (_mixed(*(_pixels(x, r, c).float() for c in columns), right[:, None, :, None]) for r in rows)
+        mixed = _mixed(above, below, down[:, :, None, None])
+        return mixed.round_().to(torch.uint8).permute(0, 3, 1, 2)
+
+
+def _uniform(n: int, key: Tensor, index: Tensor) -> Tensor:
+    """float64 [n, _DRAWS] within (0, 1): (2 i + 1) / 2^25 of the 24 bits i that `ops.random_step` takes."""
+    unit = ops.random_step(torch.zeros(n, _DRAWS, device=index.device), key, 1.0, kind="uniform", index=index,
+                           clip=False)
+    return (unit.double() + 1) / 2
+
+
+def _turned(at: Tensor, mirrored: Tensor) -> Tensor:
+    """[B, size]: 0..size-1, backwards where a sample is mirrored."""
+    return torch.where(mirrored[:, None], at.flip(0), at)
+
+
+def _between(at: Tensor, length: Tensor, start: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Which two pixels [B, size] of a side the pixels `at` of `size` lie between when [start, start + length) of it is
+    resized to `size`, and how far they are from the first, float32 [B, size]."""
+    where = ((at + 0.5) * length[:, None] / size - 0.5).clamp(min=0)
+    first = torch.minimum(where.floor(), length[:, None] - 1)
+    second = torch.minimum(first + 1, length[:, None] - 1)
+    return tuple((start[:, None] + t).long() for t in (first, second)), (where - first).float()
+
+
+def _pixels(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """[B, rows, columns, C]: of each image the pixels where its rows [B, rows] and columns [B, columns] meet."""
+    sample = torch.arange(len(x), device=x.device)
+    return x.permute(0, 2, 3, 1)[sample[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _mixed(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
+    return b.sub_(a).mul_(part).add_(a)

@@ -1,0 +1,120 @@
+"""Decoding in other processes, ahead of whoever takes the batches."""
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from .. import workers as processes
+from .folder import FolderSplit
+from .sampler import Sampler
+
+
+class Task(NamedTuple):
+    """This rank's part of one global batch."""
+
+    epoch: int
+    start: int
+    stop: int
+    index: list[int]
+
+
+class Loaded(NamedTuple):
+    """What came of a task: the images that could be decoded, uint8 [B, 3, H, W], and why others could not."""
+
+    task: Task
+    images: Tensor
+    corrupt: dict[int, str]
+
+
+class _Decoder(TorchDataset):
+    def __init__(self, split: FolderSplit) -> None:
+        self.split = split
+
+    def __getitem__(self, task: Task) -> Loaded:
+        return Loaded(task, *self.split.pixels(task.index))
+
+
+class _Plan:
+    """The tasks from where the sampler is now: to the end of this epoch, or without end."""
+
+    def __init__(self, sampler: Sampler, endless: bool) -> None:
+        self.sampler, self.endless = sampler, endless
+
+    def __iter__(self) -> Iterator[Task]:
+        epoch, position = self.sampler.epoch, self.sampler.position
+        while True:
+            order = self.sampler.order(epoch)
+            for start, stop in self.sampler.spans(position):
+                yield Task(epoch, start, stop, self.sampler.share(order, start, stop).tolist())
+            if not self.endless:
+                return
+            epoch, position = epoch + 1, 0
+
+
+def _as_it_is(item: Loaded) -> Loaded:
+    return item
+
+
+def _start(worker: int) -> None:
+    processes.follow_parent()
+
+
+class Loader:
+    """The batches of a folder split that a sampler has still to give, decoded by `workers` processes (0: here), each
+    up to `prefetch` batches ahead.
+
+    Processes come from a fork server, or are spawned: a script that uses them needs the usual
+    `if __name__ == "__main__":`. They live until `close`, and end with this process whatever ends it.
+    """
+
+    def __init__(self, split: FolderSplit, sampler: Sampler, *, workers: int, prefetch: int, pinned: bool,
+                 endless: bool) -> None:
+        options = {}
+        if workers:
+            options = {"num_workers": workers, "prefetch_factor": prefetch, "persistent_workers": True,
+                       "multiprocessing_context": _context(), "worker_init_fn": _start}
+        # Its own generator: a loader without one draws its workers' seeds from torch's.
+        self._loader = DataLoader(_Decoder(split.to("cpu")), batch_size=None, sampler=_Plan(sampler, endless),
+                                  collate_fn=_as_it_is, pin_memory=pinned, generator=torch.Generator(), **options)
+        self._items: Iterator[Loaded] | None = None
+
+    def take(self, task: tuple[int, int, int]) -> Loaded:
+        """The batch (epoch, start, stop), which is the next one after the last, or else where the sampler is now.
+
+        RuntimeError where a process died, after all others were ended.
+        """
+        try:
+            item = None if self._items is None else next(self._items, None)
+            if item is None or item.task[:3] != task:
+                self._items = iter(self._loader)  # the same processes; what they had ahead is dropped
+                item = next(self._items)
+            return item
+        except RuntimeError as e:
+            self.close()
+            if "DataLoader worker" not in str(e):
+                raise
+            raise RuntimeError("data: a process that decodes images died; was it killed for lack of memory, or is "
+                               f"/dev/shm too small? Fewer workers, or a smaller prefetch, need less. ({e})") from e
+
+    def close(self) -> None:
+        """End the processes and wait for them; taking goes on with new ones."""
+        items, self._items = self._items, None
+        self._loader._iterator = None
+        if (shut_down := getattr(items, "_shutdown_workers", None)) is not None:
+            shut_down()  # now, not when the last reference is gone
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """A fork server that has imported what workers need: its children start at once, and no thread or lock of this
+    process is forked with them."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    return context
