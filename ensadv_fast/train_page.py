@@ -106,14 +106,29 @@ PANELS = (("clean_loss", "Loss on clean samples", "cross-entropy", ".3f", None),
           ("monitor.fgsm_accuracy", "Accuracy under FGSM, images that are watched", "accuracy, %", ".1%", (0.0, 1.0)),
           ("monitor.pgd_accuracy", "Accuracy under PGD, images that are watched", "accuracy, %", ".1%", (0.0, 1.0)),
           ("monitor.alignment", "Gradient alignment, images that are watched", "cosine", ".3f", None))
+# The same of what `meter.Meter` says of time and memory.
+SPEED = (("images_per_second", "Throughput", "images a second", ".4g", None),
+         ("share_train", "Time in training steps", "share of time, %", ".1%", (0.0, 1.0)),
+         ("share_attack", "Time in crafting", "share of time, %", ".1%", (0.0, 1.0)),
+         ("share_data", "Time in waiting for data", "share of time, %", ".1%", (0.0, 1.0)),
+         ("peak_gb", "Peak memory so far", "GB", ".3g", None))
+SKIPPED = "skipped_images"  # how many images of the job could not be read so far
+
+
+def _records(folder: Folder) -> dict[str, list[dict[str, Any]]]:
+    """The lines of metrics.jsonl by job, with what the panels show of them beside."""
+    by_job: dict[str, list[dict[str, Any]]] = {}
+    for record in folder.metrics:
+        more = {f"monitor.{k}": v for k, v in (record.get("monitor") or {}).items()}
+        if record.get("peak_memory") is not None:
+            more["peak_gb"] = record["peak_memory"] / 1e9
+        by_job.setdefault(record["job"], []).append(record | more)
+    return by_job
 
 
 def _training(folder: Folder) -> list[Section]:
     """Curves of the targets, over seeds; those of sources behind a heading."""
-    by_job: dict[str, list[dict[str, Any]]] = {}
-    for record in folder.metrics:
-        watched = {f"monitor.{k}": v for k, v in (record.get("monitor") or {}).items()}
-        by_job.setdefault(record["job"], []).append(record | watched)
+    by_job = _records(folder)
     targets = {name: [by_job[job] for seed in m["per_seed"] if (job := f"{name}-seed{seed}") in by_job]
                for name, m in folder.results["models"].items()}
     sources = {job.removeprefix("source-"): [records] for job, records in sorted(by_job.items())
@@ -122,8 +137,7 @@ def _training(folder: Folder) -> list[Section]:
     note = ("Of the samples of one training batch every few steps"
             + (f"; lines are means over {seeds} seeds, bands reach from the lowest to the highest." if seeds > 1
                else "."))
-    panels = {kind: [chart for panel in PANELS if (chart := _panel(jobs, *panel))]
-              for kind, jobs in (("targets", targets), ("sources", sources))}
+    panels = {kind: _panels(jobs, PANELS) for kind, jobs in (("targets", targets), ("sources", sources))}
     blocks = [page.text(note, note=True), page.grid(*panels["targets"])] if panels["targets"] else []
     overfit = [{"state": "bad", "word": "overfits", "claim": f"{job.replace('-seed', ', seed ')} at step {r['step']}",
                 "evidence": "It withstands one step and no longer many: catastrophic overfitting."}
@@ -131,7 +145,26 @@ def _training(folder: Folder) -> list[Section]:
     blocks[:0] = [page.checklist(overfit)] if overfit else []
     if panels["sources"]:
         blocks.append(page.folded("Sources", page.grid(*panels["sources"])))
-    return [Section("Training", blocks)] if blocks else []
+    sections = [Section("Training", blocks)] if blocks else []
+    everyone = targets | {f"{name} (source)": records for name, records in sources.items()}
+    return [*sections, *_speed(by_job, everyone)]
+
+
+def _speed(by_job: Mapping[str, list[dict[str, Any]]], jobs: Mapping[str, list[list[dict[str, Any]]]]) -> list[Section]:
+    """Throughput, time and memory of all networks, and what could not be read."""
+    missing = [{"state": "bad", "word": "skipped", "claim": f"{job}: {n:,} images",
+                "evidence": "They could not be read."}
+               for job, records in by_job.items() if (n := max(r.get(SKIPPED) or 0 for r in records))]
+    blocks = [page.checklist(missing)] if missing else []
+    if panels := _panels(jobs, SPEED):
+        blocks += [page.text("From one log line to the next. What is left of the time went to checkpoints, evaluation "
+                             "and the rest of the loop.", note=True), page.grid(*panels)]
+    return [Section("Speed", blocks)] if blocks else []
+
+
+def _panels(jobs: Mapping[str, list[list[dict[str, Any]]]], wanted: tuple[tuple[Any, ...], ...]) -> list[Markup]:
+    """Charts of the quantities that any of these jobs has."""
+    return [chart for panel in wanted if (chart := _panel(jobs, *panel))]
 
 
 def _panel(jobs: Mapping[str, list[list[dict[str, Any]]]], key: str, title: str, y_label: str,

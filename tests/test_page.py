@@ -355,6 +355,27 @@ def test_training_curves_are_those_of_the_metrics(run):
     assert "✗ overfits D_adv, seed 1 at step 10" in read(text).text and "✗ overfits D_ens" not in read(text).text
 
 
+def test_speed_is_that_of_the_metrics(run):
+    report.write(run)
+    assert "Speed" not in read((run / "report.html").read_text()).text  # an old run folder, without these keys
+    old = (run / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in old.splitlines()]
+    for line in lines:
+        seed = int(line["job"][-1])
+        line |= {"images_per_second": 100.0 + 50 * seed, "share_data": 0.125, "share_attack": 0.25 + seed / 8,
+                 "share_train": 0.5, "peak_memory": None if line["job"].startswith("D-") else 2.5e9,
+                 "skipped_images": 3 if (line["job"], line["step"]) == ("D_ens-seed1", 10) else 0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reader = read(report.write(run).read_text())
+    for words in ("Speed", "Throughput", "Time in crafting", "Time in waiting for data", "Time in training steps",
+                  "Peak memory so far", "✗ skipped D_ens-seed1: 3 images They could not be read."):
+        assert words in reader.text, words
+    # Means over seeds; a source is one of the networks that took time.
+    for title in ("D: 125 at 5", "A-seed0 (source): 100 at 5", "D: 31.2 at 10", "D_adv: 12.5 at 5", "D_ens: 2.5 at 10"):
+        assert title in reader.titles, title
+    assert "D: 2.5 at 5" not in reader.titles and "skipped D_adv" not in reader.text
+
+
 def test_examples_show_what_was_seen_and_what_it_was_taken_for(run):
     report.write(run)
     reader = read((run / "report.html").read_text())

@@ -101,7 +101,7 @@ def test_optional_packages_are_not_imported():
         class Watch:
             def find_spec(self, name, *_):
                 assert name.split(".")[0] not in ("torchvision", "timm", "PIL", "torchattacks", "autoattack",
-                                                  "pyautoattack"), name
+                                                  "pyautoattack", "tensorboard"), name
         sys.meta_path.insert(0, Watch())
         import ensadv_fast
         for module in pkgutil.walk_packages(ensadv_fast.__path__, "ensadv_fast."):
