@@ -68,8 +68,7 @@ class AdversarialBatch:
 
     x: images [N, C, H, W], a new tensor; y: labels, int64 [N] or soft [N, classes]; is_adv: bool [N] on x's
     device; source: which source crafted it: 0..len(static)-1, len(static) for the live model, -1 for a clean batch.
-    counts: how many clean and how many adversarial samples are in it; all_counts: in the global batch of `world`
-    parts.
+    counts: how many clean and how many adversarial samples are in it; all_counts: in the global batch it is part of.
     """
 
     x: Tensor
@@ -78,13 +77,14 @@ class AdversarialBatch:
     source: int
     counts: tuple[int, int] = (1, 0)
     all_counts: tuple[int, int] = (1, 0)
-    world: int = 1
 
-    def scale(self, lam: float) -> float:
-        """What to multiply this part's `mixed_cross_entropy` with before the ranks' gradients are averaged, so that
-        the average is the gradient of the whole batch's loss; 1 without ranks."""
-        part, whole = (clean + lam * adversarial for clean, adversarial in (self.counts, self.all_counts))
-        return self.world * part / whole
+
+def weight(batches: Sequence[AdversarialBatch], lam: float) -> float:
+    """The share that these parts of one global batch have in its `mixed_cross_entropy`, 0..1. A rank's loss times this
+    and times the number of ranks, averaged over them, is the loss of the global batch."""
+    clean, adversarial = (sum(b.counts[i] for b in batches) for i in range(2))
+    all_clean, all_adversarial = batches[0].all_counts
+    return (clean + lam * adversarial) / (all_clean + lam * all_adversarial)
 
 
 @dataclass(frozen=True)
@@ -217,9 +217,19 @@ class EnsembleAdversary:
         part: of which global batch these are a part; None: they are the whole batch. The parts of all ranks are
         together what one process makes of the global batch.
         """
-        batch = self._batch(self.step, self._draw(self.step, x, part), x, y, index, part)
+        return self.micro(1, x, y, index, part)[0]
+
+    def micro(self, n: int, x: Tensor, y: Tensor, index: Tensor | None = None,
+              part: Part | None = None) -> list[AdversarialBatch]:
+        """One step's batch in n micro-batches (fewer where there are not as many samples), on one source: every n-th
+        sample each, so that the shares of adversarial ones are alike."""
+        part = Part(0, 1, x.shape[0]) if part is None else part
+        source = self._draw(self.step, x, part)
+        batches = [self._batch(self.step, source, x[i::n], y[i::n], None if index is None else index[i::n],
+                               Part(part.rank + part.world * i, part.world * n, part.total))
+                   for i in range(max(1, min(n, len(x))))]
         self.step += 1
-        return batch
+        return batches
 
     def _replaced(self, m: int) -> int:
         """How many of m samples are perturbed."""
@@ -242,7 +252,7 @@ class EnsembleAdversary:
         x = x.detach().float().div_(255) if x.dtype == torch.uint8 else x.detach()
         if source < 0:
             return AdversarialBatch(x.clone(), y, torch.zeros(m, dtype=torch.bool, device=x.device), -1,
-                                    (m, 0), (part.total, 0), part.world)
+                                    (m, 0), (part.total, 0))
         append, all_k = self.mix == "append", self._replaced(part.total)
         k = min(m, part.of(all_k))
         new_x = torch.cat([x, x]) if append else x.clone()
@@ -254,7 +264,7 @@ class EnsembleAdversary:
         is_adv[adversarial] = True
         clean, all_clean = (m, part.total) if append else (m - k, part.total - all_k)
         return AdversarialBatch(new_x, torch.cat([y, y]) if append else y, is_adv, source, (clean, k),
-                                (all_clean, all_k), part.world)
+                                (all_clean, all_k))
 
     def _craft(self, step: int, source: BaseSource, x: Tensor, y: Tensor, index: Tensor | None, out: Tensor,
                part: Part, all_k: int) -> None:

@@ -1,28 +1,28 @@
-"""The one loop that trains a network."""
+"""The one loop that trains a network, on one process or on all ranks together."""
 from __future__ import annotations
 
 import functools
-import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import checkpoint, data, models, ops, workers
-from .adversary import EnsembleAdversary, EpsDistribution
+from . import checkpoint, data, logs, models, ops, ranks, stopping, sync_norm, workers
+from .adversary import EnsembleAdversary, EpsDistribution, Part, weight
 from .config import Config
 from .data import derive_seed
 from .diagnose.monitor import OverfittingMonitor
+from .meter import Meter
 from .optimizers import learning_rate
 from .recipes import Recipe, make_attack
 from .source import Source
-from .update import Update
+from .update import Update, labels
 
 
 @dataclass(frozen=True)
@@ -50,24 +50,26 @@ class Run:
     dataset: data.Dataset
     device: torch.device
     progress: bool
+    ranks: ranks.Ranks
 
     @staticmethod
-    @functools.lru_cache(maxsize=1)
     def open(config: Config, folder: Path, progress: bool) -> Run:
-        """The run as this process sees it: each worker loads the data once."""
-        device = models.device(config.device)
-        return Run(config, folder, data.load(config.data).to(device), device, progress)
+        """The run as this process sees it: each process loads the data once."""
+        here = ranks.here()
+        device = here.device(models.device(config.device))
+        return Run(config, folder, _dataset(config.data, device), device, progress and here.main, here)
 
     def build(self, spec: str, download: bool = False) -> nn.Module:
         return models.build(spec, self.dataset.classes, self.dataset.in_shape, download).to(self.device)
 
-    def log(self, record: dict[str, Any]) -> None:
-        with open(self.folder / "metrics.jsonl", "a") as f:  # one short write: lines of other workers stay whole
-            f.write(json.dumps(record) + "\n")
-
     def bar(self, **options: Any) -> tqdm:
         return tqdm(disable=None if self.progress else True, dynamic_ncols=True, unit_scale=True,
                     position=workers.bar_position, leave=workers.bar_position is None, **options)
+
+
+@functools.lru_cache(maxsize=1)
+def _dataset(spec: str, device: torch.device) -> data.Dataset:
+    return data.load(spec).to(device)
 
 
 def make_adversary(run: Run, job: Job, model: nn.Module, total: int) -> EnsembleAdversary:
@@ -100,35 +102,90 @@ def make_source(config: Config, model: nn.Module, crafting: str = "eval") -> Sou
 
 
 class Training:
-    """A job under way: everything that moves in it, and what of that its checkpoint holds."""
+    """A job under way: everything that moves in it, and what of that its checkpoint holds.
+
+    All ranks train one network: they start from the same weights, every batch is a part of the same global batch,
+    gradients are averaged by DistributedDataParallel, and statistics (of BatchNorm, say) are rank 0's after every
+    step. Crafting uses the network itself, without the wrapper that communicates.
+    """
 
     def __init__(self, run: Run, job: Job) -> None:
-        config = run.config
-        self.job = job
+        config, here, train = run.config, run.ranks, run.dataset.train
+        self.run, self.job = run, job
         torch.manual_seed(derive_seed(job.seed, "weights"))
         self.model = run.build(job.spec)
-        self.update = Update(config, self.model, job.recipe.lam, run.device)
-        self.sampler = data.Sampler(len(run.dataset.train), config.batch_size, derive_seed(job.seed, "order"),
-                                    run.device)
-        self.total = job.epochs * len(self.sampler)  # steps
+        if here.world > 1 and config.sync_bn:
+            self.model = sync_norm.convert(self.model)
+        if here.rank:
+            torch.manual_seed(derive_seed(job.seed, "rank", here.rank))  # dropout of its own
+        # After the step, below, and not before each forward pass: the attack's come in between.
+        forward = self.model if here.world == 1 else nn.parallel.DistributedDataParallel(
+            self.model, device_ids=[run.device] if run.device.type == "cuda" else None, broadcast_buffers=False)
+        self.update = Update(config, forward, job.recipe.lam, run.device)
+        sampler = data.Sampler(len(train), config.batch_size, derive_seed(job.seed, "order"), rank=here.rank,
+                               world=here.world)
+        self.stream = data.Stream(train, sampler, device=run.device, seed=derive_seed(job.seed, "augment"),
+                                  workers=config.loaders, max_corrupt=config.max_corrupt)
+        self.per_epoch = len(sampler)
+        self.total = job.epochs * self.per_epoch  # steps
         dropout = torch.get_rng_state()  # building static sources draws initial weights that are replaced at once
         self.adversary = make_adversary(run, job, self.model, self.total)
         torch.set_rng_state(dropout)
         self.monitor = make_monitor(run, job, self.model)
+        self.meter = Meter(run.device, world=here.world)
         self.step, self.seconds = 0, 0.0
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"job": self.job.name, "spec": self.job.spec, "step": self.step, "seconds": self.seconds,
-                "model": self.model.state_dict(), **self.update.state_dict(), "adversary": self.adversary.state_dict(),
-                "sampler": self.sampler.state_dict(), "rng": _rng(),
-                "monitor": self.monitor and self.monitor.state_dict()}
+    @property
+    def images(self) -> int:
+        """Images of the data set that all ranks have seen."""
+        at = self.stream.sampler
+        return at.epoch * at.n + at.position
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def advance(self, x: Tensor, y: Tensor, index: Tensor) -> tuple[float, int]:
+        """One step on this rank's part of a global batch; its learning rate and its source."""
+        config, here, images = self.run.config, self.run.ranks, len(y)
+        lr = learning_rate(config, self.step, self.total, self.per_epoch)
+        part = Part(here.rank, here.world, self.stream.global_size)
+        if not images:  # all of its files are damaged: the others wait for gradients all the same
+            x, y, index = x.new_zeros(1, *x.shape[1:]), y.new_zeros(1), index.new_zeros(1)
+        self.update.clear()
+        with self.meter.span("attack"), self.update.autocast():
+            batches = self.adversary.micro(config.accumulate, x, y, index, part)
+        with self.meter.span("train"):
+            scale = here.world * weight(batches, self.job.recipe.lam) if images else 0.0
+            loss, logits = self.update(batches, lr, scale=scale, index=index)
+            here.copy(self.buffers)
+        if images:
+            self.meter.add(loss, logits, *labels(batches), images=images)
+        self.step += 1
+        return lr, batches[0].source
+
+    def watch(self) -> dict[str, Any] | None:
+        """What the monitor sees after an epoch, on rank 0."""
+        if self.monitor is None or self.step % self.per_epoch or not self.run.ranks.main:
+            return None
+        found = self.monitor(self.step)
+        return found and found.to_dict()
+
+    def save(self) -> None:
+        """Write the checkpoint, with what every rank has of its own; every rank calls it."""
+        rng = self.run.ranks.gather(_rng(self.run.device))
+        if rng is None:
+            return
+        checkpoint.save(self.job.path(self.run.folder), {
+            "job": self.job.name, "spec": self.job.spec, "step": self.step, "seconds": self.seconds,
+            "model": self.model.state_dict(), **self.update.state_dict(), "adversary": self.adversary.state_dict(),
+            "sampler": self.stream.state_dict(), "rng": rng, "monitor": self.monitor and self.monitor.state_dict()})
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint, also one of another number of ranks: those that it knows nothing of keep the fresh
+        generators of their own seed."""
         self.model.load_state_dict(state["model"])
         self.update.load_state_dict(state)
         self.adversary.load_state_dict(state["adversary"])
-        self.sampler.load_state_dict(state["sampler"])
-        _set_rng(state["rng"])
+        self.stream.load_state_dict(state["sampler"])
+        if self.run.ranks.rank < len(state["rng"]):
+            _set_rng(state["rng"][self.run.ranks.rank], self.run.device)
         self.step, self.seconds = state["step"], state["seconds"]
         if self.monitor and state.get("monitor"):
             self.monitor.load_state_dict(state["monitor"])
@@ -138,62 +195,60 @@ def fit(run: Run, job: Job) -> float:
     """Train one network, or go on where its checkpoint stops; the seconds it took. Its checkpoint is the result.
 
     A job depends on its seed, the config and the static sources alone: not on the jobs before or beside it, and (on
-    the CPU, bit for bit) not on whether it was interrupted.
+    the CPU, bit for bit) not on whether it was interrupted. A signal ends it by :class:`stopping.Stopped` after a
+    step, with a checkpoint of that step.
     """
-    config, train, path = run.config, run.dataset.train, job.path(run.folder)
+    config, here, path = run.config, run.ranks, job.path(run.folder)
     t = Training(run, job)
     if path.exists():
-        t.load_state_dict(checkpoint.load(path))
-    sampler, per_epoch, before = t.sampler, len(t.sampler), t.seconds
-    save_every = config.save_every or per_epoch
-    start = last = time.perf_counter()
-    seen = 0
+        t.load(checkpoint.load(path))
+    before, start = t.seconds, time.perf_counter()
+    save_every, images = config.save_every or t.per_epoch, job.epochs * len(run.dataset.train)
+    vote = ranks.Vote(here)
     t.model.train()
-    with run.bar(total=job.epochs * len(train), initial=sampler.epoch * len(train) + sampler.position,
-                 unit=" images", desc=job.name) as bar:
+    with ExitStack() as stack:
+        stack.enter_context(t.stream)
+        bar = stack.enter_context(run.bar(total=images, initial=t.images, unit=" images", desc=job.name))
+        log = stack.enter_context(logs.Log(run.folder, job.name, tensorboard=config.tensorboard, step=t.step)
+                                  ) if here.main else None
         while t.step < t.total:
-            for index in sampler:
-                lr = learning_rate(config, t.step, t.total, per_epoch)
-                x, y = train.batch(index)
-                t.update.clear()
-                with t.update.autocast():
-                    batch = t.adversary(x, y, index)
-                loss, logits = t.update(batch, lr)
-                t.step += 1
-                seen += len(index)
-                bar.update(len(index))
-                watch = t.monitor(t.step) if t.monitor and t.step % per_epoch == 0 else None
-                if t.step % config.log_every == 0 or t.step == t.total or watch:
-                    now = time.perf_counter()
-                    measured = _measured(logits, batch.y, batch.is_adv)
-                    run.log({"job": job.name, "step": t.step, "epoch": sampler.epoch, "loss": loss.item(), **measured,
-                             "lr": lr, "source": batch.source, "images_per_second": seen / (now - last),
-                             "monitor": watch and watch.to_dict()})
-                    bar.set_postfix({k: f"{v:.3f}" for k, v in measured.items() if v is not None}, refresh=False)
-                    last, seen = now, 0
-                if t.step % save_every == 0 or t.step == t.total:
+            batches = iter(t.stream)
+            while True:
+                with t.meter.span("data"):
+                    item = next(batches, None)
+                if item is None:
+                    break
+                lr, source = t.advance(*item)
+                bar.update(t.stream.global_size)
+                stop = vote(t.step, bool(stopping.asked.value))
+                watch = t.watch()
+                look = t.monitor is not None and t.step % t.per_epoch == 0
+                if t.step % config.log_every == 0 or t.step == t.total or look:
+                    record = t.meter.line(here.sum)
+                    if log is not None:
+                        log({"step": t.step, "epoch": (t.step - 1) // t.per_epoch, "lr": lr, "source": source, **record,
+                             "monitor": watch})
+                        bar.set_postfix_str(logs.progress(record, images - t.images), refresh=False)
+                if t.step % save_every == 0 or t.step == t.total or stop:
                     t.seconds = before + time.perf_counter() - start
-                    checkpoint.save(path, t.state_dict())
+                    t.save()
+                if stop and t.step < t.total:
+                    raise stopping.Stopped(f"stopped by {stopping.name()} after step {t.step} of {t.total} of "
+                                           f"{job.name}, which is saved")
+        vote.close()
     t.seconds = before + time.perf_counter() - start
     if bar.disable and run.progress:  # no terminal: a line for each network instead of the bar
         print(f"{job.name}: {t.step} steps, {t.seconds:.0f} s", file=sys.stderr, flush=True)
     return t.seconds
 
 
-@torch.no_grad()
-def _measured(logits: Tensor, y: Tensor, is_adv: Tensor) -> dict[str, float | None]:
-    """Mean cross-entropy and accuracy of the clean and of the adversarial samples of a batch; None where there are
-    none."""
-    values = {"loss": F.cross_entropy(logits.float(), y, reduction="none"), "accuracy": (logits.argmax(1) == y).float()}
-    return {f"{part}_{name}": v[mask].mean().item() if mask.any() else None
-            for name, v in values.items() for part, mask in (("clean", ~is_adv), ("adv", is_adv))}
+def _rng(device: torch.device) -> dict[str, Any]:
+    """The states of torch's generators in this process: the CPU's, and its GPU's."""
+    return {"cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
 
 
-def _rng() -> dict[str, Any]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-
-
-def _set_rng(state: dict[str, Any]) -> None:
+def _set_rng(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -138,6 +138,11 @@ def launched() -> bool:
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
+def neighbours() -> int:
+    """How many ranks share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", _here.world))
+
+
 @contextmanager
 def opened(device: torch.device) -> Iterator[Ranks]:
     """The ranks that torchrun's environment names, joined for the time of the `with`; where ranks are open already,

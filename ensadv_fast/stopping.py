@@ -16,6 +16,8 @@ class _Here:
     value = 0
 
 
+_nothing_to_save = False
+
 # The signal's number once it came. A worker shares its parent's: a byte of shared memory, written without a lock.
 asked: Any = _Here()
 
@@ -25,10 +27,17 @@ def name() -> str:
     return signal.Signals(asked.value).name
 
 
-def check() -> None:
-    """Stopped, where a signal came: at places where nothing is under way."""
-    if asked.value:
-        raise Stopped(f"stopped by {name()}")
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Within it nothing is under way that must be saved: a signal that came or comes raises Stopped at once."""
+    global _nothing_to_save
+    _nothing_to_save = True
+    try:
+        if asked.value:
+            raise Stopped(f"stopped by {name()}: all networks are trained")
+        yield
+    finally:
+        _nothing_to_save = False
 
 
 @contextmanager
@@ -43,6 +52,8 @@ def signals() -> Iterator[None]:
         if asked.value and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.value = number
+        if _nothing_to_save:
+            raise Stopped(f"stopped by {name()}: all networks are trained")
 
     before = {number: signal.signal(number, answer) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
