@@ -36,12 +36,20 @@ class Config:
     epochs: int = _option(16, "epochs of each target")
     source_epochs: int = _option(6, "epochs of each source that is trained here")
     batch_size: int = _option(64, "clean images in a training step")
-    optimizer: str = _option("adam", "adam, sgd (Nesterov 0.9) or rmsprop (decay 0.9, eps 1, as for Inception)")
-    lr: float = _option(1e-3, "peak learning rate")
+    optimizer: str = _option("adam", "adam, sgd (Nesterov 0.9) or rmsprop (TensorFlow's, as for Inception: decay 0.9, "
+                             "momentum 0.9, eps 1 inside the root)")
+    lr: float = _option(1e-3, "peak learning rate, taken as it is: not scaled by the batch or by ranks")
     schedule: str = _option("constant", "constant, cosine, cyclic (up to 2/5 of the steps, then down) or decay "
                             "(x 0.94 every two epochs)")
+    warmup: float = _option(0.0, "epochs in which the learning rate rises to its peak")
     weight_decay: float = _option(0.0, "weight decay")
+    decay_all: bool = _option(True, "weight decay on biases and normalisations too")
     label_smoothing: float = _option(0.0, "label smoothing")
+    aux: float = _option(0.4, "weight of auxiliary logits in the loss, where the model gives some (Inception)")
+    clip: float = _option(0.0, "norm that gradients are clipped to; 0: none")
+    ema: float = _option(0.0, "decay of an average of the weights, which is then what is evaluated; 0: none")
+    accumulate: int = _option(1, "micro-batches that a training step adds up gradients over")
+    nan: str = _option("stop", "after a step whose gradients are not finite: stop, or skip the step")
     attack: str | None = _option(None, f"training attack: {', '.join(ATTACKS)}")
     rule: str | None = _option(None, "label of the training attack: true, predicted, least_likely, random")
     step: float | None = _option(None, "step of an iterative training attack, in units of eps")
@@ -58,7 +66,9 @@ class Config:
     eval_batch_size: int = _option(250, "images in an evaluation batch")
     seed: int = _option(0, "the first seed")
     seeds: int = _option(3, "how many seeds each target is trained with; sources are shared by all")
-    dtype: str = _option("float32", "of training: float32 or bfloat16 (autocast)")
+    dtype: str = _option("float32", "of training: float32, or autocast to bfloat16 or float16 (with loss scaling)")
+    channels_last: bool = _option(False, "train in channels_last memory format")
+    compile: bool = _option(False, "pass the training forward through torch.compile")
     source_dtype: str = _option("auto", "of crafting on static and held-out sources: auto, float32 or bfloat16")
     download: bool = _option(False, "let timm and torchvision download pretrained weights of sources")
     device: str = _option("auto", "auto, cpu or cuda")
@@ -76,7 +86,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "source_epochs", "batch_size", "eval_steps", "eval_batch_size", "seeds",
-                     "log_every"):
+                     "log_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train: {name}: got {getattr(self, name)}, want at least 1")
         if self.monitor < 0:
@@ -84,9 +94,17 @@ class Config:
         for name in ("eps", "lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"train: {name}: got {getattr(self, name)}, want a positive number")
+        for name in ("warmup", "weight_decay", "aux", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"train: {name}: got {getattr(self, name)}, want 0 or more")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train: ema: got {self.ema}, want 0 <= ema < 1")
+        if self.warmup and self.warmup >= self.epochs:
+            raise ValueError(f"train: warmup: got {self.warmup} epochs of {self.epochs}, want fewer")
         for name, wanted in (("optimizer", ("adam", "sgd", "rmsprop")),
                              ("schedule", ("constant", "cosine", "cyclic", "decay")),
-                             ("dtype", ("float32", "bfloat16")),
+                             ("dtype", ("float32", "bfloat16", "float16")),
+                             ("nan", ("stop", "skip")),
                              ("eps_dist", (None, "fixed", "uniform", "truncated_normal")),
                              ("attack", (None, *ATTACKS))):
             if getattr(self, name) not in wanted:

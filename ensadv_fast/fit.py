@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import time
 from contextlib import ExitStack
@@ -118,10 +119,8 @@ class Training:
             self.model = sync_norm.convert(self.model)
         if here.rank:
             torch.manual_seed(derive_seed(job.seed, "rank", here.rank))  # dropout of its own
-        # After the step, below, and not before each forward pass: the attack's come in between.
-        forward = self.model if here.world == 1 else nn.parallel.DistributedDataParallel(
-            self.model, device_ids=[run.device] if run.device.type == "cuda" else None, broadcast_buffers=False)
-        self.update = Update(config, forward, job.recipe.lam, run.device)
+        self.update = Update(config, self.model if here.world == 1 else _parallel(self.model, run.device),
+                             job.recipe.lam, run.device)
         sampler = data.Sampler(len(train), config.batch_size, derive_seed(job.seed, "order"), rank=here.rank,
                                world=here.world)
         self.stream = data.Stream(train, sampler, device=run.device, seed=derive_seed(job.seed, "augment"),
@@ -133,6 +132,7 @@ class Training:
         torch.set_rng_state(dropout)
         self.monitor = make_monitor(run, job, self.model)
         self.meter = Meter(run.device, world=here.world)
+        self.buffers = list(self.model.buffers())
         self.step, self.seconds = 0, 0.0
 
     @property
@@ -236,10 +236,20 @@ def fit(run: Run, job: Job) -> float:
                     raise stopping.Stopped(f"stopped by {stopping.name()} after step {t.step} of {t.total} of "
                                            f"{job.name}, which is saved")
         vote.close()
+    here.barrier()  # the result is on the disk
     t.seconds = before + time.perf_counter() - start
     if bar.disable and run.progress:  # no terminal: a line for each network instead of the bar
         print(f"{job.name}: {t.step} steps, {t.seconds:.0f} s", file=sys.stderr, flush=True)
     return t.seconds
+
+
+def _parallel(model: nn.Module, device: torch.device) -> nn.parallel.DistributedDataParallel:
+    """Averages gradients and nothing else: buffers are copied after a step, before the attack's forward passes, and not
+    before the next training forward."""
+    ddp = nn.parallel.DistributedDataParallel
+    buffers = "forward_sync_buffers"  # of torch 2.13 and later
+    buffers = buffers if buffers in inspect.signature(ddp).parameters else "broadcast_buffers"
+    return ddp(model, device_ids=[device] if device.type == "cuda" else None, **{buffers: False})
 
 
 def _rng(device: torch.device) -> dict[str, Any]:

@@ -8,11 +8,19 @@ import torch
 from torch import nn
 
 from .config import Config
+from .rmsprop import RMSPropTF
 
 
 def learning_rate(config: Config, step: int, total: int, per_epoch: int) -> float:
-    """The learning rate of a step: a function of the step alone, so nothing of it needs saving."""
-    t = step / total
+    """The learning rate of a step: a function of the step alone, so nothing of it needs saving.
+
+    It is what config.lr and the schedule say, never scaled by the batch, micro-batches or ranks. config.warmup epochs
+    of it rise linearly from lr / steps to lr; constant, cosine and cyclic then run over what is left.
+    """
+    warmup = round(config.warmup * per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    t = (step - warmup) / (total - warmup)
     factor = {"constant": 1.0,
               "cosine": 0.5 * (1 + math.cos(math.pi * t)),
               "cyclic": t / 0.4 if t < 0.4 else (1 - t) / 0.6,
@@ -21,9 +29,17 @@ def learning_rate(config: Config, step: int, total: int, per_epoch: int) -> floa
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, **options)
+    """The optimizer of `model`, fused where its parameters are on a CUDA device."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    if config.decay_all:
+        groups = [{"params": params, "weight_decay": config.weight_decay}]
+    else:  # biases, and the scales and shifts of normalisations, are vectors
+        groups = [{"params": [p for p in params if p.dim() > 1], "weight_decay": config.weight_decay},
+                  {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0}]
+        groups = [g for g in groups if g["params"]]
     if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(model.parameters(), alpha=0.9, eps=1.0, **options)
-    return torch.optim.Adam(model.parameters(), **options)
+        return RMSPropTF(groups, lr=config.lr)
+    fused: dict[str, Any] = {"fused": True} if all(p.is_cuda for p in params) else {}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, **fused)
+    return torch.optim.Adam(groups, lr=config.lr, **fused)

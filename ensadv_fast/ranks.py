@@ -20,9 +20,9 @@ EVERY = 4  # steps from one vote to the next
 class Ranks:
     """This process among those of the run: `rank` of `world`, the `local`-th on its machine.
 
-    Gradients and sums go by NCCL between GPUs and by gloo on the CPU. What concerns control (votes, gathering, barriers)
-    always goes by gloo, in a group of its own: it never waits for a GPU. Without torchrun there is one rank, and every
-    method returns at once. A process that is gone makes the others' next call raise a RuntimeError.
+    Gradients and sums go by NCCL between GPUs and by gloo on the CPU. What concerns control (votes, gathering,
+    barriers) always goes by gloo, in a group of its own: it never waits for a GPU. Without torchrun there is one rank,
+    and every method returns at once. A process that is gone makes the others' next call raise a RuntimeError.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, local: int = 0, control: dist.ProcessGroup | None = None) -> None:
@@ -161,8 +161,8 @@ def opened(device: torch.device) -> Iterator[Ranks]:
         raise ValueError(f"train: got RANK={rank} of WORLD_SIZE={world}, want 0 <= RANK < WORLD_SIZE")
     if device.type == "cuda" and device.index is None:
         if local >= torch.cuda.device_count():
-            raise ValueError(f"train: LOCAL_RANK={local} has no GPU: this machine has {torch.cuda.device_count()}; start "
-                             "at most as many processes (--nproc-per-node)")
+            raise ValueError(f"train: LOCAL_RANK={local} has no GPU: this machine has {torch.cuda.device_count()}; "
+                             "start at most as many processes (--nproc-per-node)")
         torch.cuda.set_device(local)
     if world == 1:
         yield _here
@@ -174,7 +174,7 @@ def opened(device: torch.device) -> Iterator[Ranks]:
     try:
         yield _here
     except BaseException:
-        own = own and device.type != "cuda"  # NCCL would wait for what the others no longer send: the process's end ends it
+        own = own and device.type != "cuda"  # NCCL might wait for the others; the end of the process ends it
         raise
     finally:
         _here = Ranks()

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import json
 import time
-from dataclasses import asdict
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, as_completed
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 

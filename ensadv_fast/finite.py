@@ -1,0 +1,70 @@
+"""Steps whose gradients are not finite: found on the device, undone there, and asked for when there is time."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class NonFinite(NamedTuple):
+    """Steps with NaN or infinite gradients since the last look. count: how many; step, index: of the first one, its
+    number and the dataset positions in this rank's part of its batch (empty where none were given)."""
+
+    count: int
+    step: int
+    index: list[int]
+
+
+class FiniteWatch:
+    """Remembers non-finite steps in device tensors, so that a step never waits for the host.
+
+    buffers: what a forward pass changes besides weights (batch statistics), restored where a step is undone; none
+    where the run stops anyway. A flag that is made from all-reduced gradients is alike on all ranks, and so is all
+    that is kept here but the indices, which are this rank's.
+    """
+
+    def __init__(self, device: torch.device, buffers: Iterable[Tensor] = ()) -> None:
+        self.device, self._buffers = device, [b for b in buffers if b.is_floating_point()]
+        self._saved = [b.clone() for b in self._buffers]
+        self._index = torch.empty(0, dtype=torch.int64, device=device)
+        self._count = torch.zeros((), dtype=torch.int64, device=device)
+        self._step = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def before(self) -> None:
+        """Keep the buffers as they are before a forward pass."""
+        if self._saved:
+            torch._foreach_copy_(self._saved, self._buffers)
+
+    def undo(self, bad: Tensor) -> None:
+        """Put the buffers back where the step was bad (bool [])."""
+        if self.device.type != "cpu":
+            for buffer, saved in zip(self._buffers, self._saved, strict=True):
+                buffer.copy_(torch.where(bad, saved, buffer))
+        elif self._saved and bad:
+            torch._foreach_copy_(self._buffers, self._saved)
+
+    def note(self, bad: Tensor, step: int, index: Tensor | None) -> None:
+        """Count a step that was bad (bool []); keep number and indices of the first one."""
+        if self.device.type == "cpu" and not bad:
+            return
+        first = bad & (self._step < 0)
+        if index is not None:
+            if len(index) > len(self._index):  # the first batch, which none is larger than
+                self._index = F.pad(self._index, (0, len(index) - len(self._index)), value=-1)
+            padded = F.pad(index.to(self.device), (0, len(self._index) - len(index)), value=-1)
+            self._index = torch.where(first, padded, self._index)
+        self._step = torch.where(first, step, self._step)
+        self._count += bad
+
+    def look(self) -> NonFinite | None:
+        """What there was since the last look, or None. It waits for the device, and starts anew."""
+        count, step, *index = torch.cat([torch.stack([self._count, self._step]), self._index]).tolist()
+        if not count:
+            return None
+        self._count.zero_()
+        self._step.fill_(-1)
+        self._index.fill_(-1)
+        return NonFinite(count, step, [i for i in index if i >= 0])
