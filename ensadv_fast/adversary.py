@@ -362,10 +362,10 @@ def mixed_cross_entropy(logits: Tensor, y: Tensor, is_adv: Tensor, lam: float = 
                         label_smoothing: float = 0.0) -> Tensor:
     """Kurakin's loss (ICLR 2017, section 2.3): (sum clean + lam * sum adversarial) / ((m-k) + lam*k).
 
-    logits [m, classes], any float dtype (computed in float32, float64 in its own); y: int64 [m] or soft labels
+    logits [m, classes], any float dtype (computed in float32, float64's in float64); y: int64 [m] or soft labels
     [m, classes]; is_adv: bool [m], of which k are true; label_smoothing: 0..1, for int64 and soft y alike. Returns a
-    scalar of that dtype, with no host sync. On the doubled batch (m = 2k) lam = 1 is the released MNIST code's 0.5 * clean + 0.5 * adversarial
-    mean; on a purely clean or purely adversarial batch it is the plain mean whatever lam > 0 is.
+    scalar, with no host sync. On the doubled batch (m = 2k) lam = 1 is the released MNIST code's 0.5 * clean + 0.5 *
+    adversarial mean; on a purely clean or purely adversarial batch it is the plain mean whatever lam > 0 is.
 
     Raises ValueError for shapes that do not fit, a lam that is not positive or a label_smoothing outside 0..1.
     """

@@ -31,15 +31,15 @@ def learning_rate(config: Config, step: int, total: int, per_epoch: int) -> floa
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of `model`, fused where its parameters are on a CUDA device."""
     params = [p for p in model.parameters() if p.requires_grad]
-    if config.decay_all:
-        groups = [{"params": params, "weight_decay": config.weight_decay}]
-    else:  # biases, and the scales and shifts of normalisations, are vectors
-        groups = [{"params": [p for p in params if p.dim() > 1], "weight_decay": config.weight_decay},
-                  {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0}]
-        groups = [g for g in groups if g["params"]]
+    vectors = [] if config.decay_all else [p for p in params if p.dim() < 2]  # biases; scales and shifts of norms
+    groups = [{"params": [p for p in params if config.decay_all or p.dim() > 1]},
+              {"params": vectors, "weight_decay": 0.0}]
+    groups = [g for g in groups if g["params"]]
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "rmsprop":
-        return RMSPropTF(groups, lr=config.lr)
-    fused: dict[str, Any] = {"fused": True} if all(p.is_cuda for p in params) else {}
+        return RMSPropTF(groups, **options)
+    if all(p.is_cuda for p in params):
+        options["fused"] = True
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True, **fused)
-    return torch.optim.Adam(groups, lr=config.lr, **fused)
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, **options)
+    return torch.optim.Adam(groups, **options)
