@@ -1,9 +1,12 @@
 """Files that are either whole or not there: atomic writes, and checkpoints that know their own SHA-256."""
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,13 +16,43 @@ from torch import Tensor
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, then put it in place in one step."""
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, then put it in place in one step.
+
+    Where that fails nothing is left of it, and what was at `path` before is untouched; OSError says so where the disk
+    is full.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as f:
-        write(f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException as e:
+        temporary.unlink(missing_ok=True)
+        full = _full_disk(e)
+        if full is None:
+            raise
+        raise OSError(full.errno, f"the disk is full: {path} could not be written. What was there before is "
+                      "untouched: free some space and go on with --resume", str(path)) from e
+    _flush_folder(path.parent)
+
+
+def _full_disk(e: BaseException | None) -> OSError | None:
+    """The error of a full disk among those that led to this one: torch's writer puts one of its own on top."""
+    while e is not None and not (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)):
+        e = e.__cause__ or e.__context__
+    return e
+
+
+def _flush_folder(folder: Path) -> None:
+    """A new name is on the disk once its folder is."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: Path, body: Any, indent: int | None = 2) -> None:
@@ -75,3 +108,52 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint: {path} is corrupt: its contents do not match their SHA-256; "
                          "delete it to train this model again")
     return state
+
+
+class Checkpoints:
+    """The checkpoints of one training, NAME-STEP.pt in a folder of their own: the newest `keep` of them.
+
+    One process writes, after it has gathered what other ranks must not lose (each rank's generators) into the state;
+    all may read. A checkpoint is pruned only when a newer one is whole and on the disk.
+    """
+
+    def __init__(self, folder: str | Path, name: str, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"Checkpoints: keep: got {keep}, want at least 1")
+        self.folder, self.name, self.keep = Path(folder), name, keep
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"{self.name}-{step:09d}.pt"
+
+    def steps(self) -> list[int]:
+        """The steps there are files of, the newest first."""
+        pattern = re.compile(re.escape(self.name) + r"-(\d{9,})\.pt")
+        found = (pattern.fullmatch(p.name) for p in self.folder.glob("*.pt"))
+        return sorted((int(m[1]) for m in found if m), reverse=True)
+
+    def save(self, state: dict[str, Any]) -> Path:
+        """Write a checkpoint of step state["step"], then drop the oldest, and any of later steps, which were left
+        behind when the training went back to an older one. OSError where the disk is full: all others are kept."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path, step = self.path(state["step"]), state["step"]
+        save(path, state)
+        steps = self.steps()
+        for old in (*(s for s in steps if s > step), *[s for s in steps if s <= step][self.keep:]):
+            self.path(old).unlink(missing_ok=True)
+        return path
+
+    def load(self, step: int) -> dict[str, Any]:
+        """The checkpoint of this step; FileNotFoundError or ValueError as of `load`."""
+        return load(self.path(step))
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that is whole, or None where there is none; a warning names damaged ones.
+
+        With many ranks one of them asks this, and the others `load` the step that it found.
+        """
+        for step in self.steps():
+            try:
+                return self.load(step)
+            except (ValueError, FileNotFoundError) as e:
+                warnings.warn(f"{e}; looking for an older checkpoint", stacklevel=2)
+        return None
