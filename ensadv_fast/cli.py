@@ -12,6 +12,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from .data import CorruptImages
+
 RUNS = Path("runs")
 
 
@@ -131,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return bench.main(argv[1:])
         args = _parser().parse_args(argv)
         return args.run(args)
-    except (ValueError, TypeError, OSError, ImportError) as e:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, CorruptImages) as e:
         print(f"ensadv-fast: error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ import functools
 import inspect
 import sys
 import time
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from . import checkpoint, data, logs, models, ops, ranks, stopping, sync_norm, workers
 from .adversary import EnsembleAdversary, EpsDistribution, Part, weight
+from .checkpoint import Checkpoints
 from .config import Config
 from .data import derive_seed
 from .diagnose.monitor import OverfittingMonitor
@@ -24,6 +26,8 @@ from .optimizers import learning_rate
 from .recipes import Recipe, make_attack
 from .source import Source
 from .update import Update, labels
+
+NONFINITE = "nonfinite.jsonl"  # in a run folder: a line for each look that found such steps
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,20 @@ class Job:
     static: tuple[str, ...] = ()
 
     def path(self, folder: Path) -> Path:
+        """Its newest checkpoint, and in the end its result."""
         return folder / "models" / f"{self.name}.pt"
+
+    def checkpoints(self, folder: Path, keep: int = 2) -> Checkpoints:
+        """Those of its training, as long as that goes on; the newest is also at `path`."""
+        return Checkpoints(folder / "checkpoints", self.name, keep)
+
+    def newest(self, folder: Path) -> dict[str, Any] | None:
+        """The newest whole checkpoint; None where there is none. ValueError where all there are are damaged."""
+        steps = self.checkpoints(folder).steps()
+        found = self.checkpoints(folder).newest() if steps else None
+        if found is None and (steps or self.path(folder).exists()):
+            return checkpoint.load(self.path(folder))
+        return found
 
 
 @dataclass(frozen=True)
@@ -167,15 +184,73 @@ class Training:
         found = self.monitor(self.step)
         return found and found.to_dict()
 
+    def check_finite(self) -> None:
+        """Tell of steps whose gradients were not finite, with the images they were computed on, and raise
+        FloatingPointError where config.nan is "stop". It waits for the device; every rank calls it."""
+        found, here, folder = self.update.nonfinite(), self.run.ranks, self.run.folder
+        if found is None:
+            return
+        index = here.gather(found.index)
+        stop = self.run.config.nan == "stop"
+        if index is not None:
+            logs.append(folder / NONFINITE, {
+                "job": self.job.name, "step": found.step + 1, "source": self.adversary.source_at(found.step)
+                if found.step >= self.adversary.start_step and self.job.recipe.attack else -1, "count": found.count,
+                "by": self.step, "skipped": not stop, "index": index})
+        message = (f"train: {self.job.name}: the gradients of step {found.step + 1} are not finite ({found.count} such "
+                   f"steps up to step {self.step}); the positions of its images in the data set are in "
+                   f"{folder / NONFINITE}")
+        if stop:
+            raise FloatingPointError(f"{message}. No later step is saved: --resume --nan skip goes on without such "
+                                     "steps, or take a smaller --lr or a --clip")
+        if here.main:
+            warnings.warn(f"{message}. They are left out", stacklevel=2)
+
+    def line(self) -> dict[str, Any]:
+        """What happened on all ranks since the last line; the one place where the host waits for the device."""
+        here, stream = self.run.ranks, self.stream
+
+        def reduce(sums: Tensor) -> Tensor:  # a NaN beside the sums: one read tells of bad gradients too
+            return torch.cat([here.sum(sums), torch.where(self.update.watch.seen, torch.nan, 0.0).double().view(1)])
+
+        record = self.meter.line(reduce)
+        if not record["finite"]:
+            self.check_finite()
+        record["skipped"] = here.total(stream.corrupt)
+        if record["skipped"] > stream.limit:
+            raise data.CorruptImages(f"train: {self.job.name}: {record['skipped']} images of an epoch cannot be "
+                                     f"decoded on all ranks together, at most {stream.limit} are borne "
+                                     "(--max-corrupt)")
+        return record
+
     def save(self) -> None:
-        """Write the checkpoint, with what every rank has of its own; every rank calls it."""
+        """Write the checkpoint, with what every rank has of its own; every rank calls it. The last one is the result,
+        and those before it are dropped then."""
+        self.check_finite()
         rng = self.run.ranks.gather(_rng(self.run.device))
         if rng is None:
             return
-        checkpoint.save(self.job.path(self.run.folder), {
+        path, checkpoints = self.job.path(self.run.folder), self.job.checkpoints(self.run.folder, self.run.config.keep)
+        checkpoints.save({
             "job": self.job.name, "spec": self.job.spec, "step": self.step, "seconds": self.seconds,
             "model": self.model.state_dict(), **self.update.state_dict(), "adversary": self.adversary.state_dict(),
             "sampler": self.stream.state_dict(), "rng": rng, "monitor": self.monitor and self.monitor.state_dict()})
+        checkpoints.publish(self.step, path)
+        if self.step == self.total:
+            checkpoints.forget()
+
+    def resume(self) -> None:
+        """Go on where the newest whole checkpoint stops, if there is one: rank 0 finds it, all of them read it."""
+        here, job, folder = self.run.ranks, self.job, self.run.folder
+        state = job.newest(folder) if here.main else None
+        step = here.tell(state and state["step"])
+        if step is None:
+            return
+        if state is None:
+            path = job.checkpoints(folder).path(step)
+            state = checkpoint.load(path if path.exists() else job.path(folder))
+        here.same("the checkpoint's step", state["step"])
+        self.load(state)
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint, also one of another number of ranks: those that it knows nothing of keep the fresh
@@ -198,10 +273,9 @@ def fit(run: Run, job: Job) -> float:
     the CPU, bit for bit) not on whether it was interrupted. A signal ends it by :class:`stopping.Stopped` after a
     step, with a checkpoint of that step.
     """
-    config, here, path = run.config, run.ranks, job.path(run.folder)
+    config, here = run.config, run.ranks
     t = Training(run, job)
-    if path.exists():
-        t.load(checkpoint.load(path))
+    t.resume()
     before, start = t.seconds, time.perf_counter()
     save_every, images = config.save_every or t.per_epoch, job.epochs * len(run.dataset.train)
     vote = ranks.Vote(here)
@@ -220,11 +294,11 @@ def fit(run: Run, job: Job) -> float:
                     break
                 lr, source = t.advance(*item)
                 bar.update(t.stream.global_size)
-                stop = vote(t.step, bool(stopping.asked.value))
+                stop = vote(t.step, stopping.asked.value)
                 watch = t.watch()
                 look = t.monitor is not None and t.step % t.per_epoch == 0
                 if t.step % config.log_every == 0 or t.step == t.total or look:
-                    record = t.meter.line(here.sum)
+                    record = t.line()
                     if log is not None:
                         log({"step": t.step, "epoch": (t.step - 1) // t.per_epoch, "lr": lr, "source": source, **record,
                              "monitor": watch})
@@ -233,8 +307,7 @@ def fit(run: Run, job: Job) -> float:
                     t.seconds = before + time.perf_counter() - start
                     t.save()
                 if stop and t.step < t.total:
-                    raise stopping.Stopped(f"stopped by {stopping.name()} after step {t.step} of {t.total} of "
-                                           f"{job.name}, which is saved")
+                    raise stopping.Stopped.by(stop, f"step {t.step} of {t.total} of {job.name} is saved")
         vote.close()
     here.barrier()  # the result is on the disk
     t.seconds = before + time.perf_counter() - start

@@ -44,6 +44,14 @@ class Ranks:
             dist.all_reduce(t)
         return t
 
+    def total(self, n: int) -> int:
+        """The sum of `n` over all ranks; no GPU is waited for."""
+        if self.world == 1:
+            return n
+        told = torch.tensor([n])
+        dist.all_reduce(told, group=self._control)
+        return int(told)
+
     def copy(self, tensors: Sequence[Tensor]) -> None:
         """Rank 0's values into these tensors of every rank: one broadcast for each dtype."""
         if self.world == 1:
@@ -99,30 +107,31 @@ class Ranks:
 class Vote:
     """Has any rank been asked to stop? All ranks learn it at the same step, and none waits for it.
 
-    Called once a step with this rank's own answer. On every fourth step the ranks' answers are sent on their way and
-    those sent four steps ago are read: a request takes effect 4 to 8 steps after it was made, at once without torchrun.
+    Called once a step with the signal that this rank has got, 0 for none; the highest of all is what comes out. On
+    every fourth step the ranks' answers are sent on their way and those sent four steps ago are read: a signal takes
+    effect 4 to 8 steps after it came, at once without torchrun.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks, self._work, self._told = ranks, None, torch.zeros(1, dtype=torch.int64)
 
-    def __call__(self, step: int, asked: bool) -> bool:
+    def __call__(self, step: int, asked: int) -> int:
         if self.ranks.world == 1:
             return asked
         if step % EVERY:
-            return False
+            return 0
         found = self.close()
         self._told[0] = asked
         self._work = dist.all_reduce(self._told, dist.ReduceOp.MAX, group=self.ranks._control, async_op=True)
         return found
 
-    def close(self) -> bool:
+    def close(self) -> int:
         """Wait for the answers that are under way, and read them."""
         if self._work is None:
-            return False
+            return 0
         self._work.wait()
         self._work = None
-        return bool(self._told)
+        return int(self._told)
 
 
 _here = Ranks()

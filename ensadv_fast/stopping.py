@@ -11,6 +11,10 @@ from typing import Any
 class Stopped(Exception):
     """A signal asked the run to end. Whatever was under way is saved."""
 
+    @classmethod
+    def by(cls, number: int, saved: str) -> Stopped:
+        return cls(f"stopped by {signal.Signals(number).name}; {saved}")
+
 
 class _Here:
     value = 0
@@ -22,11 +26,6 @@ _nothing_to_save = False
 asked: Any = _Here()
 
 
-def name() -> str:
-    """The signal that came."""
-    return signal.Signals(asked.value).name
-
-
 @contextmanager
 def at_once() -> Iterator[None]:
     """Within it nothing is under way that must be saved: a signal that came or comes raises Stopped at once."""
@@ -34,7 +33,7 @@ def at_once() -> Iterator[None]:
     _nothing_to_save = True
     try:
         if asked.value:
-            raise Stopped(f"stopped by {name()}: all networks are trained")
+            raise Stopped.by(asked.value, "all networks are trained")
         yield
     finally:
         _nothing_to_save = False
@@ -53,7 +52,7 @@ def signals() -> Iterator[None]:
             raise KeyboardInterrupt
         asked.value = number
         if _nothing_to_save:
-            raise Stopped(f"stopped by {name()}: all networks are trained")
+            raise Stopped.by(number, "all networks are trained")
 
     before = {number: signal.signal(number, answer) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -75,7 +75,7 @@ def forget_unsaved(folder: Path, jobs: list[Job]) -> None:
     come again."""
     for half in folder.rglob("*.tmp"):
         half.unlink()
-    steps = {job.name: checkpoint.load(job.path(folder))["step"] for job in jobs if job.path(folder).exists()}
+    steps = {job.name: state["step"] for job in jobs if (state := job.newest(folder)) is not None}
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith("\n") and (r := json.loads(line))["step"] <= steps.get(r["job"], 0)]

@@ -74,7 +74,7 @@ class Update:
         self.watch.before()
         weights, losses, logits = [], [], []
         if len(parts) > 1:
-            weights = [torch.where(b.is_adv, self.lam, 1.0).sum(dtype=torch.float64) for b in parts]
+            weights = [(1 + (self.lam - 1) * b.is_adv.double()).sum() for b in parts]
         for i, part in enumerate(parts):
             with self._alone(last=i == len(parts) - 1):
                 loss, out = self._loss(part)

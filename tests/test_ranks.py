@@ -64,9 +64,9 @@ def worker(rank, world, folder, out, store):
         results = {name: trained(name, folder, out) for name in CASES}
         if world == 2:
             counted = Counted(sync_norm)
-            results["sync"] = trained("tramer", folder, out / "sync", "networks:double_norm_net", sync_bn=True)
+            results["sync"] = trained("whole", folder, out / "sync", "networks:double_norm_net", sync_bn=True)
             assert counted.calls > 0
-            results["local"] = trained("tramer", folder, out / "local", "networks:double_norm_net")
+            results["local"] = trained("whole", folder, out / "local", "networks:double_norm_net")
             crafting_is_silent(counted)
         here.barrier()
         checks(here)
@@ -114,9 +114,9 @@ def checks(here):
     with pytest.raises(ValueError, match="this differs between processes: rank 1 has 1, rank 0 has 0"):
         here.same("this", r)
     vote = ranks.Vote(here)
-    answers = [vote(step, r == 1 and step >= 6) for step in range(1, 17)]
-    assert answers.index(True) == 11  # asked before step 6: sent with step 8, read with step 12
-    assert vote.close()
+    answers = [vote(step, 15 * (r == 1 and step >= 6)) for step in range(1, 17)]
+    assert answers == [0] * 11 + [15, 0, 0, 0, 15]  # asked at step 6: sent with step 8, read with step 12
+    assert vote.close() == 15
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def results(folder, tmp_path_factory):
             found[world] = torch.load(out / "results.pt", weights_only=True)
         else:
             found[1] = {name: trained(name, folder, out) for name in CASES}
-            found[1]["sync"] = trained("tramer", folder, out / "sync", "networks:double_norm_net")
+            found[1]["sync"] = trained("whole", folder, out / "sync", "networks:double_norm_net")
     return found
 
 
@@ -233,4 +233,4 @@ def test_one_process_is_one_rank():
         t = torch.ones(2)
         assert here.sum(t) is t and t.tolist() == [1, 1]
         vote = ranks.Vote(here)
-        assert vote(1, True) and not vote(2, False) and not vote.close()
+        assert vote(1, 15) == 15 and not vote(2, 0) and not vote.close()
