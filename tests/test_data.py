@@ -102,7 +102,8 @@ def test_idx_files(tmp_path, names, inside):
 
 
 def test_a_missing_folder_is_named_with_what_is_wanted(tmp_path):
-    for spec, wanted in (("mnist", "t10k-images-idx3-ubyte"), ("cifar10", "data_batch_1")):
+    for spec, wanted in (("mnist", "t10k-images-idx3-ubyte"), ("cifar10", "data_batch_1"),
+                         ("cifar100", "train.bin")):
         with pytest.raises(FileNotFoundError, match=wanted) as e:
             data.load(f"{spec}:{tmp_path / 'nowhere'}")
         assert str(tmp_path / "nowhere") in str(e.value)
@@ -222,6 +223,44 @@ def test_cifar_png_form(tmp_path, words):
     (tmp_path / f"test_{words}.json").write_text("[1, 2, 3, 12]")
     with pytest.raises(ValueError, match=r"1\.\.12, want 0\.\.9"):
         data.load(f"cifar10:{tmp_path}")
+
+
+@pytest.mark.parametrize("form, inside", [("python", "cifar-100-python"), ("python", ""), ("binary", ""),
+                                          ("binary", "cifar-100-binary")])
+def test_cifar100(tmp_path, form, inside):
+    rng = np.random.default_rng(2)
+    folder = tmp_path / inside
+    folder.mkdir(exist_ok=True)
+    parts = {name: (rng.integers(0, 256, (n, 3072), np.uint8), rng.integers(0, 20, n), rng.integers(20, 100, n))
+             for name, n in (("train", 7), ("test", 3))}
+    for name, (images, coarse, fine) in parts.items():
+        if form == "binary":
+            (folder / f"{name}.bin").write_bytes(np.column_stack([coarse, fine, images]).astype(np.uint8).tobytes())
+        else:
+            (folder / name).write_bytes(pickle.dumps({b"data": images, b"coarse_labels": coarse.tolist(),
+                                                      b"fine_labels": fine.tolist(), b"filenames": [b"a.png"]}, 2))
+    sets = data.load(f"cifar100:{tmp_path}")
+    assert (sets.name, sets.classes, sets.in_shape) == ("cifar100", 100, (3, 32, 32))
+    for split, (images, _, fine) in zip((sets.train, sets.test), parts.values(), strict=True):
+        assert np.array_equal(split.images.flatten(1).numpy(), images) and split.labels.tolist() == fine.tolist()
+
+    path = folder / ("train.bin" if form == "binary" else "train")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=f"{path.name} is truncated"):
+        data.load(f"cifar100:{tmp_path}")
+    path.write_bytes(pickle.dumps({b"data": Evil(), b"fine_labels": [1]}) if form == "python" else b"")
+    with pytest.raises(ValueError, match=str(path)):
+        data.load(f"cifar100:{tmp_path}")
+
+
+def test_cifar10_binary_files(tmp_path):
+    parts = cifar_arrays()
+    for name, (images, labels) in zip(CIFAR, parts, strict=True):
+        (tmp_path / f"{name}.bin").write_bytes(np.column_stack([labels, images]).astype(np.uint8).tobytes())
+    sets = data.load(f"cifar10:{tmp_path}")
+    assert np.array_equal(sets.train.images[4:8].flatten(1).numpy(), parts[1][0])
+    assert sets.test.labels.tolist() == parts[5][1]
 
 
 class Evil:

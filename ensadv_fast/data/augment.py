@@ -82,7 +82,7 @@ class Augment:
         top, left = ((u * (f + spread)).floor().long() for u, f in zip((row, column), free, strict=True))
         at = torch.arange(self.size, device=x.device)
         rows, columns = top[:, None] + at, left[:, None] + _turned(at, mirrored)
-        return _pixels(x, rows, columns).permute(0, 3, 1, 2)
+        return _Pixels(x)(rows, columns).permute(0, 3, 1, 2)
 
     def _resized(self, x: Tensor, row: Tensor, column: Tensor, mirrored: Tensor, area: Tensor, shape: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -95,7 +95,8 @@ class Augment:
         rows, down = _between(at, h, (row * (height - h + 1)).floor(), self.size)
         columns, right = _between(_turned(at, mirrored), w, (column * (width - w + 1)).floor(), self.size)
         # Each product and sum rounds once, so every device gives the same; a fused interpolation would not.
-        above, below = (_mixed(*(_pixels(x, r, c).float() for c in columns), right[:, None, :, None]) for r in rows)
+        pixels = _Pixels(x)
+        above, below = (_mixed(*(pixels(r, c).float() for c in columns), right[:, None, :, None]) for r in rows)
         mixed = _mixed(above, below, down[:, :, None, None])
         return mixed.round_().to(torch.uint8).permute(0, 3, 1, 2)
 
@@ -121,10 +122,19 @@ def _between(at: Tensor, length: Tensor, start: Tensor, size: int) -> tuple[tupl
     return tuple((start[:, None] + t).long() for t in (first, second)), (where - first).float()
 
 
-def _pixels(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """[B, rows, columns, C]: of each image the pixels where its rows [B, rows] and columns [B, columns] meet."""
-    sample = torch.arange(len(x), device=x.device)
-    return x.permute(0, 2, 3, 1)[sample[:, None, None], rows[:, :, None], columns[:, None, :]]
+class _Pixels:
+    """The pixels of images [B, C, H, W], all channels of one side by side: several times as fast to pick from as
+    single numbers."""
+
+    def __init__(self, x: Tensor):
+        self.height, self.width = x.shape[2:]
+        self.flat = x.permute(0, 2, 3, 1).reshape(x.shape[0] * self.height * self.width, x.shape[1])
+
+    def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """[B, rows, columns, C]: of each image those where its rows [B, rows] and columns [B, columns] meet."""
+        first = torch.arange(len(rows), device=rows.device)[:, None] * self.height
+        at = (first + rows)[:, :, None] * self.width + columns[:, None, :]
+        return self.flat.index_select(0, at.flatten()).view(*at.shape, self.flat.shape[1])
 
 
 def _mixed(a: Tensor, b: Tensor, part: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ def need_pillow() -> None:
 def decode(path: str | os.PathLike, side: int) -> np.ndarray:
     """The square in the middle of an image, resized to `side`: uint8 [side, side, 3], RGB.
 
-    Resized bilinearly with antialiasing. A JPEG of at least twice the size is decoded at 1/2, 1/4 or 1/8 (libjpeg's
-    scaled inverse DCT). The orientation tag is not followed, as is the custom for ImageNet. A function of the file
-    alone. Raises whatever a broken file makes Pillow raise.
+    Resized bilinearly with antialiasing, as if the whole image were and the square cut out then. A JPEG of at least
+    twice the size is decoded at 1/2, 1/4 or 1/8 (libjpeg's scaled inverse DCT). The orientation tag is not followed, as
+    is the custom for ImageNet. A function of the file alone. Raises whatever a broken file makes Pillow raise.
     """
     from PIL import Image
 

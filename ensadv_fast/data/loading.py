@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -41,13 +42,13 @@ class _Decoder(TorchDataset):
 
 
 class _Plan:
-    """The tasks from where the sampler is now: to the end of this epoch, or without end."""
+    """The tasks from (epoch, position) `begin` on: to the end of that epoch, or without end."""
 
     def __init__(self, sampler: Sampler, endless: bool) -> None:
-        self.sampler, self.endless = sampler, endless
+        self.sampler, self.endless, self.begin = sampler, endless, (0, 0)
 
     def __iter__(self) -> Iterator[Task]:
-        epoch, position = self.sampler.epoch, self.sampler.position
+        epoch, position = self.begin
         while True:
             order = self.sampler.order(epoch)
             for start, stop in self.sampler.spans(position):
@@ -63,6 +64,8 @@ def _as_it_is(item: Loaded) -> Loaded:
 
 def _start(worker: int) -> None:
     processes.follow_parent()
+    # A scheduler signals whole jobs; the parent, which is to save its work, still needs batches until it ends.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class Loader:
@@ -80,19 +83,19 @@ class Loader:
             options = {"num_workers": workers, "prefetch_factor": prefetch, "persistent_workers": True,
                        "multiprocessing_context": _context(), "worker_init_fn": _start}
         # Its own generator: a loader without one draws its workers' seeds from torch's.
-        self._loader = DataLoader(_Decoder(split.to("cpu")), batch_size=None, sampler=_Plan(sampler, endless),
+        self._plan = _Plan(sampler, endless)
+        self._loader = DataLoader(_Decoder(split.to("cpu")), batch_size=None, sampler=self._plan,
                                   collate_fn=_as_it_is, pin_memory=pinned, generator=torch.Generator(), **options)
         self._items: Iterator[Loaded] | None = None
 
     def take(self, task: tuple[int, int, int]) -> Loaded:
-        """The batch (epoch, start, stop), which is the next one after the last, or else where the sampler is now.
-
-        RuntimeError where a process died, after all others were ended.
-        """
+        """The batch (epoch, start, stop): the next one after that taken last, or any other, for which what was decoded
+        ahead is dropped. RuntimeError where a process died, after all others were ended."""
         try:
             item = None if self._items is None else next(self._items, None)
             if item is None or item.task[:3] != task:
-                self._items = iter(self._loader)  # the same processes; what they had ahead is dropped
+                self._plan.begin = task[:2]
+                self._items = iter(self._loader)  # the same processes
                 item = next(self._items)
             return item
         except RuntimeError as e:
@@ -108,6 +111,10 @@ class Loader:
         self._loader._iterator = None
         if (shut_down := getattr(items, "_shutdown_workers", None)) is not None:
             shut_down()  # now, not when the last reference is gone
+        for process in getattr(items, "_workers", ()):
+            if process.is_alive():  # after the loader's own patience
+                process.kill()
+                process.join()
 
 
 def _context() -> multiprocessing.context.BaseContext:

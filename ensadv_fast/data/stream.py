@@ -77,11 +77,8 @@ class Stream:
                              f"{len(split)} images")
         if not train and augment is not None:
             raise ValueError(f"Stream: augment: got {augment}, but images are not augmented with train=False")
-        c, height, width = split.in_shape
-        if isinstance(split, FolderSplit):
-            height = width = split.resize
         if augment is not None:
-            augment.check(height, width)
+            augment.check(*([split.resize] * 2 if isinstance(split, FolderSplit) else split.in_shape[1:]))
         self.device, self.seed, self.augment, self.channels_last = torch.device(device), seed, augment, channels_last
         self.limit = max(LEAST, int(max_corrupt * len(split))) if isinstance(max_corrupt, float) else max_corrupt
         if not train and (sampler.shuffle or sampler.drop_last):
@@ -93,6 +90,7 @@ class Stream:
         self._counted = sampler.epoch  # the epoch that `corrupt` is of
         self._split = split.to(self.device)
         self._key = ops.fresh_key(self.device, derive_seed(seed, "augment"))
+        self._mean, self._std = (fill(split.in_shape[0], device=self.device) for fill in (torch.zeros, torch.ones))
         self._loader: Loader | None = None
         self._side: SideStream | None = None
         self._ahead: _Sent | Exception | None = None
@@ -172,7 +170,7 @@ class Stream:
             images = self.augment(images, key, index)
         elif self._loader is not None:
             images = middle(images, self._split.size)
-        return ops.model_entry(images, None, None, channels_last=self.channels_last)
+        return ops.model_entry(images, self._mean, self._std, channels_last=self.channels_last)
 
     def state_dict(self) -> dict[str, int]:
         """The position right behind the batch last yielded, and the seeds: plain numbers, alike on all ranks."""
