@@ -379,5 +379,5 @@ def mixed_cross_entropy(logits: Tensor, y: Tensor, is_adv: Tensor, lam: float = 
     logits = logits if logits.dtype == torch.float64 else logits.float()
     losses = F.cross_entropy(logits, y if y.dim() == 1 else y.to(logits.dtype), reduction="none",
                              label_smoothing=label_smoothing)
-    weights = torch.where(is_adv, lam, torch.ones_like(losses))
+    weights = torch.ones_like(losses).masked_fill_(is_adv, lam)
     return (losses * weights).sum() / weights.sum()

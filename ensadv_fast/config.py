@@ -25,17 +25,23 @@ class Config:
     """
 
     preset: str = _option("main", f"how targets are trained: main (= {','.join(MAIN)}) or one or more of "
-                          f"{', '.join(PRESETS)}, separated by commas")
+                          f"{', '.join(PRESETS)}, separated by commas; or a whole run of ensadv_fast.presets, such as "
+                          "cifar10-eat or imagenet-eat-ens3, whose options others override")
     data: str = _option("digits", "digits, mnist[:DIR], fashion-mnist[:DIR] or cifar10[:DIR]")
-    model: str = _option("mnist:D", "the target: mnist:A|B|C|C_tanh|D, timm:NAME, torchvision:NAME, "
+    size: int | None = _option(None, "height and width of the images that networks take, of folders of image files "
+                               "(224)")
+    augment: str = _option("none", "random crops and mirror images in training: none, pad (4 zeros around), random, "
+                           "resized (of random area and shape)")
+    model: str = _option("mnist:D", "the target: mnist:A|B|C|C_tanh|D, cifar:resnet18, timm:NAME, torchvision:NAME, "
                          "package.module:callable")
+    init: str | None = _option(None, "a file of weights that targets start from")
     static: tuple[str, ...] = _option(("mnist:B", "mnist:D"), "static sources, each optionally with =CHECKPOINT; "
                                       "those without are trained first")
     held_out: tuple[str, ...] = _option(("mnist:A",), "sources that no target is trained on")
     eps: float = _option(0.3, "the L-infinity budget in image units, e.g. 0.3 or 8/255")
     epochs: int = _option(16, "epochs of each target")
-    source_epochs: int = _option(6, "epochs of each source that is trained here")
-    batch_size: int = _option(64, "clean images in a training step")
+    source_epochs: int = _option(6, "epochs of each source that is trained here; 0: none may be")
+    batch_size: int = _option(64, "clean images in a training step, on all ranks together")
     optimizer: str = _option("adam", "adam, sgd (Nesterov 0.9) or rmsprop (TensorFlow's, as for Inception: decay 0.9, "
                              "momentum 0.9, eps 1 inside the root)")
     lr: float = _option(1e-3, "peak learning rate, taken as it is: not scaled by the batch or by ranks")
@@ -61,6 +67,7 @@ class Config:
     select: str | None = _option(None, "how the source of a batch is chosen: uniform, rotate")
     crafting: str | None = _option(None, "eval, or train (dropout active while crafting)")
     delay: float | None = _option(None, "share of the steps before the first adversarial batch")
+    start_step: int | None = _option(None, "instead of --delay: steps before the first adversarial batch")
     alpha: float = _option(1 / 6, "random part of R+FGSM in units of eps (the MNIST code: 0.05 of 0.3)")
     eval_steps: int = _option(10, "steps of I-FGSM and PGD in the evaluation")
     eval_batch_size: int = _option(250, "images in an evaluation batch")
@@ -86,17 +93,15 @@ class Config:
                            "after each epoch; 0: none")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "source_epochs", "batch_size", "eval_steps", "eval_batch_size", "seeds",
+        for name in ("epochs", "batch_size", "eval_steps", "eval_batch_size", "seeds",
                      "log_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train: {name}: got {getattr(self, name)}, want at least 1")
-        if self.monitor < 0:
-            raise ValueError(f"train: monitor: got {self.monitor}, want 0 or more")
         for name in ("eps", "lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"train: {name}: got {getattr(self, name)}, want a positive number")
-        for name in ("warmup", "weight_decay", "aux", "clip"):
-            if not 0 <= getattr(self, name) < math.inf:
+        for name in ("monitor", "source_epochs", "warmup", "weight_decay", "aux", "clip", "start_step"):
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise ValueError(f"train: {name}: got {getattr(self, name)}, want 0 or more")
         if not 0 <= self.ema < 1:
             raise ValueError(f"train: ema: got {self.ema}, want 0 <= ema < 1")
@@ -106,6 +111,7 @@ class Config:
                              ("schedule", ("constant", "cosine", "cyclic", "decay")),
                              ("dtype", ("float32", "bfloat16", "float16")),
                              ("nan", ("stop", "skip")),
+                             ("augment", ("none", "pad", "random", "resized")),
                              ("eps_dist", (None, "fixed", "uniform", "truncated_normal")),
                              ("attack", (None, *ATTACKS))):
             if getattr(self, name) not in wanted:
@@ -116,12 +122,31 @@ class Config:
                 raise ValueError(f"train: preset {name} needs at least one static source (--static)")
         for spec in (self.model, *self.static, *self.held_out):
             models.parse(spec)
+        if (file := models.parse(self.model)[2]) is not None:
+            raise ValueError(f"train: model: got {self.model!r}, want it without weights: targets start from those of "
+                             f"--init {file}")
+
+    def exists(self, spec: str) -> bool:
+        """Has this source weights, so that it is not trained here?"""
+        family, _, file = models.parse(spec)
+        return file is not None or (self.download and family in ("timm", "torchvision"))
+
+    def check_weights(self) -> None:
+        """ValueError for a source without weights where none is to be trained here (source_epochs 0)."""
+        missing = [s for s in (*self.static, *self.held_out) if not self.source_epochs and not self.exists(s)]
+        if missing:
+            roles = [f"--{role.replace('_', '-')} " + " ".join(f"{s}=FILE" if s in missing else s for s in specs)
+                     for role in ("static", "held_out") if (specs := getattr(self, role))]
+            raise ValueError(f"train: no weights for {', '.join(missing)}, and this run trains no sources: give files, "
+                             f"{' '.join(roles)}; or --download for those that timm and torchvision publish; or "
+                             "--source-epochs N to train them here")
 
     def recipes(self) -> dict[str, Recipe]:
         """The presets of this run with the options that override them."""
         names = MAIN if self.preset == "main" else tuple(self.preset.split(","))
         if unknown := [n for n in names if n not in PRESETS]:
-            raise ValueError(f"train: preset: got {unknown[0]!r}, want main or one or more of {', '.join(PRESETS)}")
+            raise ValueError(f"train: preset: got {unknown[0]!r}, want main or one or more of {', '.join(PRESETS)} (a "
+                             "whole run comes from presets.configured)")
         given = {f.name: getattr(self, f.name) for f in fields(Recipe)
                  if f.name not in ("suffix", "static") and getattr(self, f.name) is not None}
         return {n: PRESETS[n] if PRESETS[n].attack is None else replace(PRESETS[n], **given) for n in names}

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import importlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from .cifar import CIFAR
 
 Shape = tuple[int, int, int]
 MNIST_SHAPE: Shape = (1, 28, 28)
+AUX = "+aux"
 
 
 def _flat(trunk: nn.Sequential, in_shape: Shape) -> int:
@@ -83,6 +87,30 @@ def mnist_d(num_classes: int = 10, in_shape: Shape = MNIST_SHAPE) -> nn.Sequenti
     return nn.Sequential(*layers, nn.Linear(width, num_classes))
 
 
+class Normalized(nn.Module):
+    """A network that expects (x - mean) / std, fed with images x in [0, 1]. Its weights keep the network's names."""
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net = net
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net((x - self.mean) / self.std)
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        return self.net.state_dict(*args, **options)
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        return self.net.load_state_dict(*args, **options)
+
+
+def parts(model: nn.Module) -> tuple[nn.Module, Tensor | None, Tensor | None]:
+    """(network, mean, std) of what `build` made: a `Source` normalises in its own entrance, in one pass."""
+    return (model.net, model.mean, model.std) if isinstance(model, Normalized) else (model, None, None)
+
+
 MNIST = {"A": mnist_a, "B": mnist_b, "C": mnist_c, "C_tanh": mnist_c_tanh, "D": mnist_d}
 
 
@@ -93,14 +121,15 @@ def parse(spec: str) -> tuple[str, str, str | None]:
     name, eq, checkpoint = spec.partition("=")
     family, colon, name = name.partition(":")
     if not colon or not family or not name or (eq and not checkpoint):
-        raise ValueError(f"model: got {spec!r}, want mnist:NAME, timm:NAME, torchvision:NAME or "
+        raise ValueError(f"model: got {spec!r}, want mnist:NAME, cifar:NAME, timm:NAME, torchvision:NAME or "
                          "package.module:callable, optionally followed by =CHECKPOINT")
     return family, name, checkpoint or None
 
 
 def short_name(spec: str) -> str:
-    """The part of a spec that names the network: 'mnist:A=runs/a.pt' -> 'A'."""
-    return parse(spec)[1]
+    """The part of a spec that names the network: 'mnist:A=runs/a.pt' -> 'A', 'timm:inception_v3+aux' ->
+    'inception_v3'."""
+    return parse(spec)[1].removesuffix(AUX)
 
 
 def device(name: str) -> torch.device:
@@ -120,29 +149,40 @@ def build(spec: str, num_classes: int | None = None, in_shape: Shape | None = No
           download: bool = False) -> nn.Module:
     """Make the network that `spec` names, in train mode, on the CPU, in float32.
 
-    spec: `mnist:A|B|C|C_tanh|D`, `timm:NAME`, `torchvision:NAME` or `package.module:callable` (called without
-        arguments), each optionally with `=CHECKPOINT`, a file of weights (see `load_weights`).
-    num_classes: width of the logits; None leaves the network's own default. in_shape: (C, H, W), for the mnist
-        networks. Both are left to a `package.module:callable` itself.
+    spec: `mnist:A|B|C|C_tanh|D`, `cifar:NAME` (`ensadv_fast.cifar.CIFAR`), `timm:NAME`, `torchvision:NAME` or
+        `package.module:callable` (called without arguments), each optionally with `=CHECKPOINT`, a file of weights
+        (see `load_weights`). `timm:NAME+aux` has the auxiliary classifier of timm's Inception v3: it gives
+        (logits, auxiliary logits).
+    num_classes: width of the logits; None leaves the network's own default. in_shape: (C, H, W): the mnist networks
+        are made for it, the others for its channels. Both are left to a `package.module:callable` itself.
     download: let timm and torchvision fetch their pretrained weights; nothing is downloaded otherwise.
-    The network gets its input as it is given; a normalisation belongs in `Source(model, mean=..., std=...)`.
+    All take images in [0, 1]: timm's and torchvision's networks for three channels are `Normalized`, by the mean and
+    std that their published weights were trained with, which is also declared nowhere else.
 
     Raises ValueError for an unknown or malformed name or a checkpoint that does not fit, ImportError where timm
     or torchvision is absent.
     """
     family, name, checkpoint = parse(spec)
     sizes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    statistics: tuple[Sequence[float] | None, Sequence[float] | None] = None, None
     if family == "mnist":
         if name not in MNIST:
             raise ValueError(f"model: got {spec!r}, the mnist networks are {', '.join(MNIST)}")
         model = MNIST[name](**sizes, **({} if in_shape is None else {"in_shape": in_shape}))
+    elif family == "cifar":
+        if name not in CIFAR:
+            raise ValueError(f"model: got {spec!r}, the cifar networks are {', '.join(CIFAR)}")
+        model = CIFAR[name](**sizes, **({} if in_shape is None else {"channels": in_shape[0]}))
     elif family == "timm":
         timm = _library("timm")
         if in_shape is not None:
             sizes["in_chans"] = in_shape[0]
-        if name not in timm.list_models(name):
+        if name.endswith(AUX):
+            name, sizes["aux_logits"] = name.removesuffix(AUX), True
+        if not timm.is_model(name):
             raise ValueError(f"model: timm has no network named {name!r}")
         model = timm.create_model(name, pretrained=download and checkpoint is None, **sizes)
+        statistics = model.pretrained_cfg.get("mean"), model.pretrained_cfg.get("std")
     elif family == "torchvision":
         tv = _library("torchvision").models
         if name not in tv.list_models():
@@ -150,6 +190,8 @@ def build(spec: str, num_classes: int | None = None, in_shape: Shape | None = No
         pretrained = download and checkpoint is None
         # torchvision refuses another width together with pretrained weights, which have their own.
         model = tv.get_model(name, weights="DEFAULT") if pretrained else tv.get_model(name, weights=None, **sizes)
+        made_for = tv.get_model_weights(name).DEFAULT.transforms()
+        statistics = getattr(made_for, "mean", None), getattr(made_for, "std", None)
     else:
         try:
             make = getattr(importlib.import_module(family), name)
@@ -160,24 +202,32 @@ def build(spec: str, num_classes: int | None = None, in_shape: Shape | None = No
             raise TypeError(f"model: {family}:{name}() returned {type(model).__name__}, want an nn.Module")
     if checkpoint is not None:
         load_weights(model, checkpoint)
-    return model
+    mean, std = statistics
+    if mean is None or std is None or len(mean) != (3 if in_shape is None else in_shape[0]):
+        return model
+    return Normalized(model, mean, std)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a file of weights into `model`, in place.
 
     The file is a state_dict as torch.save writes it, or a dict that holds one under 'model' (checkpoints of
-    `ensadv-fast train`), 'state_dict' or 'model_state_dict'; a 'module.' prefix (DDP) is dropped. It is read with
+    `ensadv-fast train`), 'state_dict' or 'model_state_dict'; a 'module.' prefix (DDP) is dropped. Where a checkpoint
+    of `ensadv-fast train` has averaged weights (--ema), these are taken; FILE#model names the others. It is read with
     weights_only=True: no code in it runs. Raises FileNotFoundError, and ValueError for a file that is corrupt or
     does not fit the model.
     """
-    path = Path(path)
+    path, averaged = Path(path), True
+    if path.name.endswith("#model") and not path.is_file():
+        path, averaged = path.with_name(path.name.removesuffix("#model")), False
     if not path.is_file():
         raise FileNotFoundError(f"model: no checkpoint at {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         raise ValueError(f"model: {path} is corrupt or no file of weights ({type(e).__name__}: {e})") from e
+    if averaged and isinstance(state, dict) and isinstance(state.get("ema"), dict):
+        state = state["ema"]
     for name in ("model", "state_dict", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]

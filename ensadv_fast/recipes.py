@@ -24,6 +24,11 @@ class Recipe:
     select: str = "uniform"
     crafting: str = "eval"
     delay: float = 0.0  # the share of all steps that comes before the first adversarial batch
+    start_step: int | None = None  # instead of `delay`: that many steps
+
+    def start(self, total: int) -> int:
+        """Steps, of `total`, before the first adversarial batch."""
+        return round(self.delay * total) if self.start_step is None else self.start_step
 
 
 PRESETS = {
@@ -35,6 +40,9 @@ PRESETS = {
     # Kurakin et al., Algorithm 1: k = m/2 replaced, lambda 0.3, eps per sample; adversarial examples from iteration
     # 10,000 of about 150,000 on.
     "kurakin": Recipe("_kurakin", "step_ll", lam=0.3, eps_dist="truncated_normal", delay=1 / 15),
+    # Tramer et al. on ImageNet: Step-LL on one of n sources, half of the batch replaced; lambda and eps per sample as
+    # Kurakin's, to whom they refer.
+    "eat": Recipe("_eat", "step_ll", lam=0.3, eps_dist="truncated_normal", static=True),
     # Wong et al., "Fast is better than free" (ICLR 2020): uniform start, one step of 1.25 eps, crafted in train mode.
     "fast-at": Recipe("_fast", "pgd", step=1.25, steps=1, fraction=1.0, crafting="train"),
     # Madry et al. (ICLR 2018): adversarial batch only.

@@ -74,7 +74,8 @@ class Update:
         self.watch.before()
         weights, losses, logits = [], [], []
         if len(parts) > 1:
-            weights = [(1 + (self.lam - 1) * b.is_adv.double()).sum() for b in parts]
+            ones = [torch.ones_like(b.is_adv, dtype=torch.float64) for b in parts]
+            weights = [one.masked_fill_(b.is_adv, self.lam).sum() for one, b in zip(ones, parts, strict=True)]
         for i, part in enumerate(parts):
             with self._alone(last=i == len(parts) - 1):
                 loss, out = self._loss(part)

@@ -325,7 +325,7 @@ def test_nan_is_skipped_by_choice(small, tmp_path, monkeypatch):
         return result
 
     monkeypatch.setattr(Training, "advance", poisoned)
-    with pytest.warns(UserWarning, match="step 8 are not finite.*left out"):
+    with pytest.warns(UserWarning, match="are not finite.*left out"):
         train.run(replace(small, nan="skip"), run, progress=False, say=lambda text: None)
     assert weights["before"] == weights["after"]
     assert [(r["step"], r["count"], r["skipped"]) for r in nonfinite(run)] == [(8, 1, True), (9, 1, True)]
@@ -379,7 +379,7 @@ def torchrun(run, small, *more, wait=None):
         **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"})
     if wait is not None:
         while not wait.exists():
-            assert started.poll() is None
+            assert started.poll() is None, started.communicate()
         children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGKILL)
     out, err = started.communicate(timeout=120)
