@@ -241,6 +241,61 @@ def kept(file: str) -> str:
                   "times less, float32", "times less, bfloat16"], rows)
 
 
+def scale(file: str) -> str:
+    """EAT on many GPUs by the cost model of bench/scale.py, what a GPU holds, and how the model was checked."""
+    result = load(file)
+    rows, memory = [], []
+    for r in result["predicted"]:
+        steps = {int(w): s for w, s in r["steps"].items()}
+        rows.append([r["preset"], str(r["batch"]), f"{r['gradient_bytes'] / 1e6:.1f}", f"{r['over_clean']:.2f}",
+                     *(f"{steps[w]['images_per_second']:,.0f}" for w in sorted(steps)),
+                     f"{steps[512]['images_per_second'] / (512 * steps[1]['images_per_second']):.0%}",
+                     "loaders" if steps[1]["data"] == steps[1]["seconds"] else "computing"])
+        m = result["memory"][r["preset"]]
+        memory.append([r["preset"], *(f"{m[k] / 1e6:,.0f}" for k in (
+            "weights", "gradients", "optimizer", "ema", "static_weights", "images", "kept_by_training",
+            "kept_by_crafting", "peak")), f"{m['kept_per_trained_image'] / 1e6:.1f}"])
+    a = result["assumed"]
+    given = [r["preset"] for r in result["predicted"] if r["costs_are"] == "measured"]
+    head = (f"Predicted, not measured. Assumed of a GPU: {a['tflops_float32']:g} (float32) and {a['tflops_bfloat16']:g} "
+            f"(bfloat16) sustained TFLOP/s, {a['memory_tb']:g} TB/s for the optimizer, {a['loaders']} loaders of "
+            f"{a['loader']:g} images/s; of the links: {a['inside_gb']:g} GB/s and {a['inside_us']:g} us in a node of "
+            f"{a['per_node']}, {a['between_gb']:g} GB/s and {a['between_us']:g} us between nodes. "
+            + (f"Seconds of images were given, as measured, for {', '.join(given)}. " if given else "")
+            + f"Images a second of all GPUs; commit {result['commit']}.")
+    head_2 = ("MB that a step holds on one GPU, counted on the CPU (`bench/scale_memory.py` says what is left out); "
+              "sources in bfloat16; the larger of what training and crafting keep counts in the sum:")
+    return "\n\n".join([head, table(
+        ["preset", "images a GPU", "gradients, MB", "EAT over clean training, time", "1 GPU", "8 GPUs", "64 GPUs",
+         "512 GPUs", "efficiency of 512", "bound by"], rows), head_2, table(
+        ["preset", "weights", "gradients", "optimizer", "EMA", "static sources", "images", "kept by training",
+         "kept by crafting", "in all", "kept of an image"], memory), *scale_checks(result)])
+
+
+def scale_checks(result: dict) -> list[str]:
+    """What the model says against what was measured."""
+    def row(what: str, form: str, predicted: float, measured: float, unit: float = 1.0) -> list[str]:
+        return [what, form.format(predicted / unit), form.format(measured / unit), f"{predicted / measured - 1:+.0%}"]
+
+    rows = [row(f"{r['network']}: step of EAT with {r['static']} static, ms", "{:.1f}", r["predicted_ms"],
+                r["measured_ms"]) for r in result["sources_check"]]
+    rows += [row(f"{r['network']}, batch {r['batch']}: memory of a clean step, MB", "{:.1f}", r["estimated_bytes"],
+                 r["measured_bytes"], 1e6) for r in result["memory_check"]]
+    words = ("The model against measurements on the CPU. Steps of EAT from a clean step, FGSM-AT and one static source "
+             "alone (`bench/results/train_step_cpu.json`); memory against the allocator's record")
+    t = result["timings"]
+    if t is None:
+        return [words + ":", table(["", "predicted", "measured", "off by"], rows)]
+    rows += [row(f"{t['network']}, EAT under {r['world']} gloo processes, ms a step", "{:.1f}", r["predicted_s"],
+                 r["measured_s"], 1e-3) for r in t["eat"]]
+    errors = "; ".join(f"{w} processes: median {e['median']:.0%}, most {e['most']:.0%}" for w, e in t["errors"].items())
+    return [words + f"; gloo processes on {t['cores']} cores from what the parts cost one process, a link fitted to "
+            f"every other size of all-reduces of two processes ({1e3 * t['latency_s']:.2f} ms, "
+            f"{t['bandwidth'] / 1e9:.2f} GB/s) and the wait of crowded ones ({1e3 * t['wait_s']:.2f} ms). The other "
+            f"all-reduces, 1 KiB to 64 MiB, are off by: {errors}. {conditions(result)}",
+            table(["", "predicted", "measured", "off by"], rows)]
+
+
 def tested() -> str:
     rows = [[t["torch"], t["python"], t["device"], t["how"], t["result"]] for t in load("tested_versions.json")["runs"]]
     return table(["torch", "Python", "device", "how", "result"], rows)
@@ -261,6 +316,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "kept_cpu": ("kept_cpu.json", lambda: kept("kept_cpu.json")),
     "ensemble_linear_cpu": ("ensemble_linear_cpu.json", lambda: ensemble_linear("ensemble_linear_cpu.json")),
     "ensemble_linear_cuda": ("ensemble_linear_cuda.json", lambda: ensemble_linear("ensemble_linear_cuda.json")),
+    "scale": ("scale.json", lambda: scale("scale.json")),
     "tested": ("tested_versions.json", tested),
     **{f"papers_{t}": (f"papers_{t}.json", lambda t=t: show.claims(load(f"papers_{t}.json"))) for t in "abcdefgh"},
 }
