@@ -66,7 +66,7 @@ def _resumed_folder(out: str | None, resume: str | None) -> tuple[Path, bool]:
 def train(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from . import models, ranks, stopping
+    from . import models, presets, ranks, stopping
     from . import train as driver
 
     given = {f.name: getattr(args, f.name) for f in fields(driver.Config) if hasattr(args, f.name)}
@@ -74,7 +74,7 @@ def train(args: argparse.Namespace) -> int:
     with ranks.opened(models.device(given.get("device", driver.Config.device))) as here:
         # Rank 0 finds the folder for all: names depend on the clock, and what is there changes at once.
         folder, resume, before = here.tell(_found(args, driver.load_config) if here.main else None)
-        config = driver.Config(**given) if before is None else replace(before, **given)
+        config = presets.configured(**given) if before is None else replace(before, **presets.expanded(given))
         if here.main:
             print(f"run folder: {folder}", file=sys.stderr)
         try:
@@ -84,7 +84,8 @@ def train(args: argparse.Namespace) -> int:
                 print(f"ensadv-fast: {e}; the same command goes on with --resume {folder}", file=sys.stderr)
             return 0
     if here.main:
-        print(f"\nreport.html, results.json, metrics.jsonl and checkpoints are in {folder}")
+        what = "report.html, results.json, metrics.jsonl and checkpoints" if config.evaluate else "the checkpoints"
+        print(f"\n{what} are in {folder}")
     return 0
 
 

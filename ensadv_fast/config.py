@@ -84,6 +84,7 @@ class Config:
     threads: int = _option(0, "CPU threads of each worker; 0: the cores divided among the workers")
     save_every: int = _option(0, "steps between checkpoints; 0: once an epoch")
     log_every: int = _option(50, "steps between lines of metrics.jsonl")
+    evaluate: bool = _option(True, "attack the trained networks, and write results.json and the report")
     keep: int = _option(2, "checkpoints that are kept of a network in training")
     loaders: int = _option(0, "processes of each rank that decode image files; 0: this one does")
     max_corrupt: float = _option(0.001, "share of the training images that may be damaged files in an epoch")
@@ -153,8 +154,8 @@ class Config:
 
 
 # What may differ when a run is resumed: nothing that its numbers depend on.
-RUNTIME_OPTIONS = ("device", "workers", "threads", "save_every", "log_every", "keep", "loaders", "max_corrupt",
-                   "tensorboard", "monitor", "nan")  # of "nan" only those of a run that would have stopped
+RUNTIME_OPTIONS = ("device", "workers", "threads", "save_every", "log_every", "evaluate", "keep", "loaders",
+                   "max_corrupt", "tensorboard", "monitor", "nan")  # of "nan" only those of a run that would have stopped
 
 
 def open_folder(config: Config, folder: Path, resume: bool) -> None:

@@ -25,15 +25,16 @@ from .meter import Meter
 from .optimizers import learning_rate
 from .recipes import Recipe, make_attack
 from .source import Source
-from .update import Update, labels
+from .update import Update, labels, prepare
 
 NONFINITE = "nonfinite.jsonl"  # in a run folder: a line for each look that found such steps
 
 
 @dataclass(frozen=True)
 class Job:
-    """One network to train: `name` is its checkpoint's, `seed` decides all that is random in it, and `static` are
-    the specs, with checkpoints, of the static sources it is trained on."""
+    """One network to train: `name` is its checkpoint's, `seed` decides all that is random in it, `static` are the
+    specs, with checkpoints, of the static sources it is trained on, and `init` is the file of weights it starts from.
+    """
 
     name: str
     spec: str
@@ -41,6 +42,7 @@ class Job:
     seed: int
     epochs: int
     static: tuple[str, ...] = ()
+    init: str | None = None
 
     def path(self, folder: Path) -> Path:
         """Its newest checkpoint, and in the end its result."""
@@ -75,7 +77,7 @@ class Run:
         """The run as this process sees it: each process loads the data once."""
         here = ranks.here()
         device = here.device(models.device(config.device))
-        return Run(config, folder, _dataset(config.data, device), device, progress and here.main, here)
+        return Run(config, folder, _dataset(config.data, config.size, device), device, progress and here.main, here)
 
     def build(self, spec: str, download: bool = False) -> nn.Module:
         return models.build(spec, self.dataset.classes, self.dataset.in_shape, download).to(self.device)
@@ -86,8 +88,8 @@ class Run:
 
 
 @functools.lru_cache(maxsize=1)
-def _dataset(spec: str, device: torch.device) -> data.Dataset:
-    return data.load(spec).to(device)
+def _dataset(spec: str, size: int | None, device: torch.device) -> data.Dataset:
+    return data.load(spec, size).to(device)
 
 
 def make_adversary(run: Run, job: Job, model: nn.Module, total: int) -> EnsembleAdversary:
@@ -99,7 +101,7 @@ def make_adversary(run: Run, job: Job, model: nn.Module, total: int) -> Ensemble
         r.attack, config.eps, alpha=config.alpha, step=r.step, steps=r.steps, rule=r.rule)
     return EnsembleAdversary(
         model, [make_source(config, run.build(s, config.download), r.crafting) for s in job.static], attack,
-        fraction=r.fraction, mix=r.mix, select=r.select, crafting=r.crafting, start_step=round(r.delay * total),
+        fraction=r.fraction, mix=r.mix, select=r.select, crafting=r.crafting, start_step=r.start(total),
         eps_dist=None if r.eps_dist == "fixed" else EpsDistribution(config.eps, r.eps_dist),
         key=ops.fresh_key("cpu", derive_seed(job.seed, "adversary")))
 
@@ -116,7 +118,8 @@ def make_monitor(run: Run, job: Job, model: nn.Module) -> OverfittingMonitor | N
 
 def make_source(config: Config, model: nn.Module, crafting: str = "eval") -> Source:
     dtype = config.source_dtype if config.source_dtype == "auto" else getattr(torch, config.source_dtype)
-    return Source(model, dtype=dtype, crafting=crafting)
+    net, mean, std = models.parts(model)
+    return Source(net, mean=mean, std=std, dtype=dtype, crafting=crafting)
 
 
 class Training:
@@ -131,7 +134,9 @@ class Training:
         config, here, train = run.config, run.ranks, run.dataset.train
         self.run, self.job = run, job
         torch.manual_seed(derive_seed(job.seed, "weights"))
-        self.model = run.build(job.spec)
+        self.model = prepare(config, run.build(job.spec))
+        if job.init is not None:
+            models.load_weights(self.model, job.init)
         if here.world > 1 and config.sync_bn:
             self.model = sync_norm.convert(self.model)
         if here.rank:
@@ -141,7 +146,9 @@ class Training:
         sampler = data.Sampler(len(train), config.batch_size, derive_seed(job.seed, "order"), rank=here.rank,
                                world=here.world)
         self.stream = data.Stream(train, sampler, device=run.device, seed=derive_seed(job.seed, "augment"),
-                                  workers=config.loaders, max_corrupt=config.max_corrupt)
+                                  augment=None if config.augment == "none" else data.Augment(
+                                      train.in_shape[1], crop=config.augment), workers=config.loaders,
+                                  channels_last=config.channels_last, max_corrupt=config.max_corrupt)
         self.per_epoch = len(sampler)
         self.total = job.epochs * self.per_epoch  # steps
         dropout = torch.get_rng_state()  # building static sources draws initial weights that are replaced at once

@@ -51,17 +51,16 @@ def plan(config: Config, folder: Path) -> tuple[dict[str, Job | str], dict[str, 
     held_out = unique(config.held_out, static)
     sources: dict[str, Job | str] = {}
     for name, spec in (static | held_out).items():
-        family, _, file = models.parse(spec)
-        exists = file is not None or (config.download and family in ("timm", "torchvision"))
         # Sources have seeds of their own: also a static D is another network than any target D.
-        sources[name] = spec if exists else Job(f"source-{name}", spec, PRESETS["plain"],
+        sources[name] = spec if config.exists(spec) else Job(f"source-{name}", spec, PRESETS["plain"],
                                                 derive_seed(config.seed, "source", name), config.source_epochs)
     targets: dict[str, dict[int, Job]] = {}
     for recipe in config.recipes().values():
         name = models.short_name(config.model) + recipe.suffix
         specs = tuple(trained(sources[s], folder) for s in static) if recipe.static else ()
         targets[name] = {seed: Job(f"{name}-seed{seed}", config.model, recipe, derive_seed(seed, "target"),
-                                   config.epochs, specs) for seed in range(config.seed, config.seed + config.seeds)}
+                                   config.epochs, specs, config.init)
+                         for seed in range(config.seed, config.seed + config.seeds)}
     return sources, targets
 
 
@@ -84,7 +83,8 @@ def forget_unsaved(folder: Path, jobs: list[Job]) -> None:
 
 def run(config: Config, folder: str | Path, *, resume: bool = False, progress: bool = True,
         say: Callable[[str], object] = print) -> dict[str, Any]:
-    """Train and evaluate everything that `config` asks for in `folder`; the contents of results.json.
+    """Train and evaluate everything that `config` asks for in `folder`; the contents of results.json, or nothing where
+    config.evaluate is off.
 
     resume: go on with the run that is in the folder; its trained networks are kept, interrupted ones continue.
     progress: show bars where stderr is a terminal. say: where the table goes. With more than one worker, processes
@@ -118,6 +118,8 @@ def _run(config: Config, folder: Path, resume: bool, progress: bool, say: Callab
     with workers.pool(n, threads) as executor:
         seconds = train_all(executor, shared, sources, targets)
         middle = time.perf_counter()
+        if not config.evaluate:
+            return {}
         with stopping.at_once():
             matrix = assess_all(executor, shared, sources, targets)
     if matrix is None:
