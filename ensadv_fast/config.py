@@ -153,9 +153,10 @@ class Config:
         return {n: PRESETS[n] if PRESETS[n].attack is None else replace(PRESETS[n], **given) for n in names}
 
 
-# What may differ when a run is resumed: nothing that its numbers depend on.
+# What may differ when a run is resumed: nothing that its numbers depend on (on "nan" those of a run that would have
+# stopped).
 RUNTIME_OPTIONS = ("device", "workers", "threads", "save_every", "log_every", "evaluate", "keep", "loaders",
-                   "max_corrupt", "tensorboard", "monitor", "nan")  # of "nan" only those of a run that would have stopped
+                   "max_corrupt", "tensorboard", "monitor", "nan")
 
 
 def open_folder(config: Config, folder: Path, resume: bool) -> None:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from . import attacks, checkpoint, evaluate, models, ops, ranks, report, samples, stopping, versions, workers
 from .config import Config, load_config, open_folder
 from .data import derive_seed
-from .fit import Job, Run, fit, make_source
+from .fit import fit
+from .job import Job, Run, make_source
 from .recipes import ATTACKS, MAIN, PRESETS, Recipe, make_attack
 
 __all__ = ["ATTACKS", "Config", "Job", "MAIN", "PRESETS", "Recipe", "Run", "fit", "load_config", "make_attack",

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from ensadv_fast import checkpoint, cli, logs, ranks, stopping, train
-from ensadv_fast.fit import NONFINITE, Training
 from ensadv_fast.train import Config
+from ensadv_fast.training import NONFINITE, Training
 
 ENS = "D_ens-seed0"
 SERVER = multiprocessing.get_context("forkserver")

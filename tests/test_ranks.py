@@ -13,7 +13,8 @@ from ensadv_fast import Source, ranks, sync_norm
 from ensadv_fast.adversary import EnsembleAdversary, EpsDistribution, Part, weight
 from ensadv_fast.attacks import fgsm
 from ensadv_fast.config import Config
-from ensadv_fast.fit import Job, Run, fit
+from ensadv_fast.fit import fit
+from ensadv_fast.job import Job, Run
 from ensadv_fast.recipes import PRESETS, Recipe
 
 BATCH, STEPS = 18, 6  # five batches of 18 of the 96 samples, and one of 6: neither is four ranks' equal shares
@@ -41,7 +42,7 @@ def exact(config, model, crafting="eval"):
 
 
 def trained(name, folder, out, model="networks:double_net", **more):
-    from ensadv_fast import fit as module
+    from ensadv_fast import training as module
 
     recipe, options = CASES[name]
     (out / "models").mkdir(parents=True, exist_ok=True)
