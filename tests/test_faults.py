@@ -333,41 +333,6 @@ def test_nan_is_skipped_by_choice(small, tmp_path, monkeypatch):
     assert [r["step"] for r in lines if not r["finite"]] == [8, 12]
 
 
-# ------------------------------------------------------------------------------------------------- host syncs
-
-
-def test_between_log_lines_no_value_of_a_tensor_is_asked_for(small, tmp_path, monkeypatch):
-    """What waits for a GPU, counted on the CPU: one read a log line, one more for each checkpoint."""
-    reads = []
-    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__"):
-        def counted(self, *more, name=name, method=getattr(torch.Tensor, name)):
-            reads.append(name)
-            return method(self, *more)
-
-        monkeypatch.setattr(torch.Tensor, name, counted)
-    seen, advance, line = [], Training.advance, Training.line
-
-    def advanced(self, *batch):
-        before = len(reads)
-        result = advance(self, *batch)
-        seen.append(("step", reads[before:]))
-        return result
-
-    def lined(self):
-        before = len(reads)
-        result = line(self)
-        seen.append(("line", reads[before:]))
-        return result
-
-    monkeypatch.setattr(Training, "advance", advanced)
-    monkeypatch.setattr(Training, "line", lined)
-    train.run(replace(small, preset="kurakin", monitor=0), tmp_path / "run", progress=False, say=lambda text: None)
-    assert [r for kind, r in seen if kind == "line"] and all(r == ["tolist"] for kind, r in seen if kind == "line")
-    steps = [r for kind, r in seen if kind == "step"]
-    assert len(steps) > 18
-    print(steps[0], steps[-1])
-
-
 # ------------------------------------------------------------------------------------------------- torchrun
 
 

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from networks import double_net
 from torch import nn
 
-from ensadv_fast import Source, ranks, sync_norm
+from ensadv_fast import Source, ranks, sync_norm, train
 from ensadv_fast.adversary import EnsembleAdversary, EpsDistribution, Part, weight
 from ensadv_fast.attacks import fgsm
 from ensadv_fast.config import Config
@@ -71,6 +71,7 @@ def worker(rank, world, folder, out, store):
             crafting_is_silent(counted)
         here.barrier()
         checks(here)
+        differing(here, folder, out)
         if here.main:
             torch.save(results, out / "results.pt")
         here.barrier()
@@ -99,6 +100,18 @@ def crafting_is_silent(counted):
     assert counted.calls == before
     model(torch.rand(4, 1, 28, 28))
     assert counted.calls == before + 1
+
+
+def differing(here, folder, out):
+    """Ranks that were started with other options or data find out."""
+    run = Run.open(config_of(folder), out, False)
+    train.check_ranks(run)
+    with pytest.raises(ValueError, match="--lr differs between processes: rank 1 has 0.5, rank 0 has 0.001"):
+        train.check_ranks(replace(run, config=replace(run.config, lr=0.5 if here.rank == 1 else 0.001)))
+    labels = run.dataset.test.labels.clone()
+    labels[3] += here.rank == 1
+    with pytest.raises(ValueError, match="the data set mnist:.* differs between processes"):
+        train.check_ranks(replace(run, dataset=replace(run.dataset, test=replace(run.dataset.test, labels=labels))))
 
 
 def checks(here):
