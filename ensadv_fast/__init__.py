@@ -1,4 +1,7 @@
 """Fast, correct adversarial examples for PyTorch classifiers, and ensemble adversarial training on them."""
+import importlib
+from types import ModuleType
+
 from . import compat, diagnose, evaluate, ops
 from .adversary import AdversarialBatch, EnsembleAdversary, EpsDistribution, mixed_cross_entropy
 from .agreement import Agreement
@@ -45,3 +48,10 @@ __all__ = [
     "random_normal", "random_sign", "si", "sinifgsm", "split", "step_ll", "step_rnd", "ti", "tifgsm", "vmifgsm",
     "vnifgsm", "vt",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """The training driver, networks by name and data sets are imported where they are first asked for."""
+    if name in ("data", "models", "train"):
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

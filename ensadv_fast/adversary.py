@@ -190,7 +190,7 @@ class EnsembleAdversary:
             return int(chosen)
         if self.select == "rotate":
             return step % n
-        weights = [1.0] * n if self.select == "uniform" else self.select
+        weights = [1.0] * n if isinstance(self.select, str) else self.select
         edges = list(itertools.accumulate(weights))
         u = derive_seed(self.seed, "source", step) / 2**63
         # A weight of zero must never be drawn, also where u rounds up to 1: step back over empty intervals.
@@ -275,6 +275,7 @@ class EnsembleAdversary:
         # torch's generators, which dropout draws from, are seeded on the host: there the key must not be waited for.
         at = torch.device("cpu") if source.crafting == "train" else x.device
         attack_key = self._step_keys(step, at)[1]
+        eps: float | Tensor | None
         if isinstance(self.eps_dist, EpsDistribution):
             eps = self.eps_dist(x.shape[0], eps_key, index)
         elif callable(self.eps_dist):
@@ -302,10 +303,11 @@ class EnsembleAdversary:
                 if ahead is None or ahead.when != (self.seed, self.step):
                     batch = self(*item)
                 else:
-                    batch = ahead.batch
-                    if batch is None:
+                    if ahead.batch is None:
                         batch = self._batch(self.step, ahead.source, *item)
                     else:
+                        batch = ahead.batch
+                        assert side is not None  # it was crafted there
                         side.hand_over((batch.x, batch.y, batch.is_adv))
                     self.step += 1
                 ahead, failure = None, None

@@ -1,9 +1,9 @@
 """The attack: what all attacks share, and the one loop that gradient attacks are."""
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -48,16 +48,31 @@ class BaseAttack(ABC):
     lo: float = 0.0
     hi: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         op = self.name
         _size(op, "eps", self.eps)
         check.choice(op, "rule", self.rule, RULES)
         check.number(op, "kappa", self.kappa)
         check.bounds(op, self.lo, self.hi, torch.float32)
 
+    @overload
     def __call__(self, source: "BaseSource | nn.Module", x: Tensor, y: Tensor | None = None, *,
                  key: Tensor | None = None, eps: float | Tensor | None = None, index: Tensor | None = None,
-                 out: Tensor | None = None, return_info: bool = False) -> "Tensor | AttackResult":
+                 out: Tensor | None = None, return_info: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def __call__(self, source: "BaseSource | nn.Module", x: Tensor, y: Tensor | None = None, *,
+                 key: Tensor | None = None, eps: float | Tensor | None = None, index: Tensor | None = None,
+                 out: Tensor | None = None, return_info: Literal[True]) -> AttackResult: ...
+
+    @overload
+    def __call__(self, source: "BaseSource | nn.Module", x: Tensor, y: Tensor | None = None, *,
+                 key: Tensor | None = None, eps: float | Tensor | None = None, index: Tensor | None = None,
+                 out: Tensor | None = None, return_info: bool) -> Tensor | AttackResult: ...
+
+    def __call__(self, source: "BaseSource | nn.Module", x: Tensor, y: Tensor | None = None, *,
+                 key: Tensor | None = None, eps: float | Tensor | None = None, index: Tensor | None = None,
+                 out: Tensor | None = None, return_info: bool = False) -> Tensor | AttackResult:
         """Adversarial examples for images x [N, ...] in [lo, hi].
 
         Args:
@@ -98,20 +113,23 @@ class BaseAttack(ABC):
             x_adv = wide(x).to(ref.result_dtype(x)) if out is None else out
             return AttackResult(x_adv, empty.long(), empty, empty.bool()) if return_info else x_adv
 
-        def work(x, y, sizes, key, index, out):
+        def work(x: Tensor, y: Tensor | None, sizes: Sizes, key: Tensor | None, index: Tensor | None,
+                 out: Tensor | None) -> AttackResult | Tensor:
             start_key, label_key, craft_key = (None,) * 3 if key is None else keys.split(key, 3)
-            if key is not None:  # the third stays where it is: generators are seeded from the host
+            if start_key is not None and label_key is not None:  # the third stays: generators are seeded from the host
                 start_key, label_key = (k.to(x.device, non_blocking=True) for k in (start_key, label_key))
             with source.session(craft_key), torch.no_grad():
                 result = self._worst_of(source, x, y, sizes, start_key, label_key, index, out)
-                if return_info and result.labels is None:
-                    result = self._looked_at(source, x, y, result.x_adv, label_key, index)
+                if isinstance(result, AttackResult):
+                    return result
+                if return_info:
+                    return self._looked_at(source, x, y, result, label_key, index)
                 return result
 
         if self.capturable:
             return replay.run(source, self, work, x, y, sizes, key, index, out, return_info)
         result = work(x, y, sizes, key, index, out)
-        return result if return_info else result.x_adv
+        return result if return_info or isinstance(result, Tensor) else result.x_adv
 
     def _key(self, source: BaseSource, key: Tensor | None, x: Tensor) -> Tensor | None:
         """The key, on the CPU or x's device; the package's next one only where anything is drawn."""
@@ -138,17 +156,16 @@ class BaseAttack(ABC):
 
     @abstractmethod
     def _worst_of(self, source: BaseSource, x: Tensor, y: Tensor | None, sizes: "Sizes", start_key: Tensor | None,
-                  label_key: Tensor | None, index: Tensor | None, out: Tensor | None) -> AttackResult:
-        """The whole work on checked arguments, in a session, for N >= 1. labels None: it looked at nothing."""
+                  label_key: Tensor | None, index: Tensor | None, out: Tensor | None) -> AttackResult | Tensor:
+        """The whole work on checked arguments, in a session, for N >= 1. A tensor, x_adv: it looked at nothing."""
 
     def _looked_at(self, source: BaseSource, x: Tensor, y: Tensor | None, x_adv: Tensor, label_key: Tensor | None,
                    index: Tensor | None) -> AttackResult:
         """What an attack that looks at nothing says of itself where it is asked: by one forward pass, or two."""
-        labels = y
         if y is None or self.rule != "true":
-            labels = choose_labels(source.logits(wide(x)), y, self.rule, label_key, index)
-        loss, logits = self._losses(source, wide(x_adv), labels)
-        return AttackResult(x_adv, labels, loss, self._met(logits, labels))
+            y = choose_labels(source.logits(wide(x)), y, self.rule, label_key, index)
+        loss, logits = self._losses(source, wide(x_adv), y)
+        return AttackResult(x_adv, y, loss, self._met(logits, y))
 
     def _losses(self, source: BaseSource, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(loss [N], logits [N, C]) by one forward pass alone."""
@@ -203,7 +220,7 @@ class Attack(BaseAttack):
     nesterov: bool = False
     variance: VarianceTuning | int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         op = self.name
         check.choice(op, "loss", self.loss, (*LOSSES, "entropy", None))
@@ -254,6 +271,11 @@ class Attack(BaseAttack):
         return self.loss is not None
 
     @property
+    def _tuning(self) -> VarianceTuning | None:
+        """`variance`, of which __post_init__ has made a VarianceTuning."""
+        return VarianceTuning(self.variance) if isinstance(self.variance, int) else self.variance
+
+    @property
     def norm(self) -> str:
         """Of the ball: "linf" or "l2"."""
         return "l2" if self.direction == "l2" else "linf"
@@ -277,7 +299,7 @@ class Attack(BaseAttack):
         if self.start == "rademacher" and self.loss is not None:
             start = eps / 2 if self.alpha is None else self.alpha
             if tensor is not None:
-                start = eps / 2 if self.alpha is None else eps.clamp(max=self.alpha)
+                start = tensor / 2 if self.alpha is None else tensor.clamp(max=self.alpha)
             elif start > eps:
                 raise ValueError(f"{op}: alpha = {start} belongs to the budget and must not exceed eps, got {eps}")
             step = eps - start
@@ -285,21 +307,22 @@ class Attack(BaseAttack):
             step = self.step
         elif self.step_over_eps is not None:
             step = self.step_over_eps * eps
-        return Sizes(eps, start, step, steps, 0.0 if self.variance is None else self.variance.beta * eps)
+        return Sizes(eps, start, step, steps, 0.0 if self._tuning is None else self._tuning.beta * eps)
 
     def _worst_of(self, source: BaseSource, x: Tensor, y: Tensor | None, sizes: "Sizes", start_key: Tensor | None,
-                  label_key: Tensor | None, index: Tensor | None, out: Tensor | None) -> AttackResult:
+                  label_key: Tensor | None, index: Tensor | None, out: Tensor | None) -> AttackResult | Tensor:
         """Run once per restart; with more than one, keep per sample the example on which the loss ended worst."""
         if self.loss is None:
-            x_adv = ops.random_step(x, start_key, sizes.start, kind=self.start, index=index, lo=self.lo, hi=self.hi,
-                                    out=out)
-            return AttackResult(x_adv, None, None, None)
+            assert start_key is not None and self.start is not None
+            return ops.random_step(x, start_key, sizes.start, kind=self.start, index=index, lo=self.lo, hi=self.hi,
+                                   out=out)
         labels = None
         first_is_clean = self.start is None and all(t.clean_first for t in self.transforms)
         if not first_is_clean and (self.rule != "true" or y is None):
             labels = choose_labels(source.logits(wide(x)), y, self.rule, label_key, index)
         if self.restarts == 1:
             return self._run(source, x, y, labels, sizes, start_key, label_key, index, out)
+        assert start_key is not None
         best: AttackResult | None = None
         for restart_key in keys.split(start_key, self.restarts):
             run = self._run(source, x, y, labels, sizes, restart_key, label_key, index, None)
@@ -314,6 +337,7 @@ class Attack(BaseAttack):
             pick = worse.view(-1, *[1] * (x.dim() - 1))
             best = AttackResult(torch.where(pick, run.x_adv, best.x_adv), labels,
                                 torch.where(worse, run.loss, best.loss), run.success | best.success)
+        assert best is not None
         if out is None:
             return best
         if out.dtype == best.x_adv.dtype:
@@ -324,37 +348,45 @@ class Attack(BaseAttack):
     def _run(self, source: BaseSource, x: Tensor, y: Tensor | None, labels: Tensor | None, sizes: "Sizes",
              start_key: Tensor | None, label_key: Tensor | None, index: Tensor | None,
              out: Tensor | None) -> AttackResult:
+        loss, tuning = self.loss, self._tuning
+        assert loss is not None
+
         def look(image: Tensor) -> InputGrad:
             """One forward and backward pass; the first chooses the labels where they are not given."""
             nonlocal labels
             given, rule = (y, self.rule) if labels is None else (labels, "true")
-            if self.loss == "entropy":
+            if loss == "entropy":
                 passed = entropy.input_grad(source, image, given, rule, label_key, index)
             else:
-                passed = source.input_grad_unchecked(image, given, rule, self.targeted, self.loss, self.kappa,
+                passed = source.input_grad_unchecked(image, given, rule, self.targeted, loss, self.kappa,
                                                      label_key, index, rescale=True)
             labels = passed.labels
             return passed
 
         clean = wide(x)
         # Children 0 to 2 of the key are the L2 start's and the neighbours'; a start in L-inf takes the key itself.
-        drawing = self.norm == "l2" or self.variance is not None or any(t.draws for t in self.transforms)
-        own = (list(keys.split(start_key, 3 + len(self.transforms))) if start_key is not None and drawing
-               else [None] * (3 + len(self.transforms)))
+        drawing = self.norm == "l2" or tuning is not None or any(t.draws for t in self.transforms)
+        own: list[Tensor | None] = [None] * (3 + len(self.transforms))
+        if start_key is not None and drawing:
+            own = list(keys.split(start_key, len(own)))
         current = self._started(clean, sizes, start_key, own, index)
-        neighbours = 0 if self.variance is None else self.variance.n
+        neighbours = 0 if tuning is None else tuning.n
         gradient = _Gradient(look, self.transforms, clean, own[3:], index, sizes.steps * (1 + neighbours),
                              averaged=neighbours > 0)
-        around = keys.split(own[2], sizes.steps * neighbours) if neighbours else ()
+        around: Sequence[Tensor] = ()
+        if neighbours and own[2] is not None:
+            around = list(keys.split(own[2], sizes.steps * neighbours))
         momentum = None if self.momentum is None else torch.zeros_like(clean)
         tuned: Tensor | None = None  # the variance of the gradient, of the step before
         step = -sizes.step if self.targeted else sizes.step
         # A single step from x itself cannot leave the ball, so the center need not be read.
         free = sizes.steps == 1 and self.start is None and self.step is None and self.step_over_eps is None
-        ball = {} if free and self.direction != "max" else {"center": clean, "eps": sizes.eps}
+        ball: dict[str, Any] = {} if free and self.direction != "max" else {"center": clean, "eps": sizes.eps}
         for i in range(sizes.steps):
             number, last = i * (1 + neighbours), i == sizes.steps - 1
-            at = current if not self.nesterov or i == 0 else current + momentum * over(self.momentum * step, clean)
+            at = current
+            if self.nesterov and i and momentum is not None and self.momentum is not None:
+                at = current + momentum * over(self.momentum * step, clean)
             passed, grad = gradient.at(at, number)
             followed = grad if tuned is None else grad + tuned
             if neighbours and not last:
@@ -364,52 +396,55 @@ class Attack(BaseAttack):
                                            index=index, clip=False)
                     _, one = gradient.at(near, number + 1 + j)
                     total = one if total is None else total.add_(one)
+                assert total is not None
                 tuned = (total / neighbours).sub_(grad)
             target = None if current is clean else current  # iterates move in place, x never does
             if last and (out is not None or ref.result_dtype(x) != clean.dtype):
                 target = torch.empty_like(x) if out is None else out
             current = self._stepped(current, gradient.smoothed(followed), momentum, step, ball, target)
-        return AttackResult(current, labels, passed.loss, self._met(passed.logits, labels))
+        return AttackResult(current, passed.labels, passed.loss, self._met(passed.logits, passed.labels))
 
     def _started(self, clean: Tensor, sizes: "Sizes", key: Tensor | None, own: list[Tensor | None],
                  index: Tensor | None) -> Tensor:
         if self.start is None:
             return clean
+        assert key is not None
         if self.norm == "linf":
             return ops.random_step(clean, key, sizes.start, kind=self.start, index=index, lo=self.lo, hi=self.hi,
                                    clip=self.clip_start)
         # Uniform in the L2 ball: a normal's direction, and the d-th root of U(0, 1) for the length.
+        assert own[0] is not None and own[1] is not None
         noise = ops.random_step(torch.zeros_like(clean), own[0], 1.0, kind="normal", index=index, clip=False)
         length = ops.sample_eps(len(clean), own[1], dist="uniform", eps_max=1.0, index=index)
         length = length.to(clean.dtype) ** (1 / max(1, clean[0].numel()))
-        box = {"lo": self.lo, "hi": self.hi} if self.clip_start else {"lo": -torch.inf, "hi": torch.inf}
-        return ops.l2_step(clean, noise, length * sizes.start, **box)
+        lo, hi = (self.lo, self.hi) if self.clip_start else (-torch.inf, torch.inf)
+        return ops.l2_step(clean, noise, length * sizes.start, lo=lo, hi=hi)
 
-    def _stepped(self, current: Tensor, grad: Tensor, momentum: Tensor | None, step: float | Tensor, ball: dict,
-                 out: Tensor | None) -> Tensor:
+    def _stepped(self, current: Tensor, grad: Tensor, momentum: Tensor | None, step: float | Tensor,
+                 ball: dict[str, Any],                  out: Tensor | None) -> Tensor:
         """The next iterate, written to `out` where given; momentum is updated in place."""
-        box = {"lo": self.lo, "hi": self.hi}
+        within: dict[str, Any] = {**ball, "lo": self.lo, "hi": self.hi}
         if self.direction == "sign":
-            if momentum is None:
-                return ops.sign_step(current, grad, step, **ball, **box, out=out)
-            return ops.momentum_step(current, grad, momentum, step, decay=self.momentum, **ball, **box, out=out)
-        if momentum is not None:
+            if momentum is None or self.momentum is None:
+                return ops.sign_step(current, grad, step, **within, out=out)
+            return ops.momentum_step(current, grad, momentum, step, decay=self.momentum, **within, out=out)
+        if momentum is not None and self.momentum is not None:
             ops.momentum_step(current, grad, momentum, 0.0, decay=self.momentum)  # for the momentum's sake
             grad = momentum
         if self.direction == "l2":
-            return ops.l2_step(current, grad, step, **ball, **box, out=out)
+            return ops.l2_step(current, grad, step, **within, out=out)
         grad = grad.to(current.dtype).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
         largest = over(grad.abs().flatten(1).amax(1), current)
         usable = (largest > 0) & (largest < torch.inf)
         moved = torch.where(usable, current + over(step, current) * (grad / largest), current)
-        return ops.project(moved, **ball, **box, out=out)
+        return ops.project(moved, **within, out=out)
 
 
 class _Gradient:
     """The gradient that a step follows: the mean over the views that transforms take of a point, each taken back."""
 
     def __init__(self, look: Callable[[Tensor], InputGrad], transforms: tuple[Transform, ...], x: Tensor,
-                 own: list[Tensor | None], index: Tensor | None, evaluations: int, averaged: bool):
+                 own: list[Tensor | None], index: Tensor | None, evaluations: int, averaged: bool) -> None:
         self.look = look
         self.copies = list(itertools.product(*(range(t.copies) for t in transforms)))
         passes = evaluations * len(self.copies)
@@ -422,7 +457,7 @@ class _Gradient:
         first: InputGrad | None = None
         total: Tensor | None = None
         for c, copy in enumerate(self.copies):
-            image, backs = point, []
+            image, backs = point, list[Callable[[Tensor], Tensor]]()
             for view, which in zip(self.views, copy):
                 if view is not None:
                     image, back = view(image, number * len(self.copies) + c, which)
@@ -433,6 +468,7 @@ class _Gradient:
                 grad = back(grad)
             first = passed if first is None else first
             total = grad if total is None else total.add_(grad)
+        assert first is not None and total is not None
         return first, total if len(self.copies) == 1 else total / len(self.copies)
 
     def smoothed(self, grad: Tensor) -> Tensor:
@@ -456,11 +492,19 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else ref.widen(x)
 
 
+@overload
+def over(value: float, x: Tensor) -> float: ...
+
+
+@overload
+def over(value: Tensor, x: Tensor) -> Tensor: ...
+
+
 def over(value: float | Tensor, x: Tensor) -> float | Tensor:
     """A number, or one per sample [N] shaped to broadcast over x."""
     return value.view(-1, *[1] * (x.dim() - 1)) if isinstance(value, Tensor) else value
 
 
-def _size(op: str, name: str, value) -> None:
+def _size(op: str, name: str, value: object) -> None:
     if check.number(op, name, value) < 0:
         raise ValueError(f"{op}: {name} must be >= 0, got {value}")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class AutoAttack(BaseAttack):
     batch_size: int = 250
     package: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         op = self.name
         check.choice(op, "norm", self.norm, tuple(NORMS))
@@ -63,11 +64,12 @@ class AutoAttack(BaseAttack):
         logits = source.logits(clean)
         labels = choose_labels(logits, y, self.rule, label_key, index)
         check.labels(self.name, "y", labels, len(x), x.device, logits.shape[1])
+        assert start_key is not None
         seed = int(start_key[0] ^ start_key[1]) & (1 << 31) - 1
         module, devices = _package(self.package), [x.device] if x.device.type == "cuda" else []
         with _alone(source) as net, torch.random.fork_rng(devices), torch.enable_grad():
             found = _RUNS[module.__name__](module, net, for_autograd(clean).float().contiguous(), for_autograd(labels),
-                                           self, sizes.eps, logits.shape[1], seed)
+                                           self, float(sizes.eps), logits.shape[1], seed)
         target = torch.empty_like(x) if out is None and ref.result_dtype(x) != clean.dtype else out
         x_adv = ops.project(found.detach().to(clean.dtype), clean, sizes.eps, norm=self.norm, out=target)
         loss, logits = self._losses(source, wide(x_adv), labels)
@@ -91,7 +93,8 @@ class _Logits(nn.Module):
 def _alone(source: BaseSource) -> Iterator[_Logits]:
     """The module, while no parameter asks for a gradient: the packages call backward(), which would leave some."""
     net = _Logits(source)
-    asked = [p for s in getattr(source, "sources", (source,)) for p in s.module.parameters() if p.requires_grad]
+    members: tuple[Any, ...] = getattr(source, "sources", (source,))
+    asked = [p for s in members for p in s.module.parameters() if p.requires_grad]
     try:
         for p in asked:
             p.requires_grad_(False)
@@ -144,7 +147,7 @@ _RUNS = {"autoattack": _original, "pyautoattack": _original, "torchattacks": _to
 
 
 def autoattack(eps: float = 8 / 255, *, norm: str = "linf", version: str = "standard", batch_size: int = 250,
-               package: str | None = None, **kw) -> AutoAttack:
+               package: str | None = None, **kw: Any) -> AutoAttack:
     """AutoAttack: APGD-CE, targeted APGD-DLR and FAB, and Square, each on the samples that the ones before left
     (Croce & Hein 2020), run by an optional package on our sources, and called like every attack.
 

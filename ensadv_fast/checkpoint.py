@@ -70,7 +70,7 @@ def digest(state: Any) -> str:
         if isinstance(value, Tensor):
             t = value.detach().cpu().contiguous()
             h.update(f"{t.dtype}{list(t.shape)};".encode())
-            h.update(t.reshape(-1).view(torch.uint8).numpy())
+            h.update(t.reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
             h.update(f"dict{len(value)};".encode())
             for k, v in value.items():

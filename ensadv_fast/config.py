@@ -66,6 +66,8 @@ class Config:
     eps_dist: str | None = _option(None, "eps per example: fixed, uniform, truncated_normal")
     select: str | None = _option(None, "how the source of a batch is chosen: uniform, rotate")
     crafting: str | None = _option(None, "eval, or train (dropout active while crafting)")
+    crafting_loss: str | None = _option(None, "loss that training examples are crafted on: plain, or training (with "
+                                        "--label-smoothing and --aux, as Google's code does)")
     delay: float | None = _option(None, "share of the steps before the first adversarial batch")
     start_step: int | None = _option(None, "instead of --delay: steps before the first adversarial batch")
     alpha: float = _option(1 / 6, "random part of R+FGSM in units of eps (the MNIST code: 0.05 of 0.3)")
@@ -114,6 +116,7 @@ class Config:
                              ("nan", ("stop", "skip")),
                              ("augment", ("none", "pad", "random", "resized")),
                              ("eps_dist", (None, "fixed", "uniform", "truncated_normal")),
+                             ("crafting_loss", (None, "plain", "training")),
                              ("attack", (None, *ATTACKS))):
             if getattr(self, name) not in wanted:
                 raise ValueError(f"train: {name}: got {getattr(self, name)!r}, want one of "
@@ -183,6 +186,7 @@ def load_config(folder: Path) -> Config:
         raise FileNotFoundError(f"train: no run in {folder} (there is no {path})")
     try:
         saved = json.loads(path.read_text())
-        return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        return Config(**options)
     except (ValueError, TypeError) as e:
         raise ValueError(f"train: {path} is corrupt or of another version ({e})") from e

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -177,7 +178,7 @@ def _bind_add(args, kw):
 YARDSTICKS = ("copy", "torch.add out=")  # compute something else than the case, on purpose
 
 
-def verify(setting: Setting, args, kw, calls: dict[str, Call], wanted=None) -> None:
+def verify(setting: Setting, args, kw, calls: dict[str, Callable[[], Any]], wanted=None) -> None:
     """Ours equals the reference; the others compute the same thing. A contender that does not is an error.
 
     wanted: the reference's result, where it is known already: it takes longer than all the others.

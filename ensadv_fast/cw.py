@@ -1,7 +1,7 @@
 """The attack of Carlini & Wagner in the L-inf norm, as the black-box suite of Tramer et al. 2018 runs it."""
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class CwLinf(BaseAttack):
     abort_early: bool = True
     check_every: int = 50
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         op = self.name
         if self.loss != "cw":
@@ -106,6 +106,7 @@ class CwLinf(BaseAttack):
                 const *= self.const_factor
         target = torch.empty_like(x) if out is None and ref.result_dtype(x) != clean.dtype else out
         x_adv = ops.project(best, clean, sizes.eps, lo=self.lo, hi=self.hi, out=target)
+        assert labels is not None  # chosen in the first iteration
         return AttackResult(x_adv, labels, loss, success)
 
 
@@ -132,7 +133,8 @@ class _Search(NamedTuple):
                        none.clone(), change, change.clone(), change.clone())
 
     def only(self, rows: Tensor) -> "_Search":
-        return _Search(*(t[rows] if isinstance(t, Tensor) else t for t in self))
+        eps = self.eps[rows] if isinstance(self.eps, Tensor) else self.eps
+        return self._replace(eps=eps, **{f: getattr(self, f)[rows] for f in self._fields if f != "eps"})
 
     def keep(self, point: Tensor, loss: Tensor, success: Tensor, where: Tensor) -> None:
         """Take these as the best there is of some samples."""
@@ -147,7 +149,7 @@ class _Search(NamedTuple):
         self.change.addcdiv_(self.first, self.second.sqrt().add_(_EPSILON), value=-rate)
 
 
-def cw_linf(eps: float = 8 / 255, **kw) -> CwLinf:
+def cw_linf(eps: float = 8 / 255, **kw: Any) -> CwLinf:
     """C&W-L-inf: Carlini & Wagner 2017, section VI.C, with tau fixed at eps, as Tramer et al. 2018 ran it on MNIST.
 
     For each sample minimise c * max(0, Z_y - max_{i != y} Z_i + kappa) + sum_j max(0, abs(d_j) - eps) over d by Adam,

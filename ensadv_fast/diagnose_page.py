@@ -118,8 +118,8 @@ def _growing(masking: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
 
 
 def _banded(name: str, points: list[tuple[float, Mapping[str, float]]], look: int) -> figures.Series:
-    return figures.Series(name, [x for x, _ in points], *([v[k] for _, v in points] for k in ("value", "low", "high")),
-                          look=look)
+    y, low, high = ([v[k] for _, v in points] for k in ("value", "low", "high"))
+    return figures.Series(name, [x for x, _ in points], y, low, high, look)
 
 
 # ------------------------------------------------------------------------------------------- measurements
@@ -184,7 +184,7 @@ def _by_image(name: str, surfaces: list[Mapping[str, Any]]) -> list[list[Markup]
 
 def _examples(folder: Folder, models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     """Each model under its own attacks, the first at once and the others behind headings."""
-    blocks = []
+    blocks: list[Markup] = []
     for name, m in models.items():
         found = samples.load(folder.path / m["examples"]) if m.get("examples") else None
         for section in layouts.examples(found, folder.results.get("eps")):

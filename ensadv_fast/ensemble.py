@@ -48,7 +48,7 @@ class Ensemble(BaseSource):
     """
 
     def __init__(self, sources: Sequence[Source | nn.Module], *, fuse: str = "logits",
-                 weights: Sequence[float] | Tensor | None = None, sequential: bool = False):
+                 weights: Sequence[float] | Tensor | None = None, sequential: bool = False) -> None:
         op = "Ensemble"
         if isinstance(sources, nn.Module | BaseSource) or not isinstance(sources, Sequence):
             raise TypeError(f"{op}: sources must be a sequence of sources, got {type(sources).__name__}")
@@ -72,7 +72,7 @@ class Ensemble(BaseSource):
                              for dtype in (torch.float32, torch.float64)}
         self._modules: list[nn.Module] = []
         self._units()
-        wishes = {s.replays.allowed for s in self.sources}
+        wishes = {s.replays.allowed for s in self.sources if s.replays is not None}
         self.replays = Replays(self.device, False if False in wishes else True if wishes == {True} else "auto")
         self._sides = SideStreams(self.device) if self.device.type == "cuda" and not sequential else None
         self._alone = self.sources[0] if len(self.sources) == 1 and weights is None else None
@@ -94,7 +94,7 @@ class Ensemble(BaseSource):
 
     def _logits(self, x: Tensor) -> Tensor:
         """All members' logits [K, N, C]."""
-        works = [partial(unit.run.logits_unchecked, x) for unit in self._units()]
+        works: list[Callable[[], Tensor]] = [partial(unit.run.logits_unchecked, x) for unit in self._units()]
         # A backward pass of the caller's would free what side streams still read: there only one stream will do.
         return self._stacked([work() for work in works] if torch.is_grad_enabled() else self._together(works))
 
@@ -152,12 +152,12 @@ class Ensemble(BaseSource):
                                                         self._weights[stacked.dtype], index, key, rescale)
 
         if self.sequential and self.fuse == "loss" and labels is not None and rule == "true":
-            passed = [source.input_grad_unchecked(wide, labels, rule, targeted, loss, kappa, None, None, rescale)
-                      for source in self.sources]
-            mixed, start = begin([p.logits for p in passed])
+            alone = [source.input_grad_unchecked(wide, labels, rule, targeted, loss, kappa, None, None, rescale)
+                     for source in self.sources]
+            mixed, start = begin([p.logits for p in alone])
             w = self._member_weights(start.scale.dtype)
             grads = [p.grad * (w[k] * start.scale / p.scale).view(-1, *[1] * (x.dim() - 1)).to(wide.dtype)
-                     for k, p in enumerate(passed)]
+                     for k, p in enumerate(alone)]
         else:
             leaves = [wide.detach().requires_grad_() for _ in running]
             with torch.enable_grad():
@@ -174,7 +174,7 @@ class Ensemble(BaseSource):
 
     def _forward(self, source: Source | Stack, leaf: Tensor) -> Tensor:
         """A unit's logits; with `sequential`, its activations are computed again when its backward pass begins."""
-        if not self.sequential:
+        if not self.sequential or isinstance(source, Stack):  # there are no stacks with `sequential`
             return source.logits_unchecked(leaf)
         return checkpoint(source.logits_unchecked, leaf, use_reentrant=False,
                           preserve_rng_state=source.crafting == "train")

@@ -26,16 +26,19 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from . import checkpoint, ops, report, samples, saved
 from . import evaluate as evaluation
-from .attacks import Attack
+from .attacks import BaseAttack
+from .data import Dataset
 from .evaluate import AdversarialSet, BlackBox, Curves, Rate, TransferMatrix
+from .evaluate.transfer import Progress
 from .source import Source
 from .train import ATTACKS, Config, make_attack
 from .versions import versions
@@ -79,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if folder is not None:
         checkpoint.write_json(folder / "config.json", config)
 
-    def attack(name: str, eps: float) -> Attack:
+    def attack(name: str, eps: float) -> BaseAttack:
         return make_attack(name, eps, alpha=args.alpha, steps=args.steps,
                            step=1 / args.steps if name in ("ifgsm", "iter_ll") else None)
 
@@ -137,10 +140,11 @@ def _model(one: AdversarialSet) -> str:
     return one.manifest["source"]["sha256"]
 
 
-def _measured(args, dataset, targets, sources, sets, eps_values, attack, folder, key,
-              progress) -> tuple[Curves | None, TransferMatrix]:
+def _measured(args: argparse.Namespace, dataset: Dataset, targets: Mapping[str, Any], sources: Mapping[str, Any],
+              sets: Mapping[str, Any], eps_values: Sequence[float], attack: Callable[[str, float], BaseAttack],
+              folder: Path | None, key: Tensor, progress: Progress) -> tuple[Curves | None, TransferMatrix]:
     """The curves, where there are several eps, and the matrix at the largest."""
-    def batches():
+    def batches() -> Iterable[Any]:
         return dataset.test.batches(args.batch_size)
 
     common: dict[str, Any] = {"key": key, "progress": progress, "folder": folder}
@@ -189,6 +193,7 @@ def results(matrix: TransferMatrix, targets: Mapping[str, str], sources: Mapping
 def text(matrix: TransferMatrix, targets: Mapping[str, Any], top5: bool = False) -> str:
     """The tables that are printed."""
     def row(t: str, crafted_on: str, attack: str, rate: Rate, transfer: Rate | None, rate5: Rate) -> list[str]:
+        assert rate.value is not None and rate.interval is not None and rate5.value is not None  # there are inputs
         low, high = rate.interval
         of = "-" if transfer is None or transfer.value is None else f"{100 * transfer.value:.2f}"
         return [t, crafted_on, attack, f"{100 * rate.value:.2f}", f"{100 * low:.1f} to {100 * high:.1f}", of,

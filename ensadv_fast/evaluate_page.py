@@ -133,8 +133,9 @@ def _curves(curves: Sequence[Mapping[str, Any]], clean: Mapping[str, Any]) -> li
         for c in (c for c in curves if c["target"] == target):
             points = [(0.0, start)] if start and 0 not in c["eps"] else []
             points += zip(c["eps"], c["top1"], strict=True)
-            series.append(figures.Series(_curve_name(c), [eps for eps, _ in points], *(
-                [rate[k] for _, rate in points] for k in ("value", "low", "high")), look=looks[_curve_name(c)]))
+            y, low, high = ([rate[k] for _, rate in points] for k in ("value", "low", "high"))
+            series.append(figures.Series(_curve_name(c), [eps for eps, _ in points], y, low, high,
+                                         looks[_curve_name(c)]))
         charts.append(figures.curves(series, title=target, x_label="eps, image units", y_label="accuracy, %",
                                      y_range=(0.0, 1.0), x_form=".4g"))
     note = "Accuracy in % of all test inputs; bands: 95 % intervals (Wilson's)."

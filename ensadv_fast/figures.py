@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -90,26 +91,26 @@ class Frame:
                 tag("text", y_label, x=12, y=middle, text_anchor="middle", transform=f"rotate(-90 12 {middle:g})")]
 
 
-def curves(series: Sequence[Series | Mapping], *, title: str, x_label: str, y_label: str, form: str = ".1%",
+def curves(series: Sequence[Series | Mapping[str, Any]], *, title: str, x_label: str, y_label: str, form: str = ".1%",
            x_form: str = "g", y_range: tuple[float, float] | None = None, note: str = "") -> Markup:
     """A line chart. form, x_form: of the values in the tooltips, as `page.show` takes them; "%" also makes the axis
     count in percent. y_range: None takes that of the data. Nothing is drawn, and that is said, where no point is
     finite."""
-    series = [s if isinstance(s, Series) else Series(**s) for s in series]
-    series = [replace(s, look=(i if s.look is None else s.look) % len(MARKERS)) for i, s in enumerate(series)]
-    xs = [x for s in series for x in _finite(s.x)]
-    ys = [y for s in series for values in (s.y, s.low, s.high) for y in _finite(values)]
+    given = [s if isinstance(s, Series) else Series(**s) for s in series]
+    shown = [replace(s, look=(i if s.look is None else s.look) % len(MARKERS)) for i, s in enumerate(given)]
+    xs = [x for s in shown for x in _finite(s.x)]
+    ys = [y for s in shown for values in (s.y, s.low, s.high) for y in _finite(values)]
     if not xs or not ys:
         return tag("figure", tag("figcaption", title), tag("p", "Nothing was measured.", class_="note"))
     low, high = y_range or (min(ys), max(ys))
     margin = 0.0 if y_range else 0.04 * (high - low)
     frame = Frame((min(xs), max(xs)), (low - margin, high + margin))
-    drawn = [part for s in series for part in _band(frame, s)]
-    drawn += [part for s in series for part in _line(frame, s, form, x_form)]
-    words = f"{title}: {y_label} over {x_label} of {', '.join(s.name for s in series)}"
+    drawn = [part for s in shown for part in _band(frame, s)]
+    drawn += [part for s in shown for part in _line(frame, s, form, x_form)]
+    words = f"{title}: {y_label} over {x_label} of {', '.join(s.name for s in shown)}"
     return tag("figure", tag("figcaption", title), tag(
         "svg", frame.axes(x_label, y_label, x_form, form), drawn, viewBox=f"0 0 {frame.width} {frame.height}",
-        role="img", aria_label=words), legend(series),
+        role="img", aria_label=words), legend(shown),
         tag("p", note, class_="note") if note else None)
 
 
@@ -136,13 +137,13 @@ def _line(frame: Frame, s: Series, form: str, x_form: str) -> list[Markup]:
     parts, runs = [], _runs(s, s.y)
     for run in runs:
         parts.append(tag("polyline", points=_points([frame.at(*p) for p in run]), class_=f"line s{s.look}",
-                         stroke_dasharray=DASHES[s.look]))
+                         stroke_dasharray=DASHES[s.look or 0]))
     every = max(1, sum(map(len, runs)) // 12)  # markers tell curves apart; more of them would hide the line
     for n, point in enumerate(p for run in runs for p in run):
         x, y = frame.at(*point)
         words = tag("title", f"{s.name}: {show(point[1], form)} at {show(point[0], x_form)}")
         if n % every == 0:
-            parts.append(tag("path", words, d=MARKERS[s.look], transform=f"translate({x:.1f} {y:.1f})",
+            parts.append(tag("path", words, d=MARKERS[s.look or 0], transform=f"translate({x:.1f} {y:.1f})",
                              class_=f"s{s.look}"))
         parts.append(tag("circle", words, cx=f"{x:.1f}", cy=f"{y:.1f}", r=7, class_="hit"))
     return parts
@@ -153,8 +154,8 @@ def legend(series: Sequence[Series]) -> Markup:
     items = []
     for s in series:
         sample = tag("svg", tag("line", x1=1, x2=33, y1=7, y2=7, class_=f"line s{s.look}",
-                                stroke_dasharray=DASHES[s.look]),
-                     tag("path", d=MARKERS[s.look], transform="translate(17 7)", class_=f"s{s.look}"),
+                                stroke_dasharray=DASHES[s.look or 0]),
+                     tag("path", d=MARKERS[s.look or 0], transform="translate(17 7)", class_=f"s{s.look}"),
                      viewBox="0 0 34 14", aria_hidden="true")
         items.append(tag("li", sample, s.name))
     return tag("ul", items, class_="legend")
@@ -251,7 +252,7 @@ def _relief(grid: np.ndarray, low: float, high: float, words: str, x_label: str,
         around = [(r, c), (r, c + 1), (r + 1, c + 1), (r + 1, c)]
         if all(math.isfinite(share[p]) for p in around):
             colour = _colour(float(np.mean([grid[p] for p in around])), low, high)
-            parts.append(tag("polygon", points=_points([at(*p, share[p]) for p in around]), fill=colour))
+            parts.append(tag("polygon", points=_points([at(*p, float(share[p])) for p in around]), fill=colour))
     # The two edges in front carry the names of the directions.
     parts += [tag("text", f"{x_label} →", x=112, y=222, text_anchor="middle", transform="rotate(14 112 222)"),
               tag("text", f"{y_label} →", x=310, y=222, text_anchor="middle", transform="rotate(-14 310 222)")]

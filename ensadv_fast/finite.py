@@ -2,14 +2,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class NonFinite(NamedTuple):
+@dataclass(frozen=True)
+class NonFinite:
     """Steps with NaN or infinite gradients since the last look. count: how many; step, index: of the first one, its
     number and the dataset positions in this rank's part of its batch (empty where none were given)."""
 

@@ -5,6 +5,7 @@ and their Python forwards are as they were, functions that a forward calls itsel
 to be traced.
 """
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -164,7 +165,7 @@ class FrozenPass(TorchFunctionMode):
     def __init__(self, joins: Joins = NONE, packs: Packs | None = None):
         super().__init__()
         self.packs = packs
-        self.adds = (_ADDS if joins.fresh else {}) | (_ADDS_IN_PLACE if joins.over else {})
+        self.adds: dict[Any, Any] = (_ADDS if joins.fresh else {}) | (_ADDS_IN_PLACE if joins.over else {})
         self.rectified: Tensor | None = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

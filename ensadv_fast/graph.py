@@ -7,8 +7,8 @@ that nothing it computes besides (sizes, random numbers, state) is frozen into a
 import copy
 import inspect
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ class _Call(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         return self.model(x)
 
 
@@ -57,20 +57,21 @@ class _Tracer(fx.Tracer):
         self.leaves = {f"model.{name}" for name in leaves}
         self.read: set[int] = set()
         self.opaque: dict[str, str] = {}
-        self.proxies: dict = {}
+        self.proxies: dict[str, Any] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         kinds = (_ConvNd, nn.Linear, _NormBase)  # subclasses too: what they do with their weights is theirs
         return (isinstance(m, kinds) or module_qualified_name in self.leaves
                 or super().is_leaf_module(m, module_qualified_name))
 
-    def getattr(self, attr, attr_val, parameter_proxy_cache):
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if isinstance(attr_val, Tensor):
             self.read.add(id(attr_val))
         self.proxies = parameter_proxy_cache
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def call_module(self, m, forward, args, kwargs):
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
+                    kwargs: dict[str, Any]) -> Any:
         name = self.path_of_module(m)
         if m is self.root.model or self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
@@ -228,7 +229,7 @@ def _norm_kind(module: nn.Module) -> type[nn.Module] | None:
     return kind if known and not module.training and module.running_mean is not None else None
 
 
-def _rest_of(norm: nn.Module) -> nn.Module:
+def _rest_of(norm: Any) -> nn.Module:
     """What a folded normalisation still has to do."""
     rest = nn.Sequential(norm.drop, norm.act) if _named(norm, _NORM_ACT) else nn.Identity()
     return rest.train(norm.training)
@@ -240,27 +241,38 @@ def _pairs(part: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
     for node in graph.nodes:
         if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
             continue
-        norm_kind, source = _norm_kind(part.get_submodule(node.target)), node.args[0]
+        norm_kind, source = _norm_kind(called(part, node)), node.args[0]
         if norm_kind is None or not isinstance(source, fx.Node):
             continue
         while passes_on(part, source) and len(source.users) == 1:
-            source = source.args[0]
+            source = node_of(source.args[0])
         if source.op != "call_module" or len(source.users) != 1:
             continue
-        kind = _layer_kind(part.get_submodule(source.target))
+        kind = _layer_kind(called(part, source))
         if kind is None or norm_kind not in (_NORM_OF[kind], nn.SyncBatchNorm):
             continue
         # Of [N, L, C], which a linear layer takes too, BatchNorm1d normalises L.
         if kind is not nn.Linear or _is_matrix(part, source.args[0]):
-            found.append((source.target, node.target))
+            found.append((str(source.target), str(node.target)))
     return found
+
+
+def called(part: nn.Module, node: fx.Node) -> nn.Module:
+    """The module that a call_module node calls."""
+    return part.get_submodule(str(node.target))
+
+
+def node_of(argument: object) -> fx.Node:
+    """What passes know to be a node's value."""
+    assert isinstance(argument, fx.Node)
+    return argument
 
 
 def passes_on(part: nn.Module, node: fx.Node) -> bool:
     """Does this node return its input as it is, in eval mode?"""
     if node.op != "call_module" or len(node.args) != 1:
         return False
-    module = part.get_submodule(node.target)
+    module = called(part, node)
     own = type(module).__module__ == _DropoutNd.__module__  # torch.nn's; subclasses could do anything
     known = type(module) is nn.Identity or (own and isinstance(module, _DropoutNd))
     return known and not module.training and not hooked(module) and "forward" not in vars(module)
@@ -269,20 +281,20 @@ def passes_on(part: nn.Module, node: fx.Node) -> bool:
 def flattens(part: nn.Module, node: fx.Node) -> bool:
     """Does this node make [N, ...] a matrix [N, M]?"""
     if node.op == "call_module":
-        module = part.get_submodule(node.target)
+        module = called(part, node)
         return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
     return node.target in (torch.flatten, "flatten") and (
         node.args[1:] == (1,) or (len(node.args) == 1 and node.kwargs == {"start_dim": 1}))
 
 
-def _is_matrix(part: nn.Module, node) -> bool:
+def _is_matrix(part: nn.Module, node: object) -> bool:
     """Does the graph prove that this value has two dimensions?"""
     if not isinstance(node, fx.Node):
         return False
     if flattens(part, node):
         return True
     if node.op == "call_module":
-        module = part.get_submodule(node.target)
+        module = called(part, node)
         keeps = type(module) in (nn.Linear, nn.BatchNorm1d, nn.Identity, nn.Dropout)
         keeps |= type(module).__module__ == "torch.nn.modules.activation" and len(node.args) == 1
         return keeps and _is_matrix(part, node.args[0])
@@ -292,7 +304,7 @@ def _is_matrix(part: nn.Module, node) -> bool:
     return elementwise and _is_matrix(part, node.args[0])
 
 
-def _fold(layer: nn.Module, norm: nn.Module, dtype: torch.dtype | None) -> bool:
+def _fold(layer: Any, norm: Any, dtype: torch.dtype | None) -> bool:
     """Multiply the normalisation into the layer's weights; False, and nothing done, where `dtype` cannot hold them."""
     dtype = layer.weight.dtype if dtype is None else dtype
 

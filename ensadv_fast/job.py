@@ -16,6 +16,7 @@ from .config import Config
 from .ranks import Ranks, here
 from .recipes import Recipe
 from .source import Source
+from .training_loss import TrainingLossSource
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,11 @@ def _dataset(spec: str, size: int | None, device: torch.device) -> data.Dataset:
     return data.load(spec, size).to(device)
 
 
-def make_source(config: Config, model: nn.Module, crafting: str = "eval") -> Source:
+def make_source(config: Config, model: nn.Module, crafting: str = "eval", loss: str = "plain") -> Source:
+    """A frozen source of the model. loss: "plain", or "training" (`Recipe.crafting_loss`)."""
     dtype = config.source_dtype if config.source_dtype == "auto" else getattr(torch, config.source_dtype)
     net, mean, std = models.parts(model)
-    return Source(net, mean=mean, std=std, dtype=dtype, crafting=crafting)
+    if loss == "plain":
+        return Source(net, mean=mean, std=std, dtype=dtype, crafting=crafting)
+    return TrainingLossSource(net, smoothing=config.label_smoothing, aux=config.aux, mean=mean, std=std, dtype=dtype,
+                              crafting=crafting)

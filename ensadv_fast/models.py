@@ -90,6 +90,9 @@ def mnist_d(num_classes: int = 10, in_shape: Shape = MNIST_SHAPE) -> nn.Sequenti
 class Normalized(nn.Module):
     """A network that expects (x - mean) / std, fed with images x in [0, 1]. Its weights keep the network's names."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.net = net
@@ -168,11 +171,15 @@ def build(spec: str, num_classes: int | None = None, in_shape: Shape | None = No
     if family == "mnist":
         if name not in MNIST:
             raise ValueError(f"model: got {spec!r}, the mnist networks are {', '.join(MNIST)}")
-        model = MNIST[name](**sizes, **({} if in_shape is None else {"in_shape": in_shape}))
+        if in_shape is not None:
+            sizes["in_shape"] = in_shape
+        model = MNIST[name](**sizes)
     elif family == "cifar":
         if name not in CIFAR:
             raise ValueError(f"model: got {spec!r}, the cifar networks are {', '.join(CIFAR)}")
-        model = CIFAR[name](**sizes, **({} if in_shape is None else {"channels": in_shape[0]}))
+        if in_shape is not None:
+            sizes["channels"] = in_shape[0]
+        model = CIFAR[name](**sizes)
     elif family == "timm":
         timm = _library("timm")
         if in_shape is not None:

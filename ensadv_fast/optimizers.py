@@ -32,9 +32,9 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of `model`, fused where its parameters are on a CUDA device."""
     params = [p for p in model.parameters() if p.requires_grad]
     vectors = [] if config.decay_all else [p for p in params if p.dim() < 2]  # biases; scales and shifts of norms
-    groups = [{"params": [p for p in params if config.decay_all or p.dim() > 1]},
-              {"params": vectors, "weight_decay": 0.0}]
-    groups = [g for g in groups if g["params"]]
+    groups: list[dict[str, Any]] = [{"params": [p for p in params if config.decay_all or p.dim() > 1]}]
+    if vectors:
+        groups.append({"params": vectors, "weight_decay": 0.0})
     options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "rmsprop":
         return RMSPropTF(groups, **options)

@@ -55,7 +55,7 @@ class SideStreams:
         self.device = device
         self._streams: dict[bool, list[SideStream]] = {False: [], True: []}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[torch.device]]:
         return SideStreams, (self.device,)
 
     def together(self, works: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
@@ -65,7 +65,7 @@ class SideStreams:
         while len(streams) < len(works) - 1:
             streams.append(SideStream(self.device))
         beside = streams[:len(works) - 1]
-        results = []
+        results: list[Tensor] = []
         for stream in beside:
             stream.follow()
         try:

@@ -5,11 +5,13 @@ frozen network can stay in it: two more copies of them, in its dtype. The ops th
 ones. What they refuse, and what PyTorch would not give to oneDNN, is computed as ever; values are the same to the bit.
 """
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_C: Any = torch._C  # private functions, which its stubs have in part or not at all
 
 
 class Packed:
@@ -18,17 +20,18 @@ class Packed:
 
     __slots__ = ("backward_how", "backward_weight", "forward_how", "weight")
 
-    def __init__(self, shape: torch.Size, weight: Tensor, stride, padding, dilation):
+    def __init__(self, shape: torch.Size, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...],
+                 dilation: tuple[int, ...]) -> None:
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:])]
         room = [n + 2 * p - r for n, p, r in zip(shape[2:], padding, reach)]
         rest, out = ([f(r, s) for r, s in zip(room, stride)] for f in (int.__mod__, lambda r, s: r // s + 1))
         weight = weight.detach()
-        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), padding, stride, dilation, 1,
-                                                                list(shape))
+        self.weight: Tensor = _C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), padding, stride, dilation, 1,
+                                                                  list(shape))
         self.backward_weight = torch.ops.mkldnn._reorder_convolution_transpose_weight(
             weight, padding, rest, stride, dilation, 1, [shape[0], weight.shape[0], *out])
-        self.forward_how = padding, stride, dilation, 1, "none", [], ""
-        self.backward_how = padding, rest, stride, dilation, 1, "none", [], ""
+        self.forward_how: tuple[object, ...] = padding, stride, dilation, 1, "none", [], ""
+        self.backward_how: tuple[object, ...] = padding, rest, stride, dilation, 1, "none", [], ""
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return torch.ops.mkldnn._convolution_pointwise(x, self.weight, bias, *self.forward_how)
@@ -40,10 +43,10 @@ class Packed:
 class Packs:
     """The packed weights of one frozen network: made as its convolutions are called, anew where the size changes."""
 
-    def __init__(self):
-        self._made: dict[int, tuple] = {}
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Any, ...]] = {}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[()]]:
         return Packs, ()  # copies make their own
 
     def of(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...],
@@ -58,12 +61,13 @@ class Packs:
         return made[2]
 
 
-def _packed(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> Packed | None:
+def _packed(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...],
+            dilation: tuple[int, ...]) -> Packed | None:
     # An image's few channels have a kernel of their own, and its gradient is the smaller part.
     if x.shape[1] < 4 or not works(x.dtype):
         return None
-    chosen = torch._C._select_conv_backend(x, weight, bias, stride, padding, dilation, False, (0, 0), 1, None)
-    return Packed(x.shape, weight, stride, padding, dilation) if chosen == torch._C._ConvBackend.Mkldnn else None
+    chosen = _C._select_conv_backend(x, weight, bias, stride, padding, dilation, False, (0, 0), 1, None)
+    return Packed(x.shape, weight, stride, padding, dilation) if chosen == _C._ConvBackend.Mkldnn else None
 
 
 @functools.cache
@@ -76,7 +80,7 @@ def works(dtype: torch.dtype) -> bool:
     try:
         packed = Packed(x.shape, weight, two, one, one)
         got = packed.forward(x, None), packed.backward(grad)
-        torch._C._select_conv_backend(x, weight, None, two, one, one, False, (0, 0), 1, None)
+        _C._select_conv_backend(x, weight, None, two, one, one, False, (0, 0), 1, None)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False
     wanted = (torch.conv2d(x, weight, None, two, one),

@@ -16,7 +16,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def tag(_name: str, *children: Any, **attributes: Any) -> Markup:
 
 def join(children: Iterable[Any], between: str = "") -> Markup:
     """The children of an element one after the other, as `tag` takes them."""
-    parts = []
+    parts: list[str] = []
     for child in children:
         if isinstance(child, Markup):
             parts.append(child)
@@ -92,6 +92,14 @@ class Number:
 Cell = str | float | Number | Mapping[str, Any] | None
 
 
+@overload
+def number(cell: float | Number | Mapping[str, Any] | None) -> Number: ...
+
+
+@overload
+def number(cell: Cell) -> Number | str: ...
+
+
 def number(cell: Cell) -> Number | str:
     """A cell as blocks take it from JSON: a number, None, a mapping with the names of `Number` (others are left
     aside), or words."""
@@ -104,11 +112,11 @@ def number(cell: Cell) -> Number | str:
 
 def mark_best(cells: Sequence[Cell], *, lower: bool = True) -> list[Number | str]:
     """The same cells with the best number marked, and as tied those whose intervals reach its interval."""
-    cells = [number(c) for c in cells]
-    known = [c for c in cells if isinstance(c, Number) and c.value is not None and math.isfinite(c.value)]
+    taken = [number(c) for c in cells]
+    known = [c for c in taken if isinstance(c, Number) and c.value is not None and math.isfinite(c.value)]
     if len(known) < 2:
-        return cells
-    best = (min if lower else max)(known, key=lambda c: c.value)
+        return taken
+    best = (min if lower else max)(known, key=lambda c: c.value or 0.0)
     low, high = best.bounds()
 
     def marked(c: Number) -> Number:
@@ -116,7 +124,7 @@ def mark_best(cells: Sequence[Cell], *, lower: bool = True) -> list[Number | str
             return replace(c, mark="best")
         return replace(c, mark="tied") if c.bounds()[0] <= high and c.bounds()[1] >= low else c
 
-    return [marked(c) if any(c is k for k in known) else c for c in cells]
+    return [marked(c) if isinstance(c, Number) and any(c is k for k in known) else c for c in taken]
 
 
 # ------------------------------------------------------------------------------------------------- blocks
@@ -161,7 +169,8 @@ def level(value: float, low: float, high: float) -> int:
     return round(min(max(share, 0.0), 1.0) * style.LEVELS)
 
 
-def heatmap(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[Cell]], *, title: str = "",
+def heatmap(rows: Sequence[str], columns: Sequence[str],
+            values: Sequence[Sequence[float | Number | Mapping[str, Any] | None]], *, title: str = "",
             corner: str = "", form: str = ".1%", low: float = 0.0, high: float = 1.0,
             own: Iterable[Sequence[int]] = ()) -> Markup:
     """A matrix of numbers on colours from `low` (pale) to `high` (strong). own: (row, column) pairs that are framed,
@@ -173,7 +182,8 @@ def heatmap(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequen
         for j, (column, cell) in enumerate(zip(columns, row, strict=True)):
             n = number(cell)
             known = n.value is not None and math.isfinite(n.value)
-            words = [f"h{level(n.value, low, high)}" if known else None, "own" if (i, j) in framed else None]
+            colour = None if n.value is None or not known else f"h{level(n.value, low, high)}"
+            words = [colour, "own" if (i, j) in framed else None]
             small = n.uncertainty(form)
             cells.append(tag("td", show(n.value, form), tag("small", small) if small and known else None,
                              class_=" ".join(filter(None, words)) or None, title=f"{name} → {column}"))

@@ -10,13 +10,14 @@ from typing import Any
 from .config import Config
 
 # What Kurakin et al. (ICLR 2017) and Tramer et al. (ICLR 2018) have in common on ImageNet, and TF-slim's Inception v3
-# for what they leave open (weight decay 4e-5 on weights alone). Sources come with weights: none is trained unasked.
+# for what they leave open (weight decay 4e-5 on weights alone); Google's code crafts on the training loss. Sources
+# come with weights: none is trained unasked.
 # eps: the released code's 16/255; the papers write 16/256.
 _INCEPTION = Config(
     data="imagenet:imagenet", size=299, augment="resized", model="timm:inception_v3+aux", static=(), held_out=(),
     preset="kurakin", eps=16 / 255, source_epochs=0, optimizer="rmsprop", lr=0.045, schedule="decay",
-    weight_decay=4e-5, decay_all=False, label_smoothing=0.1, aux=0.4, channels_last=True, seeds=1, workers=1,
-    eval_batch_size=100)
+    weight_decay=4e-5, decay_all=False, label_smoothing=0.1, aux=0.4, crafting_loss="training", channels_last=True,
+    seeds=1, workers=1, eval_batch_size=100)
 # Tramer et al., section 4.2: 50 machines with 16 images each, 280 epochs.
 _EAT = replace(_INCEPTION, static=("timm:inception_v3.tf_in1k", "timm:resnetv2_50.a1h_in1k"), preset="eat",
                batch_size=50 * 16, epochs=280)

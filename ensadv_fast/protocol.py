@@ -1,7 +1,7 @@
 """What attacks ask of a source: one model, or several fused into one."""
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from .losses import LOSSES, RULES
 from .ops import _checks as check
 from .ops import keys
 from .replay import Replays
+
+_Given = TypeVar("_Given", Tensor, Tensor | None)
 
 
 class InputGrad(NamedTuple):
@@ -86,6 +88,6 @@ class BaseSource(ABC):
             return self.input_grad_unchecked(x, labels, rule, targeted, loss, kappa, key, index, rescale)
 
 
-def for_autograd(t: Tensor | None) -> Tensor | None:
+def for_autograd(t: _Given) -> _Given:
     """Tensors made in inference mode cannot take part in a backward pass; their copies can."""
     return t.clone() if t is not None and t.is_inference() else t

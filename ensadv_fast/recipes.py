@@ -23,6 +23,7 @@ class Recipe:
     eps_dist: str = "fixed"
     select: str = "uniform"
     crafting: str = "eval"
+    crafting_loss: str = "plain"  # or "training": with its label smoothing and auxiliary logits
     delay: float = 0.0  # the share of all steps that comes before the first adversarial batch
     start_step: int | None = None  # instead of `delay`: that many steps
 

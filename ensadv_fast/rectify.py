@@ -55,10 +55,12 @@ def _known(module: nn.Module) -> bool:
 
 def _calls(model: nn.Module, traced: fx.Graph) -> dict[nn.ReLU, list[fx.Node]]:
     """The inputs of each ReLU, over all of its calls."""
-    found = defaultdict(list)
+    found: dict[nn.ReLU, list[fx.Node]] = defaultdict(list)
     for node in traced.nodes:
         if is_relu(model, node) and node.op == "call_module":
-            found[model.get_submodule(node.target)].append(node.args[0])
+            module = graph.called(model, node)
+            assert isinstance(module, nn.ReLU)
+            found[module].append(graph.node_of(node.args[0]))
     return found
 
 
@@ -67,7 +69,7 @@ def is_relu(model: nn.Module, node: fx.Node) -> bool:
     if len(node.args) != 1:
         return False
     if node.op == "call_module":
-        module = model.get_submodule(node.target)
+        module = graph.called(model, node)
         return type(module) is nn.ReLU and not graph.hooked(module)
     return node.target in _RELUS
 
@@ -78,7 +80,7 @@ def _own(model: nn.Module, node: fx.Node) -> bool:
         if len(value.users) != 1:
             return False
         node = value
-    module = model.get_submodule(node.target) if node.op == "call_module" else None
+    module = graph.called(model, node) if node.op == "call_module" else None
     return isinstance(module, (_ConvNd, nn.Linear, _BatchNorm)) and not graph.hooked(module)
 
 
@@ -86,7 +88,7 @@ def _names(model: nn.Module, node: fx.Node) -> Iterator[fx.Node]:
     """The nodes that this very tensor is the value of, backwards from this one."""
     yield node
     while graph.passes_on(model, node):
-        node = node.args[0]
+        node = graph.node_of(node.args[0])
         yield node
 
 

@@ -15,8 +15,8 @@ import random
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .graph import hooked
 from .ops import _checks as check
 from .ops import _reference as ref
+
+if TYPE_CHECKING:
+    from .protocol import BaseSource
 
 KEPT = 16  # graphs of one source; the one that was not used for longest goes first
 REMEMBERED = 64  # signatures that came once
@@ -137,16 +140,17 @@ class Replays:
     True: from the first call on, and a capture that fails is an error.
     """
 
-    def __init__(self, device: torch.device, allowed: bool | str):
+    def __init__(self, device: torch.device, allowed: bool | str) -> None:
         self.device, self.allowed = device, allowed
         self.graphs: OrderedDict[Hashable, _Captured] = OrderedDict()
         self.seen: OrderedDict[Hashable, None] = OrderedDict()
-        self._lane, self._snapshot = None, None
+        self._lane: CudaLane | None = None
+        self._snapshot: Snapshot | None = None
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[torch.device, bool | str]]:
         return Replays, (self.device, self.allowed)
 
-    def __del__(self):
+    def __del__(self) -> None:
         if self.graphs and not sys.is_finalizing():
             self.drop()
 
@@ -157,7 +161,7 @@ class Replays:
         self.graphs.clear()
         self._lane = self._snapshot = None
 
-    def find(self, source, signature: Hashable) -> _Captured | None:
+    def find(self, source: "BaseSource", signature: Hashable) -> _Captured | None:
         """The graph of this signature, if it was captured and the source has not changed since."""
         if self._snapshot is not None and not self._snapshot.holds(source):
             self.drop()
@@ -176,16 +180,16 @@ class Replays:
             self.seen.popitem(last=False)
         return False
 
-    def capture(self, source, signature: Hashable, work: Callable[..., tuple[Tensor, ...]],
+    def capture(self, source: "BaseSource", signature: Hashable, work: Callable[..., tuple[Tensor, ...]],
                 given: tuple[Tensor | None, ...], out: Tensor | None) -> _Captured | None:
         """A graph of work(*given, out), run once before; None, and a warning, where there cannot be one."""
         with torch.inference_mode(False), torch.no_grad():
             static = [None if t is None else torch.empty_like(t, device=self.device).copy_(t, non_blocking=True)
                       for t in given]
-            own = None if out is None else torch.empty_like(static[0], dtype=out.dtype)
+            own = None if out is None or static[0] is None else torch.empty_like(static[0], dtype=out.dtype)
             try:
                 rehearse(source, lambda: work(*static, own))
-                if len(self.graphs) == KEPT:
+                if len(self.graphs) == KEPT and self._lane is not None:
                     self._lane.wait()
                     self.graphs.popitem(last=False)
                 if self._lane is None:
@@ -214,6 +218,7 @@ class Replays:
     def replay(self, captured: _Captured, given: tuple[Tensor | None, ...], out: Tensor | None,
                wanted: int) -> list[Tensor]:
         """Copies of the first `wanted` results, the first of them in `out` where given; no synchronisation."""
+        assert self._lane is not None  # there is a graph
         with torch.inference_mode(False), torch.no_grad():
             self._lane.begin()
             for own, t in zip(captured.inputs, (t for t in given if t is not None)):
@@ -227,8 +232,8 @@ class Replays:
         return results
 
 
-def run(source, attack: Hashable, work: Callable[..., tuple[Tensor, ...]], x: Tensor, y: Tensor | None,
-        sizes: tuple, key: Tensor | None, index: Tensor | None, out: Tensor | None, info: bool):
+def run(source: "BaseSource", attack: Hashable, work: Callable[..., Any], x: Tensor, y: Tensor | None,
+        sizes: Any, key: Tensor | None, index: Tensor | None, out: Tensor | None, info: bool) -> Any:
     """work(x, y, sizes, key, index, out): its whole result with `info`, else the first of it; replayed where possible.
 
     work: all of an attack on checked arguments, its session included; a function of these arguments, of the attack and
@@ -245,11 +250,12 @@ def run(source, attack: Hashable, work: Callable[..., tuple[Tensor, ...]], x: Te
     signature = (attack, x.shape, x.stride(), x.dtype, *(t is None for t in given[1:4]), other is None,
                  *(None if i in at else v for i, v in enumerate(sizes)), *_numerics())
 
-    def whole(x, y, key, index, *more):
+    def whole(x: Tensor, y: Tensor | None, key: Tensor | None, index: Tensor | None, *more: Any) -> Any:
         *per_sample, out = more
         put = dict(zip(at, per_sample))
         return work(x, y, type(sizes)._make(put.get(i, v) for i, v in enumerate(sizes)), key, index, out)
 
+    assert replays is not None
     captured = replays.find(source, signature)
     if captured is None and replays.due(signature):
         captured = replays.capture(source, signature, whole, given, other)
@@ -260,7 +266,7 @@ def run(source, attack: Hashable, work: Callable[..., tuple[Tensor, ...]], x: Te
     return type(captured.results)(*results) if info else results[0]
 
 
-def _may(replays: Replays | None, source, x: Tensor) -> bool:
+def _may(replays: Replays | None, source: "BaseSource", x: Tensor) -> bool:
     if replays is None or not replays.allowed or check.memory_format(x) is None:
         return False
     device = replays.device
@@ -270,25 +276,26 @@ def _may(replays: Replays | None, source, x: Tensor) -> bool:
                 or torch.is_autocast_enabled(device.type) and any(m.dtype is None for m in members(source)))
 
 
-def members(source) -> tuple:
+def members(source: "BaseSource") -> tuple[Any, ...]:
     """The sources that a source is made of."""
     return getattr(source, "sources", (source,))
 
 
-def _owners(source) -> tuple:
+def _owners(source: "BaseSource") -> tuple[Any, ...]:
     return (source, *getattr(source, "sources", ()))
 
 
-def _numerics() -> tuple:
+def _numerics() -> tuple[object, ...]:
     """Global settings that choose kernels."""
-    return (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision,
+    return (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]  # set in sys.modules
+           
             torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic,
             torch.are_deterministic_algorithms_enabled())
 
 
 # ---- what a graph relies on --------------------------------------------------------------------------------------
 
-def _modules(source) -> list[nn.Module]:
+def _modules(source: "BaseSource") -> list[nn.Module]:
     return [m for member in members(source) for m in member.module.modules()]
 
 
@@ -296,8 +303,9 @@ class Snapshot:
     """What a source's graphs have read: its settings, its modules, and where their tensors lie. It keeps all of it
     alive, but not the source."""
 
-    def __init__(self, source):
-        self.dicts = [d for m in _modules(source) for d in (m._parameters, m._buffers, m._modules) if d]
+    def __init__(self, source: "BaseSource") -> None:
+        dicts: Iterator[dict[str, Any]] = (d for m in _modules(source) for d in (m._parameters, m._buffers, m._modules))
+        self.dicts = [d for d in dicts if d]
         self.held = [v for d in self.dicts for v in d.values()]
         self.tensors = [v for v in self.held if isinstance(v, Tensor)]
         self.ids, self.at = self._ids(), self._at()
@@ -311,7 +319,7 @@ class Snapshot:
     def _at(self) -> list[int]:
         return list(map(Tensor.data_ptr, self.tensors))
 
-    def holds(self, source) -> bool:
+    def holds(self, source: "BaseSource") -> bool:
         """Is all of it still so?"""
         for owner, settings in zip(_owners(source), self.settings):
             now = vars(owner)
@@ -327,11 +335,12 @@ class _Watch(TorchDispatchMode):
     READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
     COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.device, self.why = device, None
+        self.device = device
+        self.why: str | None = None
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if any(tag in func.tags for tag in self.READS):
             if any(isinstance(a, Tensor) and a.device == self.device for a in args):
@@ -341,7 +350,7 @@ class _Watch(TorchDispatchMode):
         return result
 
 
-def rehearse(source, work: Callable[[], object]) -> None:
+def rehearse(source: "BaseSource", work: Callable[[], object]) -> None:
     """Run the work and raise :class:`Uncapturable` where a replay would do something else than the next run.
 
     A graph holds kernels. A model that decides by values, draws random numbers, or counts its calls, does so in Python
@@ -368,17 +377,19 @@ def rehearse(source, work: Callable[[], object]) -> None:
                 raise Uncapturable(f"{type(m).__name__}.{name} changes as the model is called")
 
 
-def _same(a, b) -> bool:
+def _same(a: object, b: object) -> bool:
     """Is it the same object, or a number, text or tuple of the same value?"""
     if a is b or type(a) is not type(b):
         return a is b
-    if isinstance(a, (tuple, list)):
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
         return len(a) == len(b) and all(map(_same, a, b))
     return isinstance(a, (bool, int, float, str)) and a == b
 
 
-def _generators(device: torch.device) -> list:
+def _generators(device: torch.device) -> list[Any]:
     """The states of the generators that models draw from, comparable."""
-    kind, words, *rest = np.random.get_state()
+    state = np.random.get_state(legacy=True)
+    assert isinstance(state, tuple)
+    _, words, *rest = state
     states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-    return [random.getstate(), words.tobytes(), rest, *(s.numpy().tobytes() for s in states)]
+    return [random.getstate(), np.asarray(words).tobytes(), rest, *(s.numpy().tobytes() for s in states)]

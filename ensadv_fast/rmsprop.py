@@ -34,14 +34,16 @@ class RMSPropTF(Optimizer):
         self._step_supports_amp_scaling = True
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """One step; closures are not supported."""
+    def step(self, closure: Any = None) -> Any:
+        """One step; closure: computes the gradients and returns the loss, which is then returned."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         found: Tensor | None = getattr(self, "found_inf", None)
         if getattr(self, "grad_scale", None) is not None:
             raise RuntimeError("RMSPropTF: gradients are still scaled: call GradScaler.unscale_ first")
         if found is not None and found.device.type == "cpu":
             if found:
-                return
+                return loss
             found = None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
@@ -53,6 +55,7 @@ class RMSPropTF(Optimizer):
                                      "momentum": torch.zeros_like(p, memory_format=torch.preserve_format)}
             _update(params, [p.grad for p in params], [self.state[p]["mean_square"] for p in params],
                     [self.state[p]["momentum"] for p in params], group, found)
+        return loss
 
 
 def _update(params: list[Tensor], grads: list[Tensor], mean_squares: list[Tensor], momenta: list[Tensor],
@@ -60,7 +63,7 @@ def _update(params: list[Tensor], grads: list[Tensor], mean_squares: list[Tensor
     """found: where it is 1, all stays as it is; None: it is 0."""
     keep, momentum = group["decay"], group["momentum"]
     if group["weight_decay"]:
-        grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
+        grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
     if found is not None:
         bad = found > 0
         grads = [torch.where(bad, 0.0, g) for g in grads]  # a NaN would survive any multiplication

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from . import checkpoint
-from .attacks import Attack
+from .attacks import BaseAttack
 from .data import ImageSplit
 from .source import Source
 
@@ -33,7 +33,7 @@ class Samples:
         arrays = {"source": np.array(self.source), "labels": self.labels}
         arrays |= {f"pictures/{row}": pictures for row, pictures in self.pictures.items()}
         arrays |= {f"predictions/{row}/{m}": p for row, by in self.predictions.items() for m, p in by.items()}
-        checkpoint.atomic_write(path, lambda f: np.savez_compressed(f, **arrays))
+        checkpoint.atomic_write(path, lambda f: np.savez_compressed(f, allow_pickle=False, **arrays))
 
 
 def load(path: Path) -> Samples | None:
@@ -52,7 +52,7 @@ def load(path: Path) -> Samples | None:
         raise ValueError(f"samples: {path} is corrupt or of another version ({e})") from e
 
 
-def craft(test: ImageSplit, attacks: Mapping[str, Attack], name: str | None, source: Source | nn.Module | None,
+def craft(test: ImageSplit, attacks: Mapping[str, BaseAttack], name: str | None, source: Source | nn.Module | None,
           targets: Mapping[str, nn.Module], key: torch.Tensor) -> Samples:
     """The first test image of each of the first classes (ten; four where images are large), clean and under each
     attack crafted on `source`, which is called `name`."""

@@ -54,5 +54,9 @@ class Saved:
             built = models.build(spec, self.dataset.classes, self.dataset.in_shape, self.download)
             return built.to(self.device).eval()
 
+        def source(spec: str) -> Source:
+            net, mean, std = models.parts(build(spec))
+            return Source(net, mean=mean, std=std)
+
         return ({name: build(spec) for name, spec in self.targets.items()},
-                {name: Source(build(spec)) for name, spec in self.sources.items()})
+                {name: source(spec) for name, spec in self.sources.items()})

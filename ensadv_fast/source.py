@@ -4,6 +4,7 @@ import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -95,10 +96,14 @@ class Source(BaseSource):
         TypeError, ValueError: naming the argument; also for a model whose parameters were created in inference mode.
     """
 
+    dtype: torch.dtype | None
+    channels_last: bool
+    module: nn.Module
+
     def __init__(self, model: nn.Module, *, mean: Sequence[float] | Tensor | None = None,
                  std: Sequence[float] | Tensor | None = None, dtype: torch.dtype | str | None = "auto",
                  fold: bool = True, channels_last: bool | str = "auto", compile: bool = False,
-                 cuda_graph: bool | str = "auto", crafting: str = "eval", live: bool = False):
+                 cuda_graph: bool | str = "auto", crafting: str = "eval", live: bool = False) -> None:
         op = "Source"
         if not isinstance(model, nn.Module):
             raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -108,9 +113,9 @@ class Source(BaseSource):
         for name, value in (("fold", fold), ("compile", compile), ("live", live)):
             if not isinstance(value, bool):
                 raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
-        for name, value in (("channels_last", channels_last), ("cuda_graph", cuda_graph)):
-            if value not in ("auto", True, False):
-                raise ValueError(f"{op}: {name} must be 'auto', True or False, got {value!r}")
+        for name, choice in (("channels_last", channels_last), ("cuda_graph", cuda_graph)):
+            if choice not in ("auto", True, False):
+                raise ValueError(f"{op}: {name} must be 'auto', True or False, got {choice!r}")
         if live and (dtype not in ("auto", None, *check.NARROW) or channels_last is True or compile):
             raise ValueError(f"{op}: a live model is used as it is; channels_last, compile and a dtype of more than 16 "
                              "bits do not apply")
@@ -120,7 +125,8 @@ class Source(BaseSource):
         self.live, self.crafting, self.fold, self.compile = live, crafting, fold, compile
         self._keeps_bits = fold and crafting == "eval" and not (live or compile)
         self._joins, self._packs = rectify.NONE, Packs()
-        self._active, self._original, self._format_is_free = False, None, False
+        self._active, self._format_is_free = False, False
+        self._original: nn.Module | None = None
         self._autocast = dtype if live and dtype in check.NARROW else None
         self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())),
                            torch.device("cpu"))
@@ -130,7 +136,7 @@ class Source(BaseSource):
             if live:
                 self.dtype, self.channels_last, self.module = None, False, model
                 return
-            self.dtype = fast_dtype(self.device, model) if dtype == "auto" else dtype
+            self.dtype = dtype if isinstance(dtype, torch.dtype | None) else fast_dtype(self.device, model)
             self.channels_last = channels_last in ("auto", True)
             self._format_is_free = channels_last == "auto"
             self.module = self._prepared(model)
@@ -146,7 +152,7 @@ class Source(BaseSource):
                     "gradient can flow through it: create or load it outside that mode"
                 )
 
-    def _statistics(self, values, name: str) -> Tensor | None:
+    def _statistics(self, values: Sequence[float] | Tensor | None, name: str) -> Tensor | None:
         if values is None:
             return None
         values = torch.as_tensor(values, dtype=torch.float32, device=self.device).reshape(-1)
@@ -176,8 +182,8 @@ class Source(BaseSource):
             for norm, state in zip(norms, states):
                 norm.float().load_state_dict(state)
         if self.channels_last:
-            frozen.to(memory_format=torch.channels_last)
-        return torch.compile(frozen) if self.compile else frozen
+            lay_out(frozen, torch.channels_last)
+        return cast(nn.Module, torch.compile(frozen)) if self.compile else frozen
 
     def calibrate(self, x: Tensor, y: Tensor | None = None, *, eps: float = 8 / 255) -> Agreement:
         """Measure this source against exact mode on real images, and switch it to float32 where it is too weak.
@@ -207,16 +213,16 @@ class Source(BaseSource):
             y = check.labels(op, "y", y, len(x), x.device)
         if check.finite(op, "eps", eps) <= 0:
             raise ValueError(f"{op}: eps must be > 0, got {eps}")
-        exact = self
-        if self._original is not None:
-            exact = Source(copy.deepcopy(self._original).to(self.device), mean=self.mean, std=self.std,
+        exact, original = self, self._original
+        if original is not None:
+            exact = Source(copy.deepcopy(original).to(self.device), mean=self.mean, std=self.std,
                            dtype=torch.float32, fold=False, channels_last=False, crafting=self.crafting)
         found = agreement(self, exact, x, y, eps, keys.next_key("cpu"))
-        if found.loss_increase < ENOUGH and self.dtype != torch.float32:
+        if found.loss_increase < ENOUGH and self.dtype != torch.float32 and original is not None:
             self.dtype = torch.float32
             with torch.inference_mode(False), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what cannot be folded was said when the source was made
-                self.module = self._prepared(copy.deepcopy(self._original).to(self.device))
+                self.module = self._prepared(copy.deepcopy(original).to(self.device))
         return found
 
     @contextmanager
@@ -273,21 +279,25 @@ class Source(BaseSource):
 
     def logits_unchecked(self, x: Tensor) -> Tensor:
         """:meth:`logits` for callers that hold a session."""
+        return self._outputs(x)[0]
+
+    def _outputs(self, x: Tensor) -> Sequence[Tensor]:
+        """The logits of images x, and what else the model gives beside them."""
         with self._precision():
             try:
-                logits = self._forward(x)
+                out = self._forward(x)
             except RuntimeError as e:
                 if not self._format_is_free or "view size is not compatible" not in str(e):
                     raise
                 self.channels_last = self._format_is_free = False
-                self.module.to(memory_format=torch.contiguous_format)
-                logits = self._forward(x)
-        if isinstance(logits, (tuple, list)):
-            logits = logits[0]
+                lay_out(self.module, torch.contiguous_format)
+                out = self._forward(x)
+        outputs = out if isinstance(out, (tuple, list)) else (out,)
+        logits = outputs[0]
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"Source: model must return logits [N, C] for x [N, ...], N = {len(x)}; got {got}")
-        return logits
+        return outputs
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, C] of images x, in the source's dtype; differentiable where autograd records."""
@@ -313,11 +323,15 @@ class Source(BaseSource):
                                        key, rescale)
                 (grad,) = torch.autograd.grad(logits, leaf, start.grad)
                 return InputGrad(grad, start.labels, start.loss, logits.detach(), start.scale)
-            labels = choose_labels(logits.detach(), labels, rule, key, index)
-            losses = sample_losses(logits, labels, loss, targeted=targeted, kappa=kappa)
-            scale = power_of_two_scale(logits, labels, loss) if rescale else torch.ones_like(losses)
+            chosen = choose_labels(logits.detach(), labels, rule, key, index)
+            losses = sample_losses(logits, chosen, loss, targeted=targeted, kappa=kappa)
+            scale = power_of_two_scale(logits, chosen, loss) if rescale else torch.ones_like(losses)
             (grad,) = torch.autograd.grad(losses, leaf, scale)
-        return InputGrad(grad, labels, losses.detach(), logits.detach(), scale)
+        return InputGrad(grad, chosen, losses.detach(), logits.detach(), scale)
+
+
+def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+    cast(Any, module).to(memory_format=layout)  # torch 2.13's stub lacks it
 
 
 def _detached(model: nn.Module) -> nn.Module:
@@ -328,6 +342,14 @@ def _detached(model: nn.Module) -> nn.Module:
         p.requires_grad_(False)
         p.grad = None
     return alone
+
+
+@overload
+def as_source(model: Source | nn.Module) -> Source: ...
+
+
+@overload
+def as_source(model: BaseSource | nn.Module) -> BaseSource: ...
 
 
 def as_source(model: BaseSource | nn.Module) -> BaseSource:

@@ -7,7 +7,7 @@ only members whose forwards are proved to do nothing else are stacked: the other
 import itertools
 from collections.abc import Iterator, Sequence
 from types import CodeType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,8 @@ def chain(model: nn.Module) -> Chain | None:
         nodes = list(graph.trace(model).graph.nodes)
     except graph.Untraceable:
         return None
-    flat, layers = False, []
+    flat = False
+    layers: list[tuple[nn.Linear, bool]] = []
     for before, node in itertools.pairwise(nodes):
         module = model.get_submodule(node.target) if node.op == "call_module" else None
         if node.all_input_nodes != [before] or node.args[0] is not before:
@@ -99,7 +100,7 @@ class Stack:
         self.sources = tuple(sources)
         self.shared = all(_same(s.mean, sources[0].mean) and _same(s.std, sources[0].std) for s in sources)
         self.flat = chains[0].flat
-        self.layers = []
+        self.layers: list[Layer] = []
         with torch.inference_mode(False), torch.no_grad():
             for same in zip(*(c.layers for c in chains), strict=True):
                 modules = [m for m, _ in same]
@@ -121,7 +122,7 @@ class _Layers(Function):
     """All layers: keeps weights and masks."""
 
     @staticmethod
-    def forward(ctx, x, layers):
+    def forward(ctx: Any, x: Tensor, layers: Sequence[Layer]) -> Tensor:
         ctx.layers, ctx.shared, masks = layers, x.dim() == 2, []
         x = x.detach()
         for layer in layers:
@@ -131,7 +132,7 @@ class _Layers(Function):
         return x
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         first_only()
         masks = ctx.saved_tensors
         for i in reversed(range(len(masks))):
@@ -160,7 +161,7 @@ def _stacked(modules: Sequence[nn.Linear], name: str) -> Tensor:
 class Unit(NamedTuple):
     """What runs at once: members `index` of an ensemble, as a source (logits [N, C]) or a stack ([K, N, C])."""
 
-    index: tuple[int, ...]
+    index: tuple[int, ...]  # type: ignore[assignment]  # a field here, not the method of tuples
     run: Source | Stack
 
     def of(self, grad: Tensor) -> Tensor:

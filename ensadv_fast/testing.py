@@ -86,8 +86,8 @@ class OpCase:
 
     op: str
     mode: str
-    function: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
     make: Callable[[Inputs], Arguments]
     streams: int
     exact: bool = True
@@ -95,7 +95,7 @@ class OpCase:
     image: bool = True
     sweep: bool | None = None
     ulps: float | None = None
-    timed: Callable[..., Tensor] | None = None
+    timed: Callable[..., Any] | None = None
     dtypes: tuple[torch.dtype, ...] = field(default=IMAGES)
 
     @property
@@ -133,12 +133,12 @@ def _momentum(i: Inputs) -> Arguments:
     return (x, grad, replace(i, dtype=wide, seed=i.seed + 2).gradient().nan_to_num() * 1e3, step), {**kw, "decay": 0.9}
 
 
-def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, *args, **kw) -> Tensor:
+def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, *args: Any, **kw: Any) -> Tensor:
     """The op on a copy of the momentum, so that arguments may be used again."""
     return ops.momentum_step(x, grad, momentum.clone(), *args, **kw)
 
 
-def _momentum_reference(x: Tensor, grad: Tensor, momentum: Tensor, *args, **kw) -> Tensor:
+def _momentum_reference(x: Tensor, grad: Tensor, momentum: Tensor, *args: Any, **kw: Any) -> Tensor:
     return momentum_step_reference(x, grad, momentum.clone(), *args, **kw)
 
 
@@ -158,7 +158,7 @@ def _project(norm: str) -> Callable[[Inputs], Arguments]:
     return make
 
 
-def _random(kind: str, **kw) -> Callable[[Inputs], Arguments]:
+def _random(kind: str, **kw: Any) -> Callable[[Inputs], Arguments]:
     return lambda i: ((i.images(1)[0], keys.fresh_key(i.device, i.seed), 8 / 255), {"kind": kind, **kw})
 
 
@@ -184,7 +184,7 @@ def _logits(i: Inputs, members: int) -> Tensor:
     return replace(i, memory_format=torch.contiguous_format).place(z.view(members, -1, classes) if members else z)
 
 
-def _logit(fused: bool = False, **kw) -> Callable[[Inputs], Arguments]:
+def _logit(fused: bool = False, **kw: Any) -> Callable[[Inputs], Arguments]:
     def make(i: Inputs) -> Arguments:
         members = i.members if fused else 0
         labels = torch.arange(i.shape[0], device=i.device) % 3
@@ -193,7 +193,7 @@ def _logit(fused: bool = False, **kw) -> Callable[[Inputs], Arguments]:
     return make
 
 
-def _linear(i: Inputs, shared: bool = False, **kw) -> Arguments:
+def _linear(i: Inputs, shared: bool = False, **kw: Any) -> Arguments:
     """x [K, B, I] (or one for all members), weight [K, O, I] and bias; as many outputs as `classes`, at most I."""
     g, plain = i.generator(), replace(i, memory_format=torch.contiguous_format)
     batch, inner = i.shape[0], math.prod(i.shape[1:])
@@ -204,20 +204,20 @@ def _linear(i: Inputs, shared: bool = False, **kw) -> Arguments:
     return tuple(plain.place(t) for t in (x, weight, bias)), kw
 
 
-def _linear_grad(i: Inputs, **kw) -> Arguments:
+def _linear_grad(i: Inputs, **kw: Any) -> Arguments:
     x, weight, bias = _linear(i)[0]
     mask = torch.randint(256, (*x.shape[:2], -(-weight.shape[1] // 8)), generator=i.generator(), dtype=torch.uint8)
     return (bias[:, None] * x[..., :1], weight, mask.to(i.device)), kw
 
 
-def _entry(delta: bool = False, **kw) -> Callable[[Inputs], Arguments]:
+def _entry(delta: bool = False, **kw: Any) -> Callable[[Inputs], Arguments]:
     def make(i: Inputs) -> Arguments:
         mean, std = ((torch.arange(1.0, i.shape[1] + 1, device=i.device) / 7 + c).sqrt() for c in (0.0, 0.5))
         return (i.images(1)[0], mean, std), {**kw, **({"delta": i.gradient() * 100} if delta else {})}
     return make
 
 
-def _bias(residual: bool, **act) -> Callable[[Inputs], Arguments]:
+def _bias(residual: bool, **act: Any) -> Callable[[Inputs], Arguments]:
     def make(i: Inputs) -> Arguments:
         x, other = i.images(2)
         bias = torch.arange(i.shape[1], device=i.device, dtype=torch.float32) / (4 * i.shape[1]) - 0.5

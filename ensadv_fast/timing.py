@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -112,6 +113,10 @@ def capture(calls: list[Call]) -> torch.cuda.CUDAGraph | str:
     return graph
 
 
+def _per_call(measure: Callable[[], float], calls: int) -> float:
+    return measure() / calls
+
+
 def time_replay(calls: dict[str, list[Call]], seconds: float) -> tuple[dict[str, Timing], dict[str, str]]:
     """Milliseconds of one call when a graph of one call per set of buffers is replayed, and why contenders are missing.
 
@@ -119,10 +124,10 @@ def time_replay(calls: dict[str, list[Call]], seconds: float) -> tuple[dict[str,
     """
     graphs = {name: capture(fs) for name, fs in calls.items()}
     missing = {name: graph for name, graph in graphs.items() if isinstance(graph, str)}
-    measure = {}
+    measure: dict[str, Callable[[], float]] = {}
     for name, graph in graphs.items():
-        if name not in missing:
+        if not isinstance(graph, str):
             n = len(calls[name])
             once = _repeated(_cuda_span, graph.replay, 2.0)
-            measure[name] = lambda once=once, n=n: once() / n
+            measure[name] = partial(_per_call, once, n)
     return rounds(measure, seconds), missing

@@ -100,6 +100,7 @@ def run(config: Config, folder: str | Path, *, resume: bool = False, progress: b
 
 def _run(config: Config, folder: Path, resume: bool, progress: bool, say: Callable[[str], object]) -> dict[str, Any]:
     begin = time.perf_counter()
+    config.check_weights()
     shared = Run.open(config, folder, progress)
     here = shared.ranks
     check_ranks(shared)

@@ -1,7 +1,7 @@
 """The report page of `ensadv-fast train`."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,14 +71,23 @@ def claims_of(results: Mapping[str, Any]) -> list[Claim]:
     return found
 
 
+def _spread(model: Mapping[str, Any], path: Sequence[str]) -> Number:
+    """The number that a model's results have there, with its standard deviation."""
+    value: Any
+    spread: Any
+    value, spread = model, model["std"]
+    for name in path:
+        value, spread = value[name], spread[name]
+    return Number(value, spread)
+
+
 def _errors(results: Mapping[str, Any], seeds: int) -> Markup:
     models = results["models"]
     held_out = [s for s, role in results["sources"].items() if role == "held_out"]
-    rows = [("clean", lambda m: m["clean"])]
-    rows += [(f"white-box {TITLES.get(a, a)}", lambda m, a=a: m["white_box"][a]) for a in _attacks(results)]
+    rows = [("clean", ["clean"]), *((f"white-box {TITLES.get(a, a)}", ["white_box", a]) for a in _attacks(results))]
     if held_out:
-        rows += [(f"black-box, {words}", lambda m, k=k: m[k]) for k, words in SUMMARY.items()]
-    body = [[name, *page.mark_best([Number(get(m), get(m["std"])) for m in models.values()])] for name, get in rows]
+        rows += [(f"black-box, {words}", [k]) for k, words in SUMMARY.items()]
+    body = [[name, *page.mark_best([_spread(m, path) for m in models.values()])] for name, path in rows]
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed, so no spread is known"
     note = f"In % of all test inputs, {over}; lower is better"
     if held_out:
@@ -90,10 +99,9 @@ def _errors(results: Mapping[str, Any], seeds: int) -> Markup:
 def _matrix(results: Mapping[str, Any], attack: str) -> Markup:
     """One attack: each model's white-box errors, then sources x models."""
     models = results["models"]
-    rows = [("the model itself", lambda m: m["white_box"][attack])]
-    rows += [(f"{s} ({role.replace('_', '-')})", lambda m, s=s: m["black_box"][attack][s])
-             for s, role in results["sources"].items()]
-    values = [[Number(get(m), get(m["std"])) for m in models.values()] for _, get in rows]
+    rows = [("the model itself", ["white_box", attack])]
+    rows += [(f"{s} ({role.replace('_', '-')})", ["black_box", attack, s]) for s, role in results["sources"].items()]
+    values = [[_spread(m, path) for m in models.values()] for _, path in rows]
     return page.heatmap([name for name, _ in rows], list(models), values, title=TITLES.get(attack, attack),
                         corner="crafted on", own=[(0, j) for j in range(len(models))])
 

@@ -16,6 +16,7 @@ from .job import Job, Run, make_source
 from .meter import Meter
 from .optimizers import learning_rate
 from .recipes import make_attack
+from .training_loss import TrainingLossSource
 from .update import Update, labels, prepare
 
 NONFINITE = "nonfinite.jsonl"  # in a run folder: a line for each look that found such steps
@@ -28,10 +29,13 @@ def make_adversary(run: Run, job: Job, model: nn.Module, total: int) -> Ensemble
         return EnsembleAdversary(model, fraction=0.0, key=ops.fresh_key("cpu", job.seed))
     attack = r.attack if not isinstance(r.attack, str) else make_attack(
         r.attack, config.eps, alpha=config.alpha, step=r.step, steps=r.steps, rule=r.rule)
+    live = r.crafting_loss == "plain" or TrainingLossSource(
+        model, smoothing=config.label_smoothing, aux=config.aux, live=True, fold=False, channels_last=False, dtype=None,
+        crafting=r.crafting)
     return EnsembleAdversary(
-        model, [make_source(config, run.build(s, config.download), r.crafting) for s in job.static], attack,
-        fraction=r.fraction, mix=r.mix, select=r.select, crafting=r.crafting, start_step=r.start(total),
-        eps_dist=None if r.eps_dist == "fixed" else EpsDistribution(config.eps, r.eps_dist),
+        model, [make_source(config, run.build(s, config.download), r.crafting, r.crafting_loss) for s in job.static],
+        attack, live=live, fraction=r.fraction, mix=r.mix, select=r.select, crafting=r.crafting,
+        start_step=r.start(total), eps_dist=None if r.eps_dist == "fixed" else EpsDistribution(config.eps, r.eps_dist),
         key=ops.fresh_key("cpu", derive_seed(job.seed, "adversary")))
 
 

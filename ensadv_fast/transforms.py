@@ -30,9 +30,12 @@ class Transform:
     image is the image.
     """
 
-    copies = 1
     draws = False
     clean_first = True
+
+    @property
+    def copies(self) -> int:
+        return 1
 
     def check(self, op: str, x: Tensor) -> None:
         """Raise a ValueError where it does not apply to images of x's shape."""
@@ -71,7 +74,7 @@ class InputDiversity(Transform):
     draws = True
     clean_first = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < check.finite("di", "rate", self.rate):
             raise ValueError(f"di: rate must be > 0, got {self.rate}")
         if not 0 <= check.number("di", "prob", self.prob) <= 1:
@@ -86,6 +89,7 @@ class InputDiversity(Transform):
             raise ValueError(f"{op}: di with rate {self.rate} leaves nothing of images {tuple(x.shape[2:])}")
 
     def view(self, x: Tensor, key: Tensor | None, index: Tensor | None, passes: int) -> View:
+        assert key is not None
         n = len(x) if self.per_sample else 1
         unit = ops.random_step(torch.zeros(n, _PER_PASS * passes, device=x.device), key, 1.0, kind="uniform",
                                index=index if self.per_sample else None, clip=False)
@@ -121,7 +125,7 @@ class ScaleInvariance(Transform):
 
     m: int = 5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _count("si", "m", self.m)
 
     @property
@@ -152,7 +156,7 @@ class TranslationInvariance(Transform):
     size: int = 15
     nsig: float = 3.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check.choice("ti", "kernel", self.kernel, KERNELS)
         _count("ti", "size", self.size)
         if self.size % 2 == 0:
@@ -187,7 +191,7 @@ class VarianceTuning:
     n: int = 20
     beta: float = 1.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _count("vt", "n", self.n)
         if check.finite("vt", "beta", self.beta) < 0:
             raise ValueError(f"vt: beta must be >= 0, got {self.beta}")
@@ -196,7 +200,7 @@ class VarianceTuning:
 di, si, ti, vt = InputDiversity, ScaleInvariance, TranslationInvariance, VarianceTuning
 
 
-def _count(op: str, name: str, value) -> None:
+def _count(op: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
     if value < 1:

@@ -14,6 +14,7 @@ from .config import Config
 from .ema import EMA
 from .finite import FiniteWatch, NonFinite
 from .optimizers import make_optimizer
+from .source import lay_out
 
 Batches = AdversarialBatch | Sequence[AdversarialBatch]
 
@@ -30,8 +31,7 @@ class Update:
 
     A step whose gradients are not finite changes no weight (nor, with config.nan "skip", a batch statistic): this is
     decided on the device, from gradients that DDP has averaged, so alike on all ranks; `nonfinite()` tells of it. Under
-    float16, where overflows are part of it, only those count whose loss is not finite, on this rank, or at a loss scale
-    of 1 or less.
+    float16, where overflows are part of it, it tells of those alone that still come at a loss scale of 1 or less.
     """
 
     def __init__(self, config: Config, model: nn.Module, lam: float, device: torch.device) -> None:
@@ -84,7 +84,7 @@ class Update:
             losses.append(loss.detach())
             logits.append(out.detach())
         loss = torch.stack(losses).sum() if weights else losses[0]
-        self._step(loss, index)
+        self._step(index)
         return loss, torch.cat(logits) if weights else logits[0]
 
     def _alone(self, last: bool) -> AbstractContextManager:
@@ -106,7 +106,7 @@ class Update:
         return loss, logits
 
     @torch.no_grad()
-    def _step(self, loss: Tensor, index: Tensor | None) -> None:
+    def _step(self, index: Tensor | None) -> None:
         """Optimizer, averages and watch, from the gradients that are there."""
         optimizer, clip = self.optimizer, self.config.clip
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -117,13 +117,13 @@ class Update:
             torch.nn.utils.clip_grads_with_norm_(params, clip, norm)
         bad = counts = ~norm.isfinite()
         if self.scaler is not None:
-            counts = bad & (~loss.isfinite() | (self.scaler.scale(torch.ones((), device=self.device)) <= 1))
+            counts = bad & (self.scaler.scale(torch.ones((), device=self.device)) <= 1)
             self.scaler.step(optimizer)
             self.scaler.update()
         elif getattr(optimizer, "_step_supports_amp_scaling", False):  # fused: skipped on the device
-            optimizer.grad_scale, optimizer.found_inf = None, bad.float()
+            setattr(optimizer, "found_inf", bad.float())  # as GradScaler gives it to them
             optimizer.step()
-            del optimizer.grad_scale, optimizer.found_inf
+            delattr(optimizer, "found_inf")
         elif not bad:
             optimizer.step()
         self.watch.undo(bad)
@@ -152,7 +152,9 @@ class Update:
 def prepare(config: Config, model: nn.Module) -> nn.Module:
     """The model, in place, in the memory format that training will have: to be called before DistributedDataParallel
     takes it, whose buckets keep the strides that parameters have then."""
-    return model.to(memory_format=torch.channels_last) if config.channels_last else model
+    if config.channels_last:
+        lay_out(model, torch.channels_last)
+    return model
 
 
 def labels(batch: Batches) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,23 @@ def batch(n: int = 16, channels: int = 3, size: int = 8, classes: int = 10, seed
     return torch.rand(n, channels, size, size, generator=g), torch.randint(0, classes, (n,), generator=g)
 
 
+def trained():
+    """A network that knows ten patterns, and images of them."""
+    torch.manual_seed(0)
+    patterns = torch.rand(10, 3, 28, 28)
+    y = torch.arange(60) % 10
+    x = (patterns[y] * 0.6 + 0.4 * torch.rand(60, 3, 28, 28))
+    net = small_net(size=28)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    for _ in range(15):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    for p in net.parameters():
+        p.grad = None
+    return net.eval(), x, y
+
+
 def gradient(net: nn.Module, x, y):
     """The whole of plain PyTorch's input gradient, summed cross-entropy, in eval mode."""
     training = [m.training for m in net.modules()]

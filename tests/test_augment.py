@@ -40,6 +40,15 @@ def test_a_sample_does_not_depend_on_its_batch(augment, seed, cut, index):
     assert torch.equal(turned.flip(0), whole)
 
 
+@pytest.mark.parametrize("augment", ANY, ids=str)
+def test_parts_that_fit_a_cpus_cache_are_the_whole(augment, monkeypatch):
+    key, index, x = ops.fresh_key(seed=4), torch.arange(50, 61), images(11)
+    whole = augment(x, key, index)
+    monkeypatch.setattr("ensadv_fast.data.augment._CACHED", 3 * augment.size**2)
+    got = augment(x, key, index)
+    assert torch.equal(got, whole) and got.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("padding, channels", [(0, 3), (4, 1)])
 def test_random_and_padded_crops_in_plain_numpy(padding, channels):
     n, size, key = 200, 10, ops.fresh_key(seed=5)

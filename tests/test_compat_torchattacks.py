@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import batch, small_net
+from networks import batch, small_net, trained
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -399,23 +399,6 @@ def test_multi_attack(theirs, tmp_path, capsys):
 
 # ---- fast ------------------------------------------------------------------------------------------------------------
 
-def trained():
-    """A network that knows ten patterns, and images of them."""
-    torch.manual_seed(0)
-    patterns = torch.rand(10, 3, 28, 28)
-    y = torch.arange(60) % 10
-    x = (patterns[y] * 0.6 + 0.4 * torch.rand(60, 3, 28, 28))
-    net = small_net(size=28)
-    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-    for _ in range(15):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
-    for p in net.parameters():
-        p.grad = None
-    return net.eval(), x, y
-
-
 @pytest.mark.parametrize("mode", ["default", "least likely 1"])
 @pytest.mark.parametrize("name", NAMES)
 def test_fast_is_as_strong(name, mode):
@@ -627,7 +610,7 @@ def test_another_version_is_said(theirs, monkeypatch):
 def test_unknown_libraries():
     assert compat.torchattacks is ours and not hasattr(compat, "nothing")
     for call in (compat.install, compat.uninstall):
-        with pytest.raises(ValueError, match="name must be one of torchattacks, got 'nothing'"):
+        with pytest.raises(ValueError, match="name must be one of .*torchattacks.*, got 'nothing'"):
             call("nothing")
 
 

@@ -1,4 +1,6 @@
 """Image files in folders: what is listed, decoded, left out and refused; streams of them, and of sets in memory."""
+import argparse
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -299,6 +301,8 @@ def test_streams_refuse_what_does_not_fit(sets):
                              (dict(augment=data.Augment(24), train=False), "not augmented")):
         with pytest.raises(ValueError, match=message):
             data.Stream(sets.train, sampler, device="cpu", seed=0, **options)
+    with pytest.raises(TypeError, match="split: got Dataset, want a Split or a FolderSplit"):
+        data.Stream(sets, sampler, device="cpu", seed=0)
     with pytest.raises(ValueError, match="n=46, the split has 11"):
         data.Stream(sets.test, sampler, device="cpu", seed=0)
     state = data.Stream(sets.train, sampler, device="cpu", seed=0).state_dict()
@@ -426,6 +430,24 @@ def test_the_made_up_classes_can_be_learned(sets):
     means = torch.stack([sets.train.batch((sets.train.labels == c).nonzero()[:5, 0])[0].mean((0, 2, 3))
                          for c in range(CLASSES)])
     assert torch.equal(torch.cdist(x.mean((2, 3)), means).argmin(1), y)
+
+
+def test_the_benchmark_compares_before_it_times(root):
+    spec = importlib.util.spec_from_file_location("input", Path(__file__).parent.parent / "bench" / "input.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    args = argparse.Namespace(size=24, batch=8, prefetch=2, workers=[0], device="cpu")
+    result = bench.measure(root, args)
+    assert result["rows"][0]["contender"] == "ours" and result["rows"][0]["images_per_second"] > 0
+    assert result["images"] == TRAIN and result["device_part_images_per_second"] > 0
+
+    class Other(data.Augment):
+        def __call__(self, x, key, index):
+            return super().__call__(x, key + torch.randint(9, (2,)), index)
+
+    bench.data = argparse.Namespace(**{**vars(data), "Augment": Other})
+    with pytest.raises(AssertionError, match="0 processes give another batch than none"):
+        bench.measure(root, args)
 
 
 @pytest.mark.gpu

@@ -253,7 +253,8 @@ def l2_step_reference(x, grad, center, step, eps, lo, hi, inner, dtypes):
         delta = v[i] - c0[i]
         shrink = kind(1)
         if center is not None:
-            length = kind(np.sqrt(sum_reference((v[i].astype(np.float64) - c0[i]) ** 2)))
+            moved = v[i].astype(np.float64) - c0[i]
+            length = kind(np.sqrt(sum_reference(np.where(np.isnan(moved), 0, moved) ** 2)))
             shrink = sizes[i] / length if length > sizes[i] else kind(1)
         if shrink != 1:
             v[i] = c0[i] + delta * shrink

@@ -291,6 +291,18 @@ def test_l2_ball_holds(seed, dtype, inner, eps, step):
     assert length.max() <= abs(step) * (1 + 1e-6) + inner * 1e-7
 
 
+@every_dtype
+def test_a_nan_pixel_does_not_free_the_others_of_the_l2_ball(dtype):
+    center, grad = torch.full((2, 50), 0.5, dtype=dtype), torch.ones(2, 50)
+    x = center.clone()
+    x[0, 7] = math.nan
+    for result in (ops.l2_step(x, grad, 3.0, center=center, eps=0.2),
+                   ops.project(x + 0.3, center, 0.2, norm="l2")):
+        assert result.isnan().nonzero().tolist() == [[0, 7]]
+        moved = (result.double() - center.double()).nan_to_num()
+        assert 0.19 < moved.norm(dim=1).min() and moved.norm(dim=1).max() <= 0.2 * (1 + 1e-6)
+
+
 def test_projection_inside_the_ball_is_the_identity():
     x = torch.rand(4, 3, 8, 8)
     for norm in ("linf", "l2"):

@@ -36,7 +36,7 @@ def config_of(folder, **more):
     return Config(data=f"mnist:{folder}", device="cpu", batch_size=BATCH, monitor=0, log_every=4, **more)
 
 
-def exact(config, model, crafting="eval"):
+def exact(config, model, crafting="eval", loss="plain"):
     """float64 gradients of static sources too: a float32 one's signs near 0 depend on the batch that it comes in."""
     return Source(model, dtype=None, fold=False, channels_last=False, crafting=crafting)
 

@@ -9,6 +9,7 @@ from torch import nn
 from ensadv_fast import models
 from ensadv_fast.adversary import AdversarialBatch, mixed_cross_entropy
 from ensadv_fast.config import Config
+from ensadv_fast.finite import NonFinite
 from ensadv_fast.update import Update, labels, prepare
 
 CPU = torch.device("cpu")
@@ -203,9 +204,14 @@ def test_loss_scaling_skips_overflows_and_goes_on():
     other = Update(Config(dtype="float16"), copy.deepcopy(update.model), LAM, CPU)
     other.load_state_dict(saved)
     assert other.scaler.get_scale() == update.scaler.get_scale() and other.steps == 40
+    while update.scaler.get_scale() > 1:
+        assert update.nonfinite() is None
+        update.clear()
+        update(poisoned(b, 1), 1e-3)
     update.clear()
     update(poisoned(b, 1), 1e-3)
-    assert update.nonfinite() == (1, 40, [])  # a loss that is not finite is none of them
+    found = update.nonfinite()  # no smaller scale will help
+    assert (found.count, found.step) == (1, update.steps - 1)
 
 
 def test_channels_last_gives_the_same_step():
@@ -263,7 +269,7 @@ def test_a_step_that_is_not_finite_changes_nothing(optimizer, nan, device):
     update = two
     update.clear()
     update(poisoned(b, 0), 0.01)
-    assert update.nonfinite() == (1, 6, [])  # no indices were given
+    assert update.nonfinite() == NonFinite(1, 6, [])  # no indices were given
 
 
 def test_infinite_gradients_of_a_finite_loss_count_too():
@@ -284,7 +290,7 @@ def test_smaller_batches_and_micro_batches_have_their_indices():
         update.clear()
         micro = [part(poisoned(b, 2) if bad else b, slice(a, None, 2)) for a in range(2)]
         update(micro, 0.01, index=torch.arange(n) + 50)
-    assert update.nonfinite() == (1, 1, list(range(50, 57)))
+    assert update.nonfinite() == NonFinite(1, 1, list(range(50, 57)))
 
 
 @pytest.mark.gpu
@@ -305,7 +311,8 @@ def test_a_step_never_waits_for_the_device(optimizer, dtype):
             update(given, 0.01, index=index)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert update.nonfinite().count == 1 and poisoned_on_gpu.x.isinf().any()
+    assert dtype == "float16" or update.nonfinite().count == 1
+    assert poisoned_on_gpu.x.isinf().any()
     assert all(v.isfinite().all() for v in model.state_dict().values())
 
 

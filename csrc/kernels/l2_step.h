@@ -36,6 +36,13 @@ struct L2Sample {
   }
 };
 
+// What an element adds to its sample's distance: a NaN nothing, so that the others are projected as without it.
+template <class A>
+ENSADV_HD double displacement(A v, A center) {
+  const double d = double(v) - double(center);
+  return d != d ? 0.0 : d;
+}
+
 template <class A>
 ENSADV_HD A shrink_factor(double delta_sum, A eps) {
   const A length = A(sqrt(delta_sum));

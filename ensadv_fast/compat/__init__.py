@@ -5,6 +5,7 @@
 own numbers ("exact", the default) and our source engine ("fast"). Importing this imports no other library.
 """
 import importlib
+from types import ModuleType
 
 from .installing import BACKENDS, Installation, install, uninstall
 from .precisions import current_precision, precision
@@ -12,7 +13,7 @@ from .precisions import current_precision, precision
 __all__ = ["Installation", "current_precision", "install", "precision", "uninstall"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> ModuleType:
     """A backend is imported where it is first asked for."""
     if name in BACKENDS:
         return importlib.import_module(f".{name}", __name__)

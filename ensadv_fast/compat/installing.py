@@ -3,7 +3,8 @@ import importlib
 import sys
 from types import ModuleType
 
-BACKENDS = ("torchattacks",)
+BACKENDS = ("torchattacks", "cleverhans", "art")
+PIP = {"art": "adversarial-robustness-toolbox"}  # what pip calls a library, where it is not its name
 # Of each installed library: how many installs are not undone yet, and (module, name, theirs, ours) of what was put.
 _installed: dict[str, tuple[int, list[tuple[ModuleType, str, object, object]]]] = {}
 
@@ -17,7 +18,7 @@ class Installation:
     def __enter__(self) -> "Installation":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         uninstall(self.name)
 
 
@@ -66,7 +67,7 @@ def library(name: str) -> ModuleType:
     except ModuleNotFoundError as e:
         if e.name != name:
             raise
-        raise ImportError(f"compat: {name} is not installed: pip install {name}", name=name) from e
+        raise ImportError(f"compat: {name} is not installed: pip install {PIP.get(name, name)}", name=name) from e
 
 
 def _put(name: str) -> list[tuple[ModuleType, str, object, object]]:

@@ -25,7 +25,7 @@ class precision:
     def __enter__(self) -> "precision":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         global _current
         _current = self._before
 
@@ -33,3 +33,15 @@ class precision:
 def current_precision() -> str:
     """What :func:`precision` chose last: "exact" or "fast"."""
     return _current
+
+
+def checked(op: str, which: str | None) -> str | None:
+    """An attack's own choice; a ValueError that names the attack for what is none."""
+    if which not in (None, *PRECISIONS):
+        raise ValueError(f"{op}: precision must be None, {', '.join(PRECISIONS)}, got {which!r}")
+    return which
+
+
+def is_fast(which: str | None) -> bool:
+    """Is an attack with this choice fast?"""
+    return (which or _current) == "fast"

@@ -42,7 +42,7 @@ _fused_steps = WeakTensorKeyDictionary()  # of a parameter: how often a fused op
 _entries: WeakKeyDictionary[nn.Module, dict[tuple, _Entry]] = WeakKeyDictionary()
 
 
-def _count(optimizer: Optimizer, *_) -> None:
+def _count(optimizer: Optimizer, *_: object) -> None:
     """Fused optimizers move weights without counting versions."""
     for group in optimizer.param_groups:
         if group.get("fused"):
@@ -71,7 +71,7 @@ def prepared(model: nn.Module, mean: Tensor | None = None, std: Tensor | None = 
     if source is None and not moved:
         source = Source(model, mean=mean, std=std)
     entries[key] = _Entry(state, source)
-    if moved:
+    if source is None:  # it has moved
         return Source(model, mean=mean, std=std, live=True, fold=False, channels_last=False, dtype=None)
     return source
 

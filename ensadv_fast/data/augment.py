@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import ops
 
 CROPS = ("random", "resized", "pad", "center")
+_CACHED = 1 << 20  # pixels of results that a CPU makes at a time: what lies between stays in its cache
 _DRAWS = 5  # numbers a sample draws, whether they are used or not: row, column, flip, area, shape
 
 
@@ -67,13 +68,18 @@ class Augment:
         if x.dtype != torch.uint8 or x.dim() != 4:
             raise ValueError(f"Augment: x: got {x.dtype} {tuple(x.shape)}, want uint8 [B, C, H, W]")
         self.check(*x.shape[2:])
+        few = max(1, _CACHED // self.size**2)
+        if x.device.type == "cpu" and len(x) > few:
+            parts = zip(x.split(few), index.split(few), strict=True)
+            return torch.cat([self(images, key, ids) for images, ids in parts])
         row, column, flip, area, shape = _uniform(len(x), key, index).unbind(1)
         mirrored = (flip < 0.5) if self.flip else torch.zeros_like(flip, dtype=torch.bool)
+        x = x.permute(0, 2, 3, 1)  # whole rows and pixels are picked
         if self.crop == "resized":
             return self._resized(x, row, column, mirrored, area, shape)
         if self.crop == "pad" and self.padding:
-            x = F.pad(x, [self.padding] * 4)
-        height, width = x.shape[2:]
+            x = F.pad(x, [0, 0, *[self.padding] * 4])
+        height, width = x.shape[1:3]
         if self.crop == "center":
             row, column = (torch.full_like(row, 0.5) for _ in range(2))
         # Of the places 0..height - size each is as likely; the middle is rounded down.
@@ -82,10 +88,10 @@ class Augment:
         top, left = ((u * (f + spread)).floor().long() for u, f in zip((row, column), free, strict=True))
         at = torch.arange(self.size, device=x.device)
         rows, columns = top[:, None] + at, left[:, None] + _turned(at, mirrored)
-        return _Pixels(x)(rows, columns).permute(0, 3, 1, 2)
+        return _columns(_rows(x, rows), columns).permute(0, 3, 1, 2)
 
     def _resized(self, x: Tensor, row: Tensor, column: Tensor, mirrored: Tensor, area: Tensor, shape: Tensor) -> Tensor:
-        height, width = x.shape[2:]
+        height, width = x.shape[1:3]
         pixels = (self.scale[0] + area * (self.scale[1] - self.scale[0])) * (height * width)
         low, high = map(math.log, self.ratio)
         ratio = (low + shape * (high - low)).exp()
@@ -95,9 +101,10 @@ class Augment:
         rows, down = _between(at, h, (row * (height - h + 1)).floor(), self.size)
         columns, right = _between(_turned(at, mirrored), w, (column * (width - w + 1)).floor(), self.size)
         # Each product and sum rounds once, so every device gives the same; a fused interpolation would not.
-        pixels = _Pixels(x)
-        above, below = (_mixed(*(pixels(r, c).float() for c in columns), right[:, None, :, None]) for r in rows)
+        above, below = (_rows(x, r).float() for r in rows)
         mixed = _mixed(above, below, down[:, :, None, None])
+        before, after = (_columns(mixed, c) for c in columns)
+        mixed = _mixed(before, after, right[:, None, :, None])
         return mixed.round_().to(torch.uint8).permute(0, 3, 1, 2)
 
 
@@ -113,29 +120,34 @@ def _turned(at: Tensor, mirrored: Tensor) -> Tensor:
     return torch.where(mirrored[:, None], at.flip(0), at)
 
 
-def _between(at: Tensor, length: Tensor, start: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+def _between(at: Tensor, length: Tensor, start: Tensor, size: int) -> tuple[list[Tensor], Tensor]:
     """Which two pixels [B, size] of a side the pixels `at` of `size` lie between when [start, start + length) of it is
     resized to `size`, and how far they are from the first, float32 [B, size]."""
     where = ((at + 0.5) * length[:, None] / size - 0.5).clamp(min=0)
     first = torch.minimum(where.floor(), length[:, None] - 1)
     second = torch.minimum(first + 1, length[:, None] - 1)
-    return tuple((start[:, None] + t).long() for t in (first, second)), (where - first).float()
+    return [(start[:, None] + t).long() for t in (first, second)], (where - first).float()
 
 
-class _Pixels:
-    """The pixels of images [B, C, H, W], all channels of one side by side: several times as fast to pick from as
-    single numbers."""
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Of each of the images [B, H, W, C] its rows [B, R]: [B, R, W, C]."""
+    at = _starts(len(x), x.shape[1], rows) + rows
+    return x.flatten(0, 1).index_select(0, at.flatten()).unflatten(0, rows.shape)
 
-    def __init__(self, x: Tensor):
-        self.height, self.width = x.shape[2:]
-        self.flat = x.permute(0, 2, 3, 1).reshape(x.shape[0] * self.height * self.width, x.shape[1])
 
-    def __call__(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """[B, rows, columns, C]: of each image those where its rows [B, rows] and columns [B, columns] meet."""
-        first = torch.arange(len(rows), device=rows.device)[:, None] * self.height
-        at = (first + rows)[:, :, None] * self.width + columns[:, None, :]
-        return self.flat.index_select(0, at.flatten()).view(*at.shape, self.flat.shape[1])
+def _columns(x: Tensor, columns: Tensor) -> Tensor:
+    """Of each of the images [B, H, W, C] its columns [B, R]: [B, H, R, C]. Whole pixels are picked, which is several
+    times as fast as picking numbers."""
+    b, h, w, c = x.shape
+    at = _starts(b * h, w, columns).view(b, h, 1) + columns[:, None, :]
+    return x.reshape(b * h * w, c).index_select(0, at.flatten()).view(b, h, columns.shape[1], c)
+
+
+def _starts(n: int, step: int, like: Tensor) -> Tensor:
+    """int64 [n, 1]: where each of n runs of `step` begins."""
+    return torch.arange(0, n * step, step, device=like.device)[:, None]
 
 
 def _mixed(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
+    """a + (b - a) part, in b's memory."""
     return b.sub_(a).mul_(part).add_(a)

@@ -104,12 +104,12 @@ def cifar10(folder: str | Path | None = None) -> Dataset:
         if complete(d, ".bin"):
             return _dataset("cifar10", 10, d / f"{TRAIN[0]}.bin", d / f"{TEST}.bin",
                             _joined(_binary(d / f"{f}.bin", 1) for f in TRAIN), _binary(d / f"{TEST}.bin", 1))
-        labels = [next((d / f"{part}_{word}.json" for word in ("lables", "labels")
-                        if (d / f"{part}_{word}.json").is_file()), None) for part in ("train", "test")]
-        if None not in labels and complete(d, ".png"):
+        train, test = (next((d / f"{part}_{word}.json" for word in ("lables", "labels")
+                             if (d / f"{part}_{word}.json").is_file()), None) for part in ("train", "test"))
+        if train and test and complete(d, ".png"):
             images = np.concatenate([_cifar_png(d / f"{f}.png") for f in TRAIN])
-            return _dataset("cifar10", 10, *labels, (images, _json_labels(labels[0])),
-                            (_cifar_png(d / f"{TEST}.png"), _json_labels(labels[1])))
+            return _dataset("cifar10", 10, train, test, (images, _json_labels(train)),
+                            (_cifar_png(d / f"{TEST}.png"), _json_labels(test)))
     raise missing("cifar10", "data_batch_1 .. data_batch_5 and test_batch, or the same names with .bin, or with .png "
                   "and train_lables.json and test_lables.json", looked)
 
@@ -121,10 +121,11 @@ def cifar100(folder: str | Path | None = None) -> Dataset:
     """
     looked = folders("cifar100", folder, ("cifar-100-python", "cifar-100-binary"))
     for d in looked:
-        for ending, reader, labels in (("", _pickled, "fine_labels"), (".bin", _binary, 2)):
-            train, test = d / f"train{ending}", d / f"test{ending}"
-            if train.is_file() and test.is_file():
-                return _dataset("cifar100", 100, train, test, reader(train, labels), reader(test, labels))
+        for ending in ("", ".bin"):
+            files = d / f"train{ending}", d / f"test{ending}"
+            if all(f.is_file() for f in files):
+                train, test = (_binary(f, 2) if ending else _pickled(f, "fine_labels") for f in files)
+                return _dataset("cifar100", 100, *files, train, test)
     raise missing("cifar100", "train and test, or train.bin and test.bin", looked)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class Task(NamedTuple):
     epoch: int
     start: int
     stop: int
-    index: list[int]
+    ids: list[int]
 
 
 class Loaded(NamedTuple):
@@ -38,7 +38,7 @@ class _Decoder(TorchDataset):
         self.split = split
 
     def __getitem__(self, task: Task) -> Loaded:
-        return Loaded(task, *self.split.pixels(task.index))
+        return Loaded(task, *self.split.pixels(task.ids))
 
 
 class _Plan:
@@ -58,7 +58,7 @@ class _Plan:
             epoch, position = epoch + 1, 0
 
 
-def _as_it_is(item: Loaded) -> Loaded:
+def _as_it_is(item: Any) -> Any:
     return item
 
 
@@ -78,7 +78,7 @@ class Loader:
 
     def __init__(self, split: FolderSplit, sampler: Sampler, *, workers: int, prefetch: int, pinned: bool,
                  endless: bool) -> None:
-        options = {}
+        options: dict[str, Any] = {}
         if workers:
             options = {"num_workers": workers, "prefetch_factor": prefetch, "persistent_workers": True,
                        "multiprocessing_context": _context(), "worker_init_fn": _start}

@@ -14,7 +14,9 @@ class ImageSplit(Protocol):
     """What every split can do, wherever its images lie: :class:`Split` (in memory) and
     :class:`ensadv_fast.data.FolderSplit` (files)."""
 
-    labels: Tensor  # int64 [N], on the split's device
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N], on the split's device."""
 
     @property
     def in_shape(self) -> tuple[int, int, int]:

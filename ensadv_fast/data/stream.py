@@ -1,6 +1,7 @@
 """Batches for training and evaluation: from memory or from files, on the device, augmented there."""
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from .augment import Augment
 from .folder import FolderSplit, middle
 from .loading import Loader
 from .sampler import Sampler, derive_seed, upload
-from .sets import ImageSplit
+from .sets import ImageSplit, Split
 
 LEAST = 10  # corrupt images that are borne in any set, where the limit is a share
 NAMED = 100  # corrupt images that are kept with their reasons
@@ -66,6 +67,8 @@ class Stream:
     def __init__(self, split: ImageSplit, sampler: Sampler, *, device: torch.device | str, seed: int,
                  augment: Augment | None = None, workers: int = 0, prefetch: int = 2, channels_last: bool = False,
                  max_corrupt: float | int = 0.001, train: bool = True) -> None:
+        if not isinstance(split, (Split, FolderSplit)):
+            raise TypeError(f"Stream: split: got {type(split).__name__}, want a Split or a FolderSplit")
         if len(split) != sampler.n:
             raise ValueError(f"Stream: sampler: it has n={sampler.n}, the split has {len(split)} samples")
         for name, value, least in (("workers", workers, 0), ("prefetch", prefetch, 1)):
@@ -88,16 +91,14 @@ class Stream:
         self.corrupt, self.global_size = 0, 0
         self.skipped: dict[str, str] = {}
         self._counted = sampler.epoch  # the epoch that `corrupt` is of
-        self._split = split.to(self.device)
+        self._in_shape = split.in_shape
         self._key = ops.fresh_key(self.device, derive_seed(seed, "augment"))
         self._mean, self._std = (fill(split.in_shape[0], device=self.device) for fill in (torch.zeros, torch.ones))
-        self._loader: Loader | None = None
-        self._side: SideStream | None = None
-        self._ahead: _Sent | Exception | None = None
-        if isinstance(split, FolderSplit):
-            cuda = self.device.type == "cuda"
-            self._side = SideStream(self.device) if cuda else None
-            self._loader = Loader(split, sampler, workers=workers, prefetch=prefetch, pinned=cuda, endless=train)
+        self._source: _Memory | _Files
+        if isinstance(split, Split):
+            self._source = _Memory(split, sampler, self.device)
+        else:
+            self._source = _Files(split, sampler, self.device, workers=workers, prefetch=prefetch, endless=train)
 
     @property
     def epoch(self) -> int:
@@ -114,62 +115,27 @@ class Stream:
             self._counted, self.corrupt = epoch, 0
         key = self._key.clone()
         key[1].fill_(epoch)
-        for start, stop, images, index in self._from_memory() if self._loader is None else self._from_files():
-            x, y = self._entered(images, key, index), self._split.labels[index]
-            sampler.position, self.global_size = stop, stop - start
-            yield x, y, index
+        for batch in self._source.batches():
+            self._count(batch.corrupt)
+            x = self._entered(batch.images, key, batch.ids)
+            sampler.position, self.global_size = batch.stop, batch.stop - batch.start
+            yield x, batch.labels, batch.ids
         sampler.next_epoch()
 
-    def _from_memory(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-        order = upload(self.sampler.order(self.sampler.epoch), self.device)  # one copy an epoch, none a batch
-        for start, stop in self.sampler.spans(self.sampler.position):
-            index = self.sampler.share(order, start, stop)
-            yield start, stop, self._split.images[index], index
-
-    def _from_files(self) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-        tasks = [(self.sampler.epoch, *span) for span in self.sampler.spans(self.sampler.position)]
-        for task, following in zip(tasks, [*tasks[1:], None]):
-            sent, self._ahead = self._ahead, None
-            if isinstance(sent, Exception):
-                raise sent
-            if sent is None or sent.task != task:
-                sent = self._send(task)
-            if self._side is not None:
-                self._side.hand_over((sent.images, sent.index))
-                if following is not None:
-                    try:
-                        self._ahead = self._send(following)
-                    except Exception as e:  # noqa: BLE001 - it belongs to the next batch, not to this one
-                        self._ahead = e
-            self._count(sent.corrupt)
-            yield *task[1:], sent.images, sent.index
-
-    def _send(self, task: tuple[int, int, int]) -> _Sent:
-        """The next batch on its way to the device; the host does not wait for it."""
-        loaded = self._loader.take(task)
-        index = torch.tensor([i for i in loaded.task.index if i not in loaded.corrupt], dtype=torch.int64)
-
-        def copies() -> tuple[Tensor, Tensor]:
-            return upload(loaded.images, self.device), upload(index, self.device)
-
-        return _Sent(task, *(copies() if self._side is None else self._side.issue(copies)), loaded.corrupt)
-
-    def _count(self, corrupt: dict[int, str]) -> None:
-        for i, reason in corrupt.items():
-            self.corrupt += 1
-            if len(self.skipped) < NAMED:
-                self.skipped[self._split.path(i)] = reason
+    def _count(self, corrupt: dict[str, str]) -> None:
+        self.corrupt += len(corrupt)
+        self.skipped |= list(corrupt.items())[:NAMED - len(self.skipped)]
         if self.corrupt > self.limit:
             self.close()
-            few = "; ".join(f"{path} ({reason})" for path, reason in list(self.skipped.items())[-5:])
+            few = "; ".join(f"{path} ({reason})" for path, reason in list(corrupt.items())[-5:])
             raise CorruptImages(f"Stream: {self.corrupt} images of epoch {self.sampler.epoch} cannot be decoded, at "
                                 f"most {self.limit} are borne (max_corrupt), the last of them: {few}")
 
     def _entered(self, images: Tensor, key: Tensor, index: Tensor) -> Tensor:
         if self.augment is not None:
             images = self.augment(images, key, index)
-        elif self._loader is not None:
-            images = middle(images, self._split.size)
+        elif images.shape[1:] != self._in_shape:
+            images = middle(images, self._in_shape[1])
         return ops.model_entry(images, self._mean, self._std, channels_last=self.channels_last)
 
     def state_dict(self) -> dict[str, int]:
@@ -186,9 +152,7 @@ class Stream:
 
     def close(self) -> None:
         """End the processes and wait for them. Iterating starts new ones."""
-        self._ahead = None
-        if self._loader is not None:
-            self._loader.close()
+        self._source.close()
 
     def __enter__(self) -> Stream:
         return self
@@ -197,10 +161,75 @@ class Stream:
         self.close()
 
 
-class _Sent(NamedTuple):
-    """A batch on the device, or on its way there."""
+class _Batch(NamedTuple):
+    """This rank's part of the global batch [start, stop) of an epoch, on the device."""
 
-    task: tuple[int, int, int]
-    images: Tensor
-    index: Tensor
-    corrupt: dict[int, str]
+    epoch: int
+    start: int
+    stop: int
+    images: Tensor  # uint8 [B, C, H, W]
+    labels: Tensor
+    ids: Tensor
+    corrupt: dict[str, str]  # path -> reason; these are not among the others
+
+
+class _Memory:
+    """The rest of the sampler's epoch from images that lie on the device."""
+
+    def __init__(self, split: Split, sampler: Sampler, device: torch.device) -> None:
+        self.split, self.sampler, self.device = split.to(device), sampler, device
+
+    def batches(self) -> Iterator[_Batch]:
+        epoch = self.sampler.epoch
+        order = upload(self.sampler.order(epoch), self.device)  # one copy an epoch, none a batch
+        for start, stop in self.sampler.spans(self.sampler.position):
+            ids = self.sampler.share(order, start, stop)
+            yield _Batch(epoch, start, stop, self.split.images[ids], self.split.labels[ids], ids, {})
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Files:
+    """The rest of the sampler's epoch from files that a :class:`Loader` decodes."""
+
+    def __init__(self, split: FolderSplit, sampler: Sampler, device: torch.device, *, workers: int, prefetch: int,
+                 endless: bool) -> None:
+        self.split, self.sampler, self.device = split.to(device), sampler, device
+        cuda = device.type == "cuda"
+        self.loader = Loader(split, sampler, workers=workers, prefetch=prefetch, pinned=cuda, endless=endless)
+        self.side = SideStream(device) if cuda else None
+        self.ahead: _Batch | Exception | None = None
+
+    def batches(self) -> Iterator[_Batch]:
+        tasks = [(self.sampler.epoch, *span) for span in self.sampler.spans(self.sampler.position)]
+        for task, following in itertools.zip_longest(tasks, tasks[1:]):
+            batch, self.ahead = self.ahead, None
+            if isinstance(batch, Exception):
+                raise batch
+            if batch is None or batch[:3] != task:
+                batch = self.sent(task)
+            if self.side is not None:
+                self.side.hand_over((batch.images, batch.labels, batch.ids))
+                if following is not None:
+                    try:
+                        self.ahead = self.sent(following)
+                    except Exception as e:  # noqa: BLE001 - it belongs to the next batch, not to this one
+                        self.ahead = e
+            yield batch
+
+    def sent(self, task: tuple[int, int, int]) -> _Batch:
+        """A batch on its way to the device; the host does not wait for it."""
+        loaded = self.loader.take(task)
+        ids = torch.tensor([i for i in loaded.task.ids if i not in loaded.corrupt], dtype=torch.int64)
+
+        def copies() -> tuple[Tensor, Tensor, Tensor]:
+            there = upload(ids, self.device)
+            return upload(loaded.images, self.device), self.split.labels[there], there
+
+        return _Batch(*task, *(copies() if self.side is None else self.side.issue(copies)),
+                      {self.split.path(i): reason for i, reason in loaded.corrupt.items()})
+
+    def close(self) -> None:
+        self.ahead = None
+        self.loader.close()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..protocol import BaseSource
 from . import batches
 from .batches import Data, Model, Result
 from .hadamard import ORDERS, regular_hadamard
@@ -90,7 +91,7 @@ def cone_dimension(model: Model, x: Data, y: Tensor | None = None, *, eps: float
         raise TypeError(f"{op}: clip must be a bool, got {type(clip).__name__}")
     deal_keys = dict(zip(ORDERS, batches.child_keys(op, key, len(ORDERS)), strict=True))
 
-    def measure(source, x, y, index):
+    def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         grad = batches.direction(source, x, y)
         rows = {"clean": batches.wrong(source, x, y)}
         for k in orders:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..protocol import BaseSource
 from . import batches
 from .batches import Data, Model, Result
 
@@ -40,9 +41,10 @@ def norm_rows(grad: Tensor) -> batches.Rows:
 
 def summary(rows: batches.Rows, elements: int) -> GradientNorm:
     n = len(rows["l2"])
+    zero, nonfinite = (rows[k].sum().item() / (n * elements) for k in ("zero", "nonfinite"))
     return GradientNorm(batches.mean(rows["l2"]), batches.mean(rows["l1"]),
-                        (rows["zero"] == elements).sum().item() / n,
-                        *(rows[k].sum().item() / (n * elements) for k in ("zero", "nonfinite")), elements, **rows)
+                        (rows["zero"] == elements).sum().item() / n, zero, nonfinite, elements,
+                        l2=rows["l2"], l1=rows["l1"], zero=rows["zero"], nonfinite=rows["nonfinite"])
 
 
 def gradient_norm(model: Model, x: Data, y: Tensor | None = None, *, index: Tensor | None = None,
@@ -53,9 +55,9 @@ def gradient_norm(model: Model, x: Data, y: Tensor | None = None, *, index: Tens
     so it is not flatness that makes single steps fail. model, x, y, index, batch_size, errors: as for every
     measurement here, see :func:`ensadv_fast.diagnose.batches.over`.
     """
-    elements = []
+    elements: list[int] = []
 
-    def measure(source, x, y, index):
+    def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         elements[:] = [x[0].numel()]
         return norm_rows(batches.gradient(source, x, y))
 
@@ -87,7 +89,7 @@ def gradient_alignment(model: Model, x: Data, y: Tensor | None = None, *, eps: f
     eps = batches.eps_of(op, eps)
     noise_keys = batches.child_keys(op, key, batches.count_of(op, "draws", draws))
 
-    def measure(source, x, y, index):
+    def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         grad = batches.gradient(source, x, y)
         cosines = [batches.cosine(grad, batches.gradient(source, x + batches.noise(x, k, eps, "uniform", index), y))
                    for k in noise_keys]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import attacks
 from ..ops import _checks as check
+from ..protocol import BaseSource
 from . import batches
 from .batches import Result
 
@@ -80,7 +81,7 @@ class OverfittingMonitor:
         """Look now."""
         attack_key, noise_key = self.keys
 
-        def measure(source, x, y, index):
+        def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
             grad = batches.gradient(source, x, y)
             near = batches.gradient(source, x + batches.noise(x, noise_key, self.eps, "uniform", index), y)
             return {"cosine": batches.cosine(grad, near), **{

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import attacks
 from ..attacks import Attack
+from ..protocol import BaseSource
 from . import batches
 from .batches import Data, Model, Result
 from .statistics import Interval, difference, proportion, share
@@ -84,7 +85,7 @@ def approximation_ratio(model: Model, x: Data, y: Tensor | None = None, *, eps: 
     single, multi = single_step(op, single, eps), iterative(op, multi, eps)
     (attack_key,) = batches.child_keys(op, key, 1)
 
-    def measure(source, x, y, index):
+    def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         made = {"clean": x, "single": single(source, x, y, key=attack_key, index=index),
                 "multi": multi(source, x, y, key=attack_key, index=index)}
         return {name: batches.judged(source, images, y)[0] for name, images in made.items()}
@@ -114,7 +115,7 @@ def perturbation_cosine(model: Model, x: Data, y: Tensor | None = None, *, eps: 
     single, multi = single_step(op, single, eps), iterative(op, multi, eps)
     (attack_key,) = batches.child_keys(op, key, 1)
 
-    def measure(source, x, y, index):
+    def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         return {"cosine": batches.cosine(*(a(source, x, y, key=attack_key, index=index) - x
                                            for a in (single, multi)))}
 
@@ -152,7 +153,7 @@ def random_start_gap(model: Model, x: Data, y: Tensor | None = None, *, eps: flo
     plain, random = attacks.fgsm(eps), attacks.rand_fgsm(eps, alpha)
     (attack_key,) = batches.child_keys(op, key, 1)
 
-    def measure(source, x, y, index):
+    def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         return {name: batches.wrong(source, attack(source, x, y, key=attack_key, index=index), y)
                 for name, attack in (("plain", plain), ("random", random))}
 
@@ -218,7 +219,7 @@ def label_leaking(model: Model, x: Data, y: Tensor | None = None, *, eps: float 
     (attack_key,) = batches.child_keys(op, key, 1)
     made = {"true": attack, **{rule: label_free(attack, rule) for rule in rules}}
 
-    def measure(source, x, y, index):
+    def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         rows = {"clean": batches.wrong(source, x, y)}
         for rule, a in made.items():
             rows[rule] = batches.wrong(source, a(source, x, None if rule == "predicted" else y, key=attack_key,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..protocol import BaseSource
 from ..source import as_source
 from . import batches
 from .batches import Data, Model, Result
@@ -69,7 +70,7 @@ def loss_surface(model: Model, x: Data, y: Tensor | None = None, *, eps: float =
     sign_key, weight_key = batches.child_keys(op, key, 2)
     steps = torch.linspace(-eps, eps, points, dtype=torch.float64)
 
-    def measure(source, x, y, index):
+    def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         g = batches.direction(source, x, y).sign()
         if other is None:
             v, weight = (batches.noise(x, k, 1.0, kind, index) for k, kind in
@@ -78,14 +79,14 @@ def loss_surface(model: Model, x: Data, y: Tensor | None = None, *, eps: float =
             v = weight = batches.direction(other, x, y)
         h = orthogonal_signs(g, v, weight)
         grid = torch.cartesian_prod(steps, steps).to(x)  # [P * P, 2]
-        losses, predicted = [], []
+        kept: tuple[list[Tensor], list[Tensor]] = [], []
         for e in grid.split(max(1, batch_size // len(x))):
             e1, e2 = (e[:, i].view(-1, *[1] * x.dim()) for i in (0, 1))
             images = (x + e1 * g + e2 * h).flatten(0, 1)
             images = images.clamp(0, 1) if clip else images
-            for kept, values in zip((losses, predicted), batches.judged(source, images, y.repeat(len(e)))):
-                kept.append(values.view(len(e), len(x)))
-        loss, predicted = (torch.cat(v).T.unflatten(1, (points, points)) for v in (losses, predicted))
+            for one, values in zip(kept, batches.judged(source, images, y.repeat(len(e)))):
+                one.append(values.view(len(e), len(x)))
+        loss, predicted = (torch.cat(v).T.unflatten(1, (points, points)) for v in kept)
         return {"loss": loss.float(), "predicted": predicted, "labels": y}
 
     size = max(1, batch_size // points) if isinstance(x, Tensor) else batch_size

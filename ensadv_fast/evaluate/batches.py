@@ -60,7 +60,8 @@ def read(op: str, loader: Iterable[Any], device: torch.device) -> Iterator[Batch
         if not n:
             continue
         identity = torch.stack([index.to(x.device), y.to(x.device), image_checksums(x)], 1)
-        yield Batch(*(t.to(device, non_blocking=True) for t in (x, y, index)), identity, position, not rest)
+        x, y, index = (t.to(device, non_blocking=True) for t in (x, y, index))
+        yield Batch(x, y, index, identity, position, not rest)
         position += n
     if not position:
         raise ValueError(f"{op}: the loader gave no batch")

@@ -2,20 +2,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..attacks import Attack
+from ..attacks import BaseAttack
 from ..ops import _checks as check
 from .matrix import TransferMatrix
 from .run import Model, Sources
 from .statistics import Rate
 from .transfer import Progress, measure
 
-AnyEps = Attack | Callable[[float], Attack]
+AnyEps = BaseAttack | Callable[[float], BaseAttack]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Curve:
     top5: tuple[Rate, ...]
 
     @property
-    def accuracy(self) -> list[float]:
+    def accuracy(self) -> list[float | None]:
         return [rate.value for rate in self.top1]
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def accuracy_curve(target: Model, source: Model, attack: AnyEps, eps_values: Seq
                            progress=progress, folder=folder).curve(name, source_name, "target")
 
 
-def _sized(attack: AnyEps, eps: float) -> Attack:
-    return replace(attack, eps=eps) if is_dataclass(attack) else attack(eps)
+def _sized(attack: AnyEps, eps: float) -> BaseAttack:
+    return replace(attack, eps=eps) if isinstance(attack, BaseAttack) else attack(eps)
 
 
 def _renamed(whole: TransferMatrix, names: Mapping[str, str]) -> TransferMatrix:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -93,14 +93,14 @@ class TransferMatrix:
 
     def error(self, attack: str, source: str, target: str) -> float:
         """The fraction of all test inputs that are misclassified, 0..1."""
-        return self.error_rate(attack, source, target).value
+        return _known(self.error_rate(attack, source, target))
 
     def clean_rate(self, target: str, *, top: int = 1) -> Rate:
         """Misclassified of all unperturbed test inputs."""
         return _rate(_of(self.clean, self.clean5, top)[target])
 
     def clean_error(self, target: str) -> float:
-        return self.clean_rate(target).value
+        return _known(self.clean_rate(target))
 
     def transfer_rate(self, attack: str, source: str, target: str, *, top: int = 1) -> Rate:
         """Kurakin's: misclassified by the target, of the inputs that fool the source (n may be 0)."""
@@ -143,11 +143,12 @@ class TransferMatrix:
 
         bits: add "bits", from which :meth:`load` restores the matrix.
         """
-        def rate(measure, have: Mapping, have5: Mapping, key: Any, *args: str) -> dict[str, Any]:
+        def rate(measure: Callable[..., Rate], have: Mapping[Any, Any], have5: Mapping[Any, Any], key: Any,
+                 *args: str) -> dict[str, Any]:
             return {f"top{top}": measure(*args, top=top).to_dict() if key in known else None
                     for top, known in ((1, have), (5, have5))}
 
-        body = {
+        body: dict[str, Any] = {
             "n": len(self), "data": self.data, "attacks": self.attacks, "sources": self.sources,
             "targets": self.targets,
             "clean": {t: rate(self.clean_rate, self.clean, self.clean5, t, t) for t in self.clean},
@@ -158,7 +159,7 @@ class TransferMatrix:
             "tied_targets": [{"attack": a, "source": s, "targets": self.tied_targets(a, s)}
                              for a, s in dict.fromkeys((a, s) for a, s, _ in self.wrong)]}
         if bits:
-            body["bits"] = {name: [[key, base64.b64encode(np.packbits(b)).decode()]
+            body["bits"] = {name: [[key, base64.b64encode(np.packbits(b).tobytes()).decode()]
                                    for key, b in getattr(self, name).items()] for name in BITS}
         return body
 
@@ -185,6 +186,12 @@ class TransferMatrix:
 
 
 BITS = tuple(f.name for f in fields(TransferMatrix) if f.name != "data")
+
+
+def _known(rate: Rate) -> float:
+    if rate.value is None:
+        raise ValueError("TransferMatrix: it has no inputs, so no error")
+    return rate.value
 
 
 def _rate(bits: np.ndarray) -> Rate:
@@ -241,7 +248,7 @@ def black_box(matrix: TransferMatrix, target: str, sources: Sequence[str] | None
     if not bits:
         raise ValueError(f"black_box: the matrix has no attack from {list(asked)} on {target!r}")
     errors = {pair: float(w.mean()) for pair, w in bits.items()}
-    pair = max(errors, key=errors.get)
+    pair = max(errors, key=lambda pair: errors[pair])
     return BlackBox(errors[pair], float(np.mean(list(errors.values()))),
                     float(np.logical_or.reduce(list(bits.values())).mean()), pair,
                     tuple(ties(bits, best="highest", test=test)), len(matrix))

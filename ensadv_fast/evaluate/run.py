@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..attacks import Attack
+from ..attacks import BaseAttack
 from ..data import derive_seed
 from ..ops._reference import widen
 from ..protocol import BaseSource
@@ -21,7 +21,7 @@ from ..versions import versions
 from .batches import Batch
 from .fingerprint import describe, fingerprint
 from .journal import Journal
-from .matrix import PackedBools, TransferMatrix
+from .matrix import TransferMatrix
 from .sets import FORMAT, AdversarialSet, Rows, SetWriter, to_levels
 from .verdicts import Arrivals, judge, pack, unpack
 
@@ -37,7 +37,7 @@ class Cell:
     attack_name: str
     source_name: str
     targets: tuple[str, ...]
-    attack: Attack | None = None
+    attack: BaseAttack | None = None
     given: Model | None = None  # what the attack is crafted on, as the caller gave it; None: `saved` has the examples
     source: BaseSource | None = None  # `given`, as one judges by it
     saved: AdversarialSet | None = None
@@ -56,7 +56,8 @@ class Run:
         self._given: dict[int, Model] = {}  # and back
         self.borrowed: list[BaseSource] = []  # plain modules, kept in eval mode for the whole run
         self.targets = {t: self._prepare(f"targets[{t!r}]", m) for t, m in targets.items()}
-        self.sources = {s: m if _sets(m) else self._prepare(f"sources[{s!r}]", m) for s, m in sources.items()}
+        self.sources: dict[str, BaseSource | tuple[AdversarialSet, ...]] = {
+            s: _sets(m) or self._prepare(f"sources[{s!r}]", m) for s, m in sources.items()}
         named = {f"targets[{t!r}]": m.device for t, m in self.targets.items()}
         named |= {f"sources[{s!r}]": m.device for s, m in self.sources.items() if isinstance(m, BaseSource)}
         if len(set(named.values())) > 1:
@@ -73,7 +74,7 @@ class Run:
         self._found: dict[tuple[tuple[str, ...], int], list[bytes]] = {}
         self._saved_counted: dict[tuple[str, str], list[np.ndarray]] = {}
 
-    def _prepare(self, name: str, model: Model) -> BaseSource:
+    def _prepare(self, name: str, model: object) -> BaseSource:
         if not isinstance(model, (BaseSource, nn.Module)):
             raise TypeError(f"{OP}: {name} must be a Source, an Ensemble or a torch.nn.Module, got "
                             f"{type(model).__name__}")
@@ -86,7 +87,7 @@ class Run:
 
     # ---- the plan ----------------------------------------------------------------------------------------
 
-    def plan(self, attacks: Mapping[str, Attack], seed: int, white_box: bool, noise: Mapping[str, str],
+    def plan(self, attacks: Mapping[str, BaseAttack], seed: int, white_box: bool, noise: Mapping[str, str],
              set_dtype: str | None) -> None:
         """Fill `cells`."""
         every, self._seed = tuple(self.targets), seed
@@ -95,13 +96,14 @@ class Run:
         if white_box:
             crafted += [(t, (t,)) for t in self.targets if t not in self.sources]
         for s, shown in crafted:
-            source = (self.sources if s in self.sources else self.targets)[s]
+            source = self.sources.get(s, self.targets.get(s))
+            assert isinstance(source, BaseSource)
             for a, attack in attacks.items():
                 drawn = derive_seed(seed, noise.get(a, a), s)
                 mark = fingerprint(attack, self.marks[id(source)], drawn, set_dtype) if self.marked else ""
                 self.cells.append(Cell(a, s, shown, attack, self._given[id(source)], source, None, drawn, mark))
         for s, given in self.sources.items():
-            for saved in _sets(given):
+            for saved in () if isinstance(given, BaseSource) else given:
                 mark = fingerprint(saved.manifest) if self.marked else ""
                 self.cells.append(Cell(saved.attack, s, every, saved=saved, mark=mark))
         pairs = [(c.attack_name, c.source_name) for c in self.cells]
@@ -110,8 +112,8 @@ class Run:
 
     def _mark(self, models: Mapping[int, BaseSource]) -> None:
         if self.marked:
-            made_with = versions()
-            made_with = [made_with["ensadv_fast"], made_with["torch"], str(self.device)]
+            found = versions()
+            made_with = [found["ensadv_fast"], found["torch"], str(self.device)]
             self.marks = {i: fingerprint(m, made_with) for i, m in models.items()}
 
     def open_writers(self, folder_of: Callable[[str, str], Path], set_dtype: str, data: str | None) -> None:
@@ -136,6 +138,7 @@ class Run:
     def saved_batches(self) -> Iterator[Batch]:
         """Where all cells are saved sets: the first one's examples, without clean images, a shard at a time."""
         first, position = self.cells[0].saved, 0
+        assert first is not None
         for shard in first.manifest["shards"]:
             rows = first.rows(position, position + shard["n"])
             yield Batch(None, rows.labels.to(self.device), rows.index.to(self.device), rows.identity(), position)
@@ -149,18 +152,19 @@ class Run:
         self.arrivals.put(batch.identity, lambda identity: self._data.update(identity.tobytes()))
         self._digest = batch.digest() if self.marked else ""
         self._clean_now: dict[int, np.ndarray] = {}
-        if batch.x is None:
+        x = batch.x
+        if x is None:
             return
         judges = {id(m): m for m in [*self.targets.values(), *(c.source for c in self.cells if c.source)]}
         mark = fingerprint("clean", self._seed) if self.marked else ""
-        self._judge((), mark, judges, batch, lambda: batch.x, ops.fresh_key("cpu", self._seed))
+        self._judge((), mark, judges, batch, lambda: x, ops.fresh_key("cpu", self._seed))
 
     def attack(self, cell: Cell, batch: Batch) -> None:
         """The verdicts of all who are shown this cell's examples of the batch."""
         judges = {id(m): m for m in [*(self.targets[t] for t in cell.targets), cell.source] if m is not None}
         names = (cell.attack_name, cell.source_name)
         noise = ops.fresh_key("cpu", cell.seed)
-        rows = self._rows(cell, batch) if cell.saved else None
+        rows = self._rows(cell.saved, batch) if cell.saved else None
         if rows is not None:
             self._saved_counted.setdefault(names, []).append(rows.counted.numpy())
         stored = cell.writer.existing(self._digest) if cell.writer else None
@@ -170,28 +174,30 @@ class Run:
                 return rows.x_adv.to(self.device, non_blocking=True)
             if stored is not None:
                 return stored.to(self.device, non_blocking=True)
+            assert cell.attack is not None and cell.given is not None and batch.x is not None
             return cell.attack(cell.given, batch.x, batch.y, key=noise, index=batch.index)
 
         if cell.writer is None or stored is not None:
             self._judge(names, cell.mark, judges, batch, crafted, noise)
             return
-        x_adv = self._as_saved(cell, batch, crafted())
+        x_adv = self._as_saved(cell, cell.writer.head, batch, crafted())
         codes = self._judge(names, cell.mark, judges, batch, lambda: x_adv, noise, anew=True)
         self.arrivals.settle()
         me = id(cell.source)
         counted = ~self._clean_now[me] & codes[me]
         cell.writer.write(batch, self._digest, x_adv, torch.from_numpy(counted & 3))
 
-    def _as_saved(self, cell: Cell, batch: Batch, x_adv: Tensor) -> Tensor:
+    def _as_saved(self, cell: Cell, head: Mapping[str, Any], batch: Batch, x_adv: Tensor) -> Tensor:
         """x_adv in the dtype of the cell's set, within its budget still."""
-        if cell.writer.head["dtype"] == "float32":
+        if head["dtype"] == "float32":
             return x_adv.float()
-        eps = getattr(cell.attack, "eps", None) if cell.writer.head["norm"] == "linf" else None
+        assert batch.x is not None
+        eps = getattr(cell.attack, "eps", None) if head["norm"] == "linf" else None
         return to_levels(x_adv, batch.x, eps, getattr(cell.attack, "lo", 0.0), getattr(cell.attack, "hi", 1.0))
 
-    def _rows(self, cell: Cell, batch: Batch) -> Rows:
+    def _rows(self, saved: AdversarialSet, batch: Batch) -> Rows:
         """The saved examples of this batch: the same images, labels and positions, or a ValueError."""
-        saved, stop = cell.saved, batch.position + len(batch)
+        stop = batch.position + len(batch)
         if stop > len(saved):
             raise ValueError(f"{OP}: the set in {saved.folder} has {len(saved)} examples, the loader gives more")
         rows = saved.rows(batch.position, stop)
@@ -254,7 +260,7 @@ class Run:
             if cell.saved:
                 code = np.concatenate(self._saved_counted[names])
                 _put(matrix.counted, matrix.counted5, names, code)
-            else:
+            elif cell.source is not None:
                 _put(matrix.counted, matrix.counted5, names,
                      ~self._joined((), cell.source) & self._joined(names, cell.source))
         return matrix
@@ -271,7 +277,8 @@ def _norm(attack: Any) -> str | None:
     return "l2" if getattr(attack, "direction", "sign") == "l2" else "linf"
 
 
-def _put(top1: PackedBools, top5: PackedBools, name: Any, codes: np.ndarray) -> None:
+def _put(top1: MutableMapping[Any, np.ndarray], top5: MutableMapping[Any, np.ndarray], name: Any,
+         codes: np.ndarray) -> None:
     top1[name], top5[name] = (codes & 1).astype(bool), (codes >> 1 & 1).astype(bool)
 
 

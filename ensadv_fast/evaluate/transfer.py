@@ -1,17 +1,18 @@
 """Crafting on sources, showing to targets: one pass over a loader, in constant memory but for bits per example."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .. import ops
-from ..attacks import Attack
+from ..attacks import BaseAttack
 from ..data import derive_seed
 from ..ops import _checks as check
 from .batches import read
@@ -23,7 +24,7 @@ from .sets import DTYPES, AdversarialSet, load_set, set_folder
 Progress = Callable[[int], object] | bool
 
 
-def transfer_matrix(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str, Attack],
+def transfer_matrix(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str, BaseAttack],
                     loader: Iterable[Any] | None, *, key: Tensor | None = None, progress: Progress = False,
                     white_box: bool = False, folder: str | Path | None = None,
                     save_sets: str | Path | None = None, set_dtype: str = "uint8",
@@ -69,7 +70,7 @@ def transfer_matrix(targets: Mapping[str, Model], sources: Sources, attacks: Map
                    data=data)
 
 
-def save_set(folder: str | Path, source: Model, attack: Attack, loader: Iterable[Any], *, name: str = "source",
+def save_set(folder: str | Path, source: Model, attack: BaseAttack, loader: Iterable[Any], *, name: str = "source",
              attack_name: str | None = None, key: Tensor | None = None, dtype: str = "uint8", data: str | None = None,
              progress: Progress = False) -> AdversarialSet:
     """Craft one adversarial set and keep it in `folder`; a killed call that is repeated goes on where it stopped.
@@ -85,7 +86,7 @@ def save_set(folder: str | Path, source: Model, attack: Attack, loader: Iterable
     return load_set(folder)
 
 
-def measure(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str, Attack],
+def measure(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str, BaseAttack],
             loader: Iterable[Any] | None, *, key: Tensor | None = None, progress: Progress = False,
             white_box: bool = False, folder: str | Path | None = None,
             save_sets: Callable[[str, str], Path] | None = None, set_dtype: str = "uint8", data: str | None = None,
@@ -99,7 +100,7 @@ def measure(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str
     kept = folder is not None or save_sets is not None
     if key is None:
         key = ops.fresh_key("cpu", 0 if kept else None)
-    check.key(OP, key, getattr(key, "device", None))
+    check.key(OP, key, getattr(key, "device", torch.device("cpu")))
     run = Run(targets, sources, kept)
     run.plan(attacks, derive_seed(*key.tolist()), white_box, noise or {}, set_dtype if save_sets is not None else None)
     if loader is None and not (run.cells and all(cell.saved for cell in run.cells)):
@@ -115,7 +116,7 @@ def measure(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str
             stack.enter_context(source.session())
         if progress is True:
             data_set = getattr(loader, "dataset", None)
-            total = len(data_set) * len(run.cells) if hasattr(data_set, "__len__") else None
+            total = len(data_set) * len(run.cells) if isinstance(data_set, Sized) else None
             done = stack.enter_context(tqdm(total=total, unit=" attacks", unit_scale=True, disable=None)).update
         else:
             done = progress or (lambda n: None)

@@ -6,8 +6,9 @@ torch.compile traces.
 """
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 IMAGES = (*FLOATS, torch.uint8)
 NARROW = (torch.float16, torch.bfloat16)
+_Given = TypeVar("_Given", Tensor, Tensor | None)
 _CHECK_CUDA = os.environ.get("ENSADV_CHECK") == "1"
 
 
@@ -27,7 +29,7 @@ def names(dtypes: Sequence[torch.dtype]) -> str:
     return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
-def tensor(op: str, name: str, t, dtypes: Sequence[torch.dtype] = FLOATS) -> Tensor:
+def tensor(op: str, name: str, t: object, dtypes: Sequence[torch.dtype] = FLOATS) -> Tensor:
     """t, detached; :func:`like` and its kin check the device."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
@@ -38,7 +40,7 @@ def tensor(op: str, name: str, t, dtypes: Sequence[torch.dtype] = FLOATS) -> Ten
     return t.detach() if t.requires_grad else t
 
 
-def images(op: str, t, dtypes: Sequence[torch.dtype] = IMAGES) -> Tensor:
+def images(op: str, t: object, dtypes: Sequence[torch.dtype] = IMAGES) -> Tensor:
     t = tensor(op, "x", t, dtypes)
     if t.dim() == 0:
         raise ValueError(f"{op}: x must have shape [N, ...], got a 0-dimensional tensor")
@@ -47,7 +49,8 @@ def images(op: str, t, dtypes: Sequence[torch.dtype] = IMAGES) -> Tensor:
     return t
 
 
-def like(op: str, name: str, t, x: Tensor, dtypes: Sequence[torch.dtype] = FLOATS, of: str = "x's") -> Tensor:
+def like(op: str, name: str, t: object, x: Tensor, dtypes: Sequence[torch.dtype] = FLOATS,
+         of: str = "x's") -> Tensor:
     t = tensor(op, name, t, dtypes)
     same_device(op, name, t, x, of)
     if t.shape != x.shape:
@@ -67,7 +70,8 @@ def out_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
     return (torch.float32, x.dtype) if x.dtype == torch.uint8 else (x.dtype,)
 
 
-def output(op: str, out, x: Tensor, dtypes: Sequence[torch.dtype], name: str = "out", of: str = "x's") -> None:
+def output(op: str, out: Tensor | None, x: Tensor, dtypes: Sequence[torch.dtype], name: str = "out",
+           of: str = "x's") -> None:
     if out is None:
         return
     like(op, name, out, x, dtypes, of)
@@ -75,7 +79,7 @@ def output(op: str, out, x: Tensor, dtypes: Sequence[torch.dtype], name: str = "
         raise ValueError(f"{op}: {name} must not require grad: the op writes into it and is not differentiable")
 
 
-def number(op: str, name: str, value) -> float:
+def number(op: str, name: str, value: object) -> float:
     if type(value) is not float:  # the check by abstract base class takes ten times as long
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
@@ -85,14 +89,14 @@ def number(op: str, name: str, value) -> float:
     return value
 
 
-def finite(op: str, name: str, value) -> float:
+def finite(op: str, name: str, value: object) -> float:
     value = number(op, name, value)
     if math.isinf(value):
         raise ValueError(f"{op}: {name} must be finite, got {value}")
     return value
 
 
-def bounds(op: str, lo, hi, dtype: torch.dtype) -> tuple[float, float]:
+def bounds(op: str, lo: object, hi: object, dtype: torch.dtype) -> tuple[float, float]:
     lo, hi = number(op, "lo", lo), number(op, "hi", hi)
     if lo > hi:
         raise ValueError(f"{op}: lo must not exceed hi, got lo={lo}, hi={hi}")
@@ -101,7 +105,7 @@ def bounds(op: str, lo, hi, dtype: torch.dtype) -> tuple[float, float]:
     return lo, hi
 
 
-def per_sample(op: str, name: str, value, x: Tensor, *, size: bool) -> tuple[Tensor | None, float]:
+def per_sample(op: str, name: str, value: object, x: Tensor, *, size: bool) -> tuple[Tensor | None, float]:
     """A number, or a tensor with one per sample, as the pair (tensor or None, number) that schemas take.
 
     `size`: it measures something, so it must not be negative.
@@ -124,7 +128,7 @@ def per_sample(op: str, name: str, value, x: Tensor, *, size: bool) -> tuple[Ten
     return value.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous(), 0.0
 
 
-def key(op: str, t, device: torch.device) -> Tensor:
+def key(op: str, t: object, device: torch.device) -> Tensor:
     t = tensor(op, "key", t, (torch.int64,))
     if t.shape != (2,):
         raise ValueError(f"{op}: key must have shape [2] = (seed, offset), got {tuple(t.shape)}")
@@ -133,7 +137,7 @@ def key(op: str, t, device: torch.device) -> Tensor:
     return t.contiguous()
 
 
-def index(op: str, t, n: int, device: torch.device) -> Tensor | None:
+def index(op: str, t: object, n: int, device: torch.device) -> Tensor | None:
     if t is None:
         return None
     t = tensor(op, "index", t, (torch.int64,))
@@ -146,8 +150,8 @@ def index(op: str, t, n: int, device: torch.device) -> Tensor | None:
     return t.contiguous()
 
 
-def labels(op: str, name: str, t, n: int, device: torch.device, classes: int | None = None, *, shape: str = "[N]",
-           of: str = "x's", whose: str = ", the model's classes") -> Tensor:
+def labels(op: str, name: str, t: object, n: int, device: torch.device, classes: int | None = None, *,
+           shape: str = "[N]", of: str = "x's", whose: str = ", the model's classes") -> Tensor:
     """int64 [n] on the device, and within [0, classes) where that is known and looking costs no synchronisation.
 
     shape, of, whose: the words of the caller's documentation for the batch, the owner of the device and the classes.
@@ -164,7 +168,7 @@ def labels(op: str, name: str, t, n: int, device: torch.device, classes: int | N
     return t
 
 
-def choice(op: str, name: str, value, known: Sequence[str | None]) -> int:
+def choice(op: str, name: str, value: str | None, known: Sequence[str | None]) -> int:
     if value not in known:
         raise ValueError(f"{op}: {name} must be one of {', '.join(map(str, known))}, got {value!r}")
     return known.index(value)
@@ -181,7 +185,7 @@ def memory_format(x: Tensor) -> torch.memory_format | None:
     return None
 
 
-def ball(op: str, center, eps, x: Tensor) -> tuple[Tensor | None, Tensor | None, float]:
+def ball(op: str, center: object, eps: object, x: Tensor) -> tuple[Tensor | None, Tensor | None, float]:
     """center, and eps as :func:`per_sample` gives it; both or neither."""
     if (center is None) != (eps is None):
         raise ValueError(f"{op}: center and eps go together, got only {'eps' if center is None else 'center'}")
@@ -204,7 +208,7 @@ def scratch(x: Tensor, sums: int) -> Tensor:
     return x.new_empty(sums * n * chunks(x.numel() // n if n else 0), dtype=torch.float64)
 
 
-def direct(x, *others) -> bool:
+def direct(x: object, *others: object) -> bool:
     """May the op be tried on these (None: absent) as they are, before anything is checked or brought to a format?
 
     Most calls may, and the checks take longer than a small op. What it refuses it refuses before it writes, and
@@ -222,19 +226,20 @@ def direct(x, *others) -> bool:
     return True
 
 
-def as_given(value) -> tuple[Tensor | None, float] | None:
+def as_given(value: object) -> tuple[Tensor | None, float] | None:
     """What :func:`per_sample` makes of a number or tensor that the op may be tried on; else None."""
     if type(value) is float:
         return None, value
     return (value, 0.0) if type(value) is Tensor else None
 
 
-def direct_bounds(lo, hi) -> bool:
+def direct_bounds(lo: object, hi: object) -> bool:
     """Are these bounds that :func:`bounds` leaves as they are?"""
     return type(lo) is type(hi) is float and lo < hi
 
 
-def direct_step(x, step, center, eps, lo, hi, *others) -> tuple[Tensor | None, Tensor | None, float, float] | None:
+def direct_step(x: object, step: object, center: object, eps: object, lo: object, hi: object,
+                *others: object) -> tuple[Tensor | None, Tensor | None, float, float] | None:
     """step and eps as schemas take them, both tensors first, where a step may be tried on all of this; else None."""
     s, e = as_given(step), as_given(0.0 if eps is None else eps)
     if (s and e and (center is None) == (eps is None) and direct_bounds(lo, hi)
@@ -243,7 +248,7 @@ def direct_step(x, step, center, eps, lo, hi, *others) -> tuple[Tensor | None, T
     return None
 
 
-def tried(op, *args) -> bool:
+def tried(op: Callable[..., object], *args: object) -> bool:
     """Call the op; False if it refuses its arguments."""
     try:
         op(*args)
@@ -272,7 +277,7 @@ class Destination:
 
     __slots__ = ("dense", "format", "given", "out")
 
-    def __init__(self, x: Tensor, out: Tensor | None):
+    def __init__(self, x: Tensor, out: Tensor | None) -> None:
         self.format = memory_format(x) or torch.contiguous_format
         self.given = out is not None
         self.out = self.dense = out = fresh(x) if out is None else out
@@ -283,8 +288,8 @@ class Destination:
         plain = self.format is torch.contiguous_format
         return t.is_contiguous() if plain else t.is_contiguous(memory_format=self.format)
 
-    def inputs(self, *tensors: Tensor | None) -> list[Tensor | None]:
-        return [t if t is None or self._flat(t) else t.contiguous(memory_format=self.format) for t in tensors]
+    def input(self, t: _Given) -> _Given:
+        return t if t is None or self._flat(t) else t.contiguous(memory_format=self.format)
 
     def result(self) -> Tensor:
         if self.dense is not self.out:

@@ -25,6 +25,8 @@ def choose_labels(logits: Tensor, y: Tensor | None, rule: str, key: Tensor | Non
         y = logits.argmax(1)
     if rule != "random":
         return y
+    if key is None:
+        raise ValueError("rule random: needs a key")
     ids = ref.sample_ids(len(logits), index, logits.device)
     word = ref.draw(key, torch.zeros_like(ids), ids)[:, 0]
     other = word * (logits.shape[1] - 1) >> 32

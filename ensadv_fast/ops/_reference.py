@@ -81,9 +81,9 @@ def _unordered(k: Tensor, dtype: torch.dtype) -> Tensor:
 
 def inward(value: float, dtype: torch.dtype, toward: int) -> Tensor:
     """`value`, rounded to float32, as the nearest 16-bit number on the side `toward` (+1: not below it)."""
-    value = torch.tensor(value, dtype=torch.float32)
-    k = _ordered(value.to(dtype))
-    off = (value.double() - _unordered(k, dtype).double()) * toward > 0
+    exact = torch.tensor(value, dtype=torch.float32)
+    k = _ordered(exact.to(dtype))
+    off = (exact.double() - _unordered(k, dtype).double()) * toward > 0
     return k + toward * off
 
 

@@ -48,7 +48,7 @@ def act_grad(grad: Tensor, mask: Tensor, *, slope: float | None = None, channels
     return to.result()
 
 
-def _layout(op: str, grad: Tensor, channels_last) -> torch.memory_format:
+def _layout(op: str, grad: Tensor, channels_last: bool | None) -> torch.memory_format:
     if channels_last is None:
         return check.memory_format(grad) or torch.contiguous_format
     if not isinstance(channels_last, bool):

@@ -46,7 +46,7 @@ def bias_act(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, 
     if how is not None and check.direct(x, bias, residual, out, mask) and (
             bias is None or bias.dtype is ref.compute_dtype(x.dtype)):
         y = torch.empty_like(x) if out is None else out
-        bits = mask_for(x) if mask is None else mask
+        bits: Tensor | None = mask_for(x) if mask is None else mask
         if check.tried(call, x, bias, residual, y, bits, *how):
             if mask is not None:
                 check.written(mask)
@@ -58,11 +58,11 @@ def bias_act(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, 
     bias = _channels(op, bias, x)
     residual = None if residual is None else check.like(op, "residual", residual, x, (x.dtype,))
     kind = check.choice(op, "act", act, (*ACTS, None))
-    how = ()
+    numbers: tuple[float, ...] = ()
     if act == "hardtanh":
-        how = (kind, *check.bounds(op, lo, hi, x.dtype))
+        numbers = (kind, *check.bounds(op, lo, hi, x.dtype))
     elif act == "leaky_relu":
-        how = (kind, 0.0, 0.0, check_slope(op, slope))
+        numbers = (kind, 0.0, 0.0, check_slope(op, slope))
     check.output(op, out, x, (x.dtype,))
     if mask is not None:
         if act is None:
@@ -71,14 +71,14 @@ def bias_act(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, 
     layout = check.memory_format(x) or torch.contiguous_format
     to = check.Destination(x, torch.empty_like(x, memory_format=layout) if out is None else out)
     bits = mask_for(x) if act is not None and mask is None else mask
-    x, residual = to.inputs(x, residual)
-    call(x, bias, residual, to.dense, bits, *how)
+    x, residual = to.input(x), to.input(residual)
+    call(x, bias, residual, to.dense, bits, *numbers)
     if mask is not None:
         check.written(mask)
     return to.result(), bits
 
 
-def _direct(act, lo, hi, slope) -> tuple | None:
+def _direct(act: object, lo: object, hi: object, slope: object) -> tuple[object, ...] | None:
     """act and its numbers as the op takes them, where it may be tried on these; else None."""
     if act == "relu":
         return ()
@@ -89,7 +89,7 @@ def _direct(act, lo, hi, slope) -> tuple | None:
     return None
 
 
-def check_slope(op: str, slope) -> float:
+def check_slope(op: str, slope: object) -> float:
     slope = check.finite(op, "slope", slope)
     if slope < 0:
         raise ValueError(f"{op}: slope must be >= 0, got {slope}")
@@ -101,7 +101,7 @@ def mask_for(x: Tensor) -> Tensor:
     return x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8)
 
 
-def check_mask(op: str, mask, like: Tensor, *, of: str = "x's") -> Tensor:
+def check_mask(op: str, mask: object, like: Tensor, *, of: str = "x's") -> Tensor:
     mask = check.tensor(op, "mask", mask, (torch.uint8,))
     check.same_device(op, "mask", mask, like, of)
     wanted = (like.numel() + 7) // 8
@@ -111,7 +111,7 @@ def check_mask(op: str, mask, like: Tensor, *, of: str = "x's") -> Tensor:
     return mask
 
 
-def _channels(op: str, bias, x: Tensor) -> Tensor | None:
+def _channels(op: str, bias: object, x: Tensor) -> Tensor | None:
     if bias is None:
         return None
     wide = ref.compute_dtype(x.dtype)
@@ -138,8 +138,8 @@ def reference(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *,
     if act == "relu":
         v = v.relu()
     elif act == "hardtanh":
-        lo, hi = (torch.tensor(b, dtype=x.dtype, device=x.device) for b in (lo, hi))
-        v = torch.where(v < lo, lo, torch.where(v > hi, hi, v))
+        low, high = (torch.tensor(b, dtype=x.dtype, device=x.device) for b in (lo, hi))
+        v = torch.where(v < low, low, torch.where(v > high, high, v))
     elif act == "leaky_relu":
         v = torch.where(v > 0, v, v * slope)
     y = v.to(x.dtype).contiguous(memory_format=layout)

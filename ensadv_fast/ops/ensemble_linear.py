@@ -170,7 +170,8 @@ def _mask_shape(y: Tensor) -> tuple[int, int, int]:
     return members, batch, -(-outputs // 8)
 
 
-def _operands(op: str, name: str, x, weight, shape: str, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _operands(op: str, name: str, x: Tensor, weight: Tensor, shape: str,
+              dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Contiguous, of one dtype and device, and of so many dimensions."""
     x = check.tensor(op, name, x, DTYPES)
     if x.dim() not in dims:

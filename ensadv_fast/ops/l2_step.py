@@ -15,7 +15,8 @@ def l2_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor | N
     """clip(x + step * grad / norm2(grad), lo, hi), projected first on the L2 ball (center, eps) when given.
 
     The fast gradient L2 of Kurakin et al. 2017, appendix A; with a ball, one iteration of PGD-L2. Norms are per
-    sample. An all-zero or non-finite gradient moves nothing; NaN elements count as 0.
+    sample. An all-zero or non-finite gradient moves nothing; NaN elements count as 0, and a NaN pixel adds nothing to
+    its sample's distance from the center.
 
     Args:
         x: images [N, ...], float32, float16, bfloat16, float64, or uint8 (level / 255).
@@ -50,7 +51,7 @@ def run(x: Tensor, grad: Tensor | None, center: Tensor | None, step_n: Tensor | 
         step: float, eps: float, lo: float, hi: float, out: Tensor | None) -> Tensor:
     """The op on checked arguments; without a gradient the projection alone."""
     to = check.Destination(x, out)
-    x, grad, center = to.inputs(x, grad, center)
+    x, grad, center = to.input(x), to.input(grad), to.input(center)
     call(x, grad, center, step_n, eps_n, step, eps, lo, hi, check.scratch(x, 2), to.dense)
     return to.result()
 
@@ -74,11 +75,12 @@ def reference(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
 def project_reference(v: Tensor, center: Tensor | None, eps: float | Tensor | None, lo: float, hi: float,
                       x: Tensor, dtype: torch.dtype) -> Tensor:
     """v projected on the ball where there is one, rounded to `dtype` toward its center (x where there is none)."""
-    if center is None:
+    if center is None or eps is None:
         return ref.finish(v, x, (v - x).abs(), lo, hi, dtype)
     center = ref.widen(center)
     delta = v - center
-    length = norms(v.double() - center.double()).to(v.dtype)
+    moved = v.double() - center.double()
+    length = norms(torch.where(moved.isnan(), 0.0, moved)).to(v.dtype)
     eps = ref.scalars(eps, v)
     shrink = torch.where(length > eps, eps / length, 1.0)
     v = torch.where(shrink != 1, center + delta * shrink, v)

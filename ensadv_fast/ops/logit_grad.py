@@ -14,7 +14,7 @@ from ._losses import LOSSES, RULES, choose_labels, power_of_two_scale, sample_lo
 FUSES = ("logits", "probs", "loss")
 call = torch.ops.ensadv_fast.logit_grad.default
 _RULES, _LOSSES = ({name: i for i, name in enumerate(known)} for known in (RULES, LOSSES))
-_FUSES = {None: 0, **{name: i for i, name in enumerate(FUSES)}}
+_FUSES: dict[str | None, int] = {None: 0, **{name: i for i, name in enumerate(FUSES)}}
 
 
 class LogitGrad(NamedTuple):
@@ -133,7 +133,8 @@ def _empty(logits: Tensor, labels: Tensor | None) -> LogitGrad:
     return LogitGrad(torch.empty_like(logits), chosen, value, torch.empty_like(value))
 
 
-def member_weights(op: str, weights, members: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+def member_weights(op: str, weights: Sequence[float] | Tensor | None, members: int, device: torch.device,
+                   dtype: torch.dtype) -> Tensor | None:
     """The members' weights as :func:`unchecked` takes them: `dtype` [K], or None."""
     if weights is None:
         return None
@@ -167,8 +168,8 @@ def reference(logits: Tensor, labels: Tensor | None = None, *, rule: str = "true
         scores = (w * members).sum(0) if fuse in (None, "logits") else (w * members.softmax(2)).sum(0).log()
         chosen = choose_labels(scores.detach(), labels, rule, key, index)
         if fuse == "loss":
-            value = sum(w[k, 0] * sample_losses(m, chosen, loss, targeted=targeted, kappa=kappa)
-                        for k, m in enumerate(members))
+            value = sum((w[k, 0] * sample_losses(m, chosen, loss, targeted=targeted, kappa=kappa)
+                         for k, m in enumerate(members)), start=torch.zeros((), dtype=z.dtype, device=z.device))
         elif fuse == "probs" and loss == "ce":
             value = -scores.gather(1, chosen[:, None]).squeeze(1)
         else:

@@ -1,5 +1,6 @@
 """model_entry: from an image to what a model's first layer takes, in one pass."""
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from ._library import register_fake
 
 call = torch.ops.ensadv_fast.model_entry.default
 _DTYPES = (None, *check.FLOATS)
+_Given = TypeVar("_Given", Tensor, Tensor | None)
 _LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
@@ -71,18 +73,20 @@ def model_entry(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[
     return _forward(x, delta, mean, std, bool(clamp), _empty(x, dtype, layout))
 
 
-def _direct_channels(x: Tensor, mean, std) -> bool:
+def _direct_channels(x: Tensor, mean: object, std: object) -> bool:
     """Are these tensors of the type that is computed in?"""
-    return mean is not None and std is not None and mean.dtype is std.dtype is ref.compute_dtype(x.dtype)
+    wide = ref.compute_dtype(x.dtype)
+    return isinstance(mean, Tensor) and isinstance(std, Tensor) and mean.dtype is std.dtype is wide
 
 
-def _images(op: str, x) -> None:
+def _images(op: str, x: Tensor) -> None:
     check.images(op, x)
     if x.dim() != 4:
         raise ValueError(f"{op}: x must have shape [N, C, H, W], got {tuple(x.shape)}")
 
 
-def _channels(op: str, name: str, values, default: float, x: Tensor, wide: torch.dtype) -> Tensor:
+def _channels(op: str, name: str, values: Sequence[float] | Tensor | None, default: float, x: Tensor,
+              wide: torch.dtype) -> Tensor:
     channels = x.shape[1]
     if values is None:
         return torch.full((channels,), default, dtype=wide, device=x.device)
@@ -99,7 +103,7 @@ def _empty(x: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor
     return torch.empty_like(x, dtype=dtype, memory_format=layout, requires_grad=False)
 
 
-def _dense(t: Tensor | None) -> Tensor | None:
+def _dense(t: _Given) -> _Given:
     """Contiguous or channels_last: as it is where it is either."""
     return t if t is None or check.memory_format(t) is not None else t.contiguous()
 
@@ -113,7 +117,8 @@ class _EntryGrad(torch.autograd.Function):
     """The backward pass: linear in its gradient, so that its own backward pass is itself."""
 
     @staticmethod
-    def forward(ctx, grad, x, delta, std, clamp, dtype, layout):
+    def forward(ctx: Any, grad: Tensor, x: Tensor | None, delta: Tensor | None, std: Tensor, clamp: bool,
+                dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
         ctx.save_for_backward(std, x, delta)
         ctx.clamp, ctx.dtype, ctx.layout = clamp, grad.dtype, layout
         out = _empty(grad, dtype, layout)
@@ -121,14 +126,15 @@ class _EntryGrad(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         std, x, delta = ctx.saved_tensors
         return _EntryGrad.apply(grad, x, delta, std, ctx.clamp, ctx.dtype, ctx.layout), *[None] * 6
 
 
 class _Entry(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, delta, mean, std, clamp, dtype, layout):
+    def forward(ctx: Any, x: Tensor, delta: Tensor | None, mean: Tensor, std: Tensor, clamp: bool,
+                dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
         x, delta = _dense(x), _dense(delta)
         ctx.clamp, ctx.layout = clamp, check.memory_format(x)
         ctx.dtypes = x.dtype, None if delta is None else delta.dtype
@@ -136,9 +142,9 @@ class _Entry(torch.autograd.Function):
         return _forward(x, delta, mean, std, clamp, _empty(x, dtype, layout))
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         std, x, delta = ctx.saved_tensors
-        grads = [None, None]
+        grads: list[Tensor | None] = [None, None]
         for i, dtype in enumerate(ctx.dtypes):
             if ctx.needs_input_grad[i]:
                 same = i == 1 and grads[0] is not None and ctx.dtypes[0] == dtype

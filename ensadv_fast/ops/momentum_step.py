@@ -58,20 +58,21 @@ def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tenso
     kept = check.Destination(x, momentum)
     if kept.dense is not momentum:
         kept.dense.copy_(momentum)
-    x, grad, center = to.inputs(x, as_step_gradient(grad, x), center)
+    x, grad, center = to.input(x), to.input(as_step_gradient(grad, x)), to.input(center)
     call(x, grad, kept.dense, center, step_n, eps_n, decay, step_1, eps_1, lo, hi, check.scratch(x, 1), to.dense)
     kept.result()
     return to.result()
 
 
 def reference(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tensor, *, decay: float = 1.0,
-              **kw) -> Tensor:
+              center: Tensor | None = None, eps: float | Tensor | None = None, lo: float = 0.0,
+              hi: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
     """The same in plain PyTorch, momentum updated in place too; sums in PyTorch's order."""
     g = grad.to(momentum.dtype).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
     mean = g.abs().flatten(1).double().mean(1).to(momentum.dtype).reshape(-1, *[1] * (x.dim() - 1))
     usable = (mean > 0) & (mean < torch.inf)
     momentum.mul_(ref.scalars(decay, x)).add_(torch.where(usable, g / mean, 0.0))
-    return sign_step_reference(x, momentum, step, **kw)
+    return sign_step_reference(x, momentum, step, center=center, eps=eps, lo=lo, hi=hi, dtype=dtype)
 
 
 register_fake("momentum_step")

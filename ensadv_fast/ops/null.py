@@ -19,7 +19,7 @@ def null(x: Tensor, *, out: Tensor | None = None) -> Tensor:
     x = check.images("null", x, check.FLOATS)
     check.output("null", out, x, (x.dtype,))
     to = check.Destination(x, out)
-    (x,) = to.inputs(x)
+    x = to.input(x)
     torch.ops.ensadv_fast.null.default(x, to.dense)
     return to.result()
 

@@ -37,15 +37,15 @@ def project(x: Tensor, center: Tensor, eps: float | Tensor, *, norm: str = "linf
     op = "project"
     x = check.images(op, x)
     check.choice(op, "norm", norm, NORMS)
-    center, eps_n, eps_1 = check.ball(op, center, eps, x)
-    if center is None:
+    ball, eps_n, eps_1 = check.ball(op, center, eps, x)
+    if ball is None:
         raise TypeError(f"{op}: center must be a torch.Tensor, got None")
     check.output(op, out, x, check.out_dtypes(x))
     lo, hi = check.bounds(op, lo, hi, x.dtype if out is None else out.dtype)
     if norm == "l2":
-        return l2_run(x, None, center, None, eps_n, 0.0, eps_1, lo, hi, out)
+        return l2_run(x, None, ball, None, eps_n, 0.0, eps_1, lo, hi, out)
     to = check.Destination(x, out)
-    x, center = to.inputs(x, center)
+    x, center = to.input(x), to.input(ball)
     grad = x if x.dtype != torch.uint8 else torch.zeros_like(x, dtype=torch.float16)  # a step of 0 follows anything
     torch.ops.ensadv_fast.sign_step.default(x, grad, center, None, eps_n, 0.0, eps_1, lo, hi, to.dense)
     return to.result()

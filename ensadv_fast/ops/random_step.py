@@ -61,7 +61,7 @@ def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rad
     lo, hi = check.bounds(op, lo, hi, x.dtype if out is None else out.dtype) if clip else (-math.inf, math.inf)
     check.output(op, out, x, check.out_dtypes(x) if x.dtype == torch.uint8 else (x.dtype,))
     to = check.Destination(x, out)
-    (x,) = to.inputs(x)
+    x = to.input(x)
     call(x, key, index, eps_n, eps_1, kind_id, lo, hi, to.dense)
     return to.result()
 

@@ -53,7 +53,7 @@ def sign_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
     if grad.dtype == torch.float64 != x.dtype:
         grad = grad.sign()  # only the sign counts, and it must survive: a small double would be zero as a float
     to = check.Destination(x, out)
-    x, grad, center = to.inputs(x, as_step_gradient(grad, x), center)
+    x, grad, center = to.input(x), to.input(as_step_gradient(grad, x)), to.input(center)
     call(x, grad, center, step_n, eps_n, step_1, eps_1, lo, hi, to.dense)
     return to.result()
 
@@ -73,7 +73,7 @@ def reference(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
     wide = ref.widen(x)
     step = ref.scalars(step, x)
     v = wide + step * grad.nan_to_num(nan=0.0).sign().to(wide.dtype)
-    if center is None:
+    if center is None or eps is None:
         return ref.finish(v, wide, step.abs(), lo, hi, dtype)
     center, eps = ref.widen(center), ref.scalars(eps, x)
     v = torch.minimum(torch.maximum(v, center - eps), center + eps)

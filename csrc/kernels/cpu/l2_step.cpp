@@ -15,7 +15,7 @@ namespace {
   ENSADV_CLONES void displacements(const A* x, const A* grad, const A* center, int n, L2Sample<A> s,            \
                                    double* terms) {                                                             \
     for (int i = 0; i < n; ++i) {                                                                               \
-      const double d = double(s.moved(x[i], grad[i])) - double(center[i]);                                      \
+      const double d = displacement(s.moved(x[i], grad[i]), center[i]);                                         \
       terms[i] = d * d;                                                                                         \
     }                                                                                                           \
   }

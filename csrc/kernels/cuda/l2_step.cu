@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) l2_delta_sums_kernel(L2StepArgs args
     load_grad_or_zeros<kSlotPack>(args.grad, i, count, whole, grad);
 #pragma unroll
     for (int j = 0; j < kSlotPack; ++j) {
-      const double d = j < count ? double(s.moved(x[j], grad[j])) - double(center[j]) : 0.0;
+      const double d = j < count ? displacement(s.moved(x[j], grad[j]), center[j]) : 0.0;
       slots[j] += d * d;
     }
   });

@@ -38,6 +38,7 @@ Where ours differ on purpose:
 import importlib
 import warnings
 from types import ModuleType
+from typing import Any
 
 from ..installing import library
 from .attack import Attack, Kin
@@ -53,7 +54,7 @@ PASSED = ("APGD", "APGDT", "AutoAttack", "CW", "DeepFool", "EADEN", "EADL1", "EO
           "UPGD", "VANILA")
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in PASSED:
         return getattr(library("torchattacks"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

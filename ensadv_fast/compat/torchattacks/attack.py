@@ -1,24 +1,27 @@
 """The base class of torchattacks' attacks: modes, normalisation, targets, and the call."""
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..precisions import PRECISIONS, current_precision
+from ..precisions import checked, is_fast
 from .model_mode import model_mode
 from .saving import Saving
 
+_Method = TypeVar("_Method", bound=Callable[..., None])
 
-def _fanned_out(method: Callable) -> Callable:
+
+def _fanned_out(method: _Method) -> _Method:
     """Do it here, then on every attack that this one holds."""
     @functools.wraps(method)
-    def both(self, *args, **kwargs):
+    def both(self: "Attack", *args: Any, **kwargs: Any) -> None:
         method(self, *args, **kwargs)
         for attack in self._attacks.values():
             getattr(attack, method.__name__)(*args, **kwargs)
-    return both
+    return cast(_Method, both)
 
 
 class Kin(type):
@@ -26,7 +29,7 @@ class Kin(type):
 
     theirs: tuple[type, ...] = ()
 
-    def __instancecheck__(cls, instance) -> bool:
+    def __instancecheck__(cls, instance: object) -> bool:
         return super().__instancecheck__(instance) or (cls is Attack and isinstance(instance, cls.theirs))
 
 
@@ -38,10 +41,11 @@ class Attack(Saving, metaclass=Kin):
     was. Images and labels are brought to :attr:`device`, that of the model's first parameter.
     """
 
-    def __init__(self, name: str, model: nn.Module):
+    def __init__(self, name: str, model: nn.Module) -> None:
         self.attack = name
-        self._attacks = OrderedDict()
+        self._attacks: OrderedDict[str, Attack] = OrderedDict()
         self.set_model(model)
+        self.device: torch.device | str | None
         try:
             self.device = next(model.parameters()).device
         except (AttributeError, StopIteration):  # anything that can be called may be a model
@@ -50,19 +54,19 @@ class Attack(Saving, metaclass=Kin):
         self.attack_mode = "default"
         self.supported_mode = ["default"]
         self.targeted = False
-        self._target_map_function = None
-        self.normalization_used = None
-        self._normalization_applied = None
+        self._target_map_function: Callable[..., Tensor] | None = None
+        self.normalization_used: dict[str, Tensor] | None = None
+        self._normalization_applied: bool | None = None
         if type(model).__name__ == "RobModel":
             self._set_rmodel_normalization_used(model)
         self._model_training = self._batchnorm_training = self._dropout_training = False
-        self._precision = None
+        self._precision: str | None = None
 
-    def forward(self, inputs: Tensor, labels: Tensor | None = None, *args, **kwargs) -> Tensor:
+    def forward(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """The attack itself, on images in [0, 1]."""
         raise NotImplementedError
 
-    def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args, **kwargs) -> Tensor:
+    def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """Adversarial images like `inputs`, on the attack's device, without autograd history; also where autograd is
         off. With normalisation, both are normalised images."""
         mode = model_mode(self.model, self._model_training, self._batchnorm_training, self._dropout_training)
@@ -84,16 +88,14 @@ class Attack(Saving, metaclass=Kin):
 
     @precision.setter
     def precision(self, which: str | None) -> None:
-        if which not in (None, *PRECISIONS):
-            raise ValueError(f"{self.attack}: precision must be None, {', '.join(PRECISIONS)}, got {which!r}")
-        self._precision = which
+        self._precision = checked(self.attack, which)
         for attack in self._attacks.values():
             if isinstance(type(attack), Kin):  # not torchattacks' own
                 attack.precision = which
 
     @property
     def _is_fast(self) -> bool:
-        return (self._precision or current_precision()) == "fast"
+        return is_fast(self._precision)
 
     def _change_model_mode(self, given_training: bool) -> None:
         """torchattacks' own attacks ask this of those that they hold; ours see to the mode in each call."""
@@ -109,7 +111,7 @@ class Attack(Saving, metaclass=Kin):
         self.model_name = type(model).__name__
 
     @_fanned_out
-    def set_device(self, device) -> None:
+    def set_device(self, device: torch.device | str) -> None:
         """Bring images and labels to this device."""
         self.device = device
 
@@ -122,12 +124,12 @@ class Attack(Saving, metaclass=Kin):
         self._batchnorm_training = batchnorm_training
         self._dropout_training = dropout_training
 
-    def get_logits(self, inputs: Tensor, labels: Tensor | None = None, *args, **kwargs) -> Tensor:
+    def get_logits(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """Logits of images in [0, 1]. May be overridden; the attack then is exact."""
         return self.model(self.normalize(inputs) if self._normalization_applied is False else inputs)
 
     @_fanned_out
-    def set_normalization_used(self, mean, std) -> None:
+    def set_normalization_used(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
         """Take and return images that are normalised by these numbers per channel."""
         self.normalization_used = {
             name: torch.as_tensor(values).detach().clone().reshape(1, len(values), 1, 1)
@@ -154,6 +156,8 @@ class Attack(Saving, metaclass=Kin):
         return inputs * self._statistic("std", inputs) + self._statistic("mean", inputs)
 
     def _statistic(self, name: str, inputs: Tensor) -> Tensor:
+        if self.normalization_used is None:
+            raise ValueError(f"{self.attack}: no normalization is used: call set_normalization_used first")
         return self.normalization_used[name].to(inputs.device, inputs.dtype)
 
     # Which labels are attacked.
@@ -170,7 +174,7 @@ class Attack(Saving, metaclass=Kin):
         print("Attack mode is changed to 'default.'")
 
     @_fanned_out
-    def set_mode_targeted_by_function(self, target_map_function: Callable, quiet: bool = False) -> None:
+    def set_mode_targeted_by_function(self, target_map_function: Callable[..., Tensor], quiet: bool = False) -> None:
         """Toward ``target_map_function(images, labels)``."""
         self._set_mode_targeted("targeted(custom)", quiet)
         self._target_map_function = target_map_function
@@ -194,7 +198,7 @@ class Attack(Saving, metaclass=Kin):
     def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
         """Toward the labels given."""
         self._set_mode_targeted("targeted(label)", quiet)
-        self._target_map_function = "the labels themselves"
+        self._target_map_function = _labels_themselves
 
     def _set_mode_targeted(self, mode: str, quiet: bool) -> None:
         for attack in (self, *self._attacks.values()):
@@ -209,8 +213,6 @@ class Attack(Saving, metaclass=Kin):
         """The labels to reach, as the mode says."""
         if self._target_map_function is None:
             raise ValueError("target_map_function is not initialized by set_mode_targeted.")
-        if self.attack_mode == "targeted(label)":
-            return labels
         return self._target_map_function(inputs, labels)
 
     @torch.no_grad()
@@ -248,7 +250,7 @@ class Attack(Saving, metaclass=Kin):
         shown["normalization_used"] = self.normalization_used is not None
         return f"{self.attack}({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
-    def __setattr__(self, name: str, value) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         """Attacks among the values (in lists and dicts too) are held: setters reach them."""
         object.__setattr__(self, name, value)
         held = self.__dict__.get("_attacks")
@@ -262,7 +264,11 @@ class Attack(Saving, metaclass=Kin):
                 held[f"{name}.{key}"] = inner
 
 
-def _attacks_in(value, seen: set[int]) -> Iterator:
+def _labels_themselves(inputs: Tensor, labels: Tensor) -> Tensor:
+    return labels
+
+
+def _attacks_in(value: Any, seen: set[int]) -> Iterator[Any]:
     if id(value) in seen:
         return
     seen.add(id(value))

@@ -1,5 +1,6 @@
 """What the gradient attacks share: arguments, the choice between exact and fast, and the exact steps."""
 import warnings
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from ... import ops
 from ...attack import Attack as FastAttack
 from ...attack import wide
+from ...source import Source
 from .. import sources
 from .attack import Attack
 
@@ -30,7 +32,7 @@ class GradientAttack(Attack):
         self.eps = eps
 
     @torch.no_grad()
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]  # the library's signature
         """Adversarial images for images [N, C, H, W] in [0, 1], float, and labels int64 [N]."""
         for name, value in (("images", images), ("labels", labels)):
             if not isinstance(value, Tensor):
@@ -74,9 +76,8 @@ class GradientAttack(Attack):
             return "its sizes are tensors"
         return "it takes no step" if self.steps < 1 else None
 
-    def _source(self):
-        used = self.normalization_used or {"mean": None, "std": None}
-        return sources.prepared(self.model, **used)
+    def _source(self) -> Source:
+        return sources.prepared(self.model, **(self.normalization_used or {}))
 
 
 class Run:
@@ -98,7 +99,7 @@ class Run:
     def uniform_start(self) -> Tensor:
         return self.noise_uniform(self.eps, torch.empty_like(self.images)).add_(self.clean).clamp_(0, 1)
 
-    def gradient(self, point: Tensor, view=None) -> Tensor:
+    def gradient(self, point: Tensor, view: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Of the cost by the point: the cross-entropy, its negative where targeted."""
         with torch.enable_grad():
             leaf = point.detach().to(self.images.dtype).requires_grad_()
@@ -115,7 +116,12 @@ class Run:
             out.mul_(self.alpha).add_(point)
         else:
             torch.add(point, out, alpha=self.alpha, out=out)
-        out.sub_(self.clean).clamp_(-self.eps, self.eps).add_(self.clean).clamp_(0, 1)
+        out.sub_(self.clean)
+        if isinstance(self.eps, Tensor):
+            out.clamp_(-self.eps, self.eps)
+        else:
+            out.clamp_(-self.eps, self.eps)
+        out.add_(self.clean).clamp_(0, 1)
         self._free = None if point is self.clean else point
         return out
 

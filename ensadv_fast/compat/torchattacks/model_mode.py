@@ -3,7 +3,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+
+from ..statistics import still
 
 
 @contextmanager
@@ -14,7 +15,6 @@ def model_mode(model: nn.Module, training: bool = False, batchnorm: bool = False
     move. The model's own ``train`` and ``eval`` are called, which may do more than set flags."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     flags = [m.training for m in modules]
-    tracked = [m for m in modules if isinstance(m, _NormBase) and m.track_running_stats]
     before = model.training
     try:
         if training:
@@ -23,16 +23,12 @@ def model_mode(model: nn.Module, training: bool = False, batchnorm: bool = False
                 name = type(m).__name__
                 if "BatchNorm" in name and not batchnorm or "Dropout" in name and not dropout:
                     m.eval()
-            for m in tracked:
-                if m.training:  # it computes by the batch's statistics either way
-                    m.track_running_stats = False
         else:
             model.eval()
-        yield
+        with still(model if modules else None):
+            yield
     finally:
         if model.training != before:
             model.train(before)
         for m, flag in zip(modules, flags):
             m.training = flag
-        for m in tracked:
-            m.track_running_stats = True

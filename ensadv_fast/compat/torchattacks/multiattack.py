@@ -1,6 +1,10 @@
 """Several attacks in turn, each on what the ones before left standing."""
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from .attack import Attack
 
@@ -9,7 +13,7 @@ class MultiAttack(Attack):
     """Attack with each of `attacks`, ours or torchattacks' own, all of one model, those images that the model still
     classifies right. The result holds, per image, the example that fooled it, or the image itself."""
 
-    def __init__(self, attacks: list, verbose: bool = False):
+    def __init__(self, attacks: list[Any], verbose: bool = False) -> None:
         super().__init__("MultiAttack", attacks[0].model)
         self.attacks = attacks
         self.verbose = verbose
@@ -26,7 +30,7 @@ class MultiAttack(Attack):
             raise ValueError("At least one of attacks is referencing a different model.")
 
     @torch.no_grad()
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]  # the library's signature
         final = images.detach().clone().to(self.device)
         labels = labels.detach().to(self.device)
         standing = torch.arange(len(final), device=final.device)
@@ -46,8 +50,9 @@ class MultiAttack(Attack):
                 self._multi_atk_records[i] += count
         return final
 
-    def save(self, data_loader, save_path=None, verbose: bool = True, return_verbose: bool = False,
-             save_predictions: bool = False, save_clean_images: bool = False):
+    def save(  # type: ignore[override]  # the library's signature
+            self, data_loader: DataLoader[Any], save_path: Any = None, verbose: bool = True,
+            return_verbose: bool = False, save_predictions: bool = False, save_clean_images: bool = False) -> Any:
         """As :meth:`Attack.save`; return_verbose gives (robust accuracy, success rates in % after each attack, mean L2
         norm, seconds of the last batch)."""
         before, self.verbose = self.verbose, False
@@ -63,14 +68,15 @@ class MultiAttack(Attack):
         return (found[0], rates, *found[1:]) if return_verbose else None
 
     @staticmethod
-    def _covert_to_success_rates(records: list) -> list[float]:
+    def _covert_to_success_rates(records: Sequence[float]) -> list[float]:
         return [(1 - left / records[0]) * 100 for left in records[1:]]
 
-    def _return_sr_record(self, records: list) -> str:
+    def _return_sr_record(self, records: Sequence[float]) -> str:
         rates = " | ".join(f"{rate:2.2f} %" for rate in self._covert_to_success_rates(records))
         return f"Attack success rate: {rates}"
 
-    def _save_print(self, progress: float, rob_acc: float, l2: float, elapsed_time: float, end: str) -> None:
+    def _save_print(  # type: ignore[override]  # static in the base, as in the library
+            self, progress: float, rob_acc: float, l2: float, elapsed_time: float, end: str) -> None:
         print(f"- Save progress: {progress:2.2f} % / Robust accuracy: {rob_acc:2.2f} % / "
               f"{self._return_sr_record(self._multi_atk_records)} / L2: {l2:1.5f} ({elapsed_time:2.3f} it/s) \t",
               end=end)

@@ -17,7 +17,7 @@ class FGSM(GradientAttack):
         return ops.sign_step(run.images, run.gradient(run.images), flat(run.eps))
 
     def _fast(self) -> FastAttack:
-        return attacks.fgsm(self.eps, targeted=self.targeted)
+        return attacks.fgsm(float(self.eps), targeted=self.targeted)
 
 
 class FFGSM(GradientAttack):
@@ -35,7 +35,7 @@ class FFGSM(GradientAttack):
         return run.sign_step(point, run.gradient(point))
 
     def _fast(self) -> FastAttack:
-        return FastAttack("ffgsm", self.eps, start="uniform", step=self.alpha, targeted=self.targeted)
+        return FastAttack("ffgsm", float(self.eps), start="uniform", step=float(self.alpha), targeted=self.targeted)
 
 
 class _Steps(GradientAttack):
@@ -73,7 +73,7 @@ class BIM(_Steps):
         return point
 
     def _fast(self) -> FastAttack:
-        return attacks.ifgsm(self.eps, self.alpha, self.steps, targeted=self.targeted)
+        return attacks.ifgsm(float(self.eps), float(self.alpha), self.steps, targeted=self.targeted)
 
 
 class RFGSM(_Steps):
@@ -89,8 +89,8 @@ class RFGSM(_Steps):
         return torch.randn_like(run.images).sign_().to(run.clean.dtype).mul_(run.alpha).add_(run.clean).clamp_(0, 1)
 
     def _fast(self) -> FastAttack:
-        return FastAttack("rfgsm", self.eps, start="rademacher", alpha=self.alpha, step=self.alpha, steps=self.steps,
-                          targeted=self.targeted)
+        return FastAttack("rfgsm", float(self.eps), start="rademacher", alpha=float(self.alpha), step=float(self.alpha),
+                          steps=self.steps, targeted=self.targeted)
 
     def _why_exact(self, images: Tensor, labels: Tensor) -> str | None:
         why = super()._why_exact(images, labels)
@@ -110,7 +110,7 @@ class PGD(_Steps):
         return run.uniform_start() if self.random_start else run.clean
 
     def _fast(self) -> FastAttack:
-        return attacks.pgd(self.eps, self.alpha, self.steps, self.random_start, targeted=self.targeted)
+        return attacks.pgd(float(self.eps), float(self.alpha), self.steps, self.random_start, targeted=self.targeted)
 
 
 class PGDL2(_Steps):
@@ -148,7 +148,8 @@ class PGDL2(_Steps):
         return point
 
     def _fast(self) -> FastAttack:
-        return attacks.pgd_l2(self.eps, self.alpha, self.steps, self.random_start, targeted=self.targeted)
+        return attacks.pgd_l2(float(self.eps), float(self.alpha), self.steps, self.random_start,
+                              targeted=self.targeted)
 
 
 def _norms(t: Tensor) -> Tensor:

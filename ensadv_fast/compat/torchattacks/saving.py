@@ -1,5 +1,7 @@
 """Adversarial images to files and back."""
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -9,8 +11,19 @@ from torch.utils.data import DataLoader, TensorDataset
 class Saving:
     """What attacks do with whole loaders; the files are torchattacks' own, either reads the other's."""
 
-    def save(self, data_loader: DataLoader, save_path=None, verbose: bool = True, return_verbose: bool = False,
-             save_predictions: bool = False, save_clean_inputs: bool = False, save_type: str = "float"):
+    if TYPE_CHECKING:  # what the attack has that this is a part of
+        device: torch.device | str | None
+        normalization_used: dict[str, Tensor] | None
+
+        def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor: ...
+
+        def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor: ...
+
+        def inverse_normalize(self, inputs: Tensor) -> Tensor: ...
+
+    def save(self, data_loader: DataLoader[Any], save_path: Any = None, verbose: bool = True,
+             return_verbose: bool = False, save_predictions: bool = False, save_clean_inputs: bool = False,
+             save_type: str = "float") -> Any:
         """Attack every batch of the loader; write the images [N, C, H, W] in [0, 1], labels [N] and what else is asked
         for to `save_path`, where given.
 
@@ -21,8 +34,8 @@ class Saving:
         """
         kept: dict[str, list[Tensor]] = {}
         correct = total = 0
-        distances = []
-        rates = ()
+        distances: list[Tensor] = []
+        rates: tuple[float, float, float] | None = None
         batches = len(data_loader)
         watched = verbose or return_verbose
         for step, (inputs, labels) in enumerate(data_loader, 1):
@@ -31,7 +44,7 @@ class Saving:
             predicted = None
             if watched or (save_path is not None and save_predictions):
                 predicted = self.get_output_with_eval_nograd(adv_inputs).argmax(1)
-            if watched:
+            if watched and predicted is not None:
                 right = predicted == labels.to(self.device)
                 total += len(labels)
                 correct += int(right.sum())
@@ -48,7 +61,7 @@ class Saving:
                         kept.setdefault(name, []).append(self._as_saved(name, value.detach().cpu(), save_type))
                 if step == batches or not step & (step - 1):
                     torch.save({**{k: torch.cat(v) for k, v in kept.items()}, "save_type": save_type}, save_path)
-        if verbose and rates:  # the last line stays
+        if verbose and rates is not None:  # the last line stays
             self._save_print(100.0, *rates, end="\n")
         return rates if return_verbose else None
 
@@ -75,8 +88,9 @@ class Saving:
               f"({elapsed_time:2.3f} it/s) \t", end=end)
 
     @staticmethod
-    def load(load_path, batch_size: int = 128, shuffle: bool = False, normalize: dict | None = None,
-             load_predictions: bool = False, load_clean_inputs: bool = False) -> DataLoader:
+    def load(load_path: Any, batch_size: int = 128, shuffle: bool = False,
+             normalize: dict[str, Sequence[float]] | None = None, load_predictions: bool = False,
+             load_clean_inputs: bool = False) -> DataLoader[Any]:
         """A loader of (images, labels[, predictions][, clean images]) of a saved file; images are float32 in [0, 1],
         or normalised by ``{"mean": [...], "std": [...]}``."""
         saved = torch.load(load_path)

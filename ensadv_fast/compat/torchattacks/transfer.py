@@ -1,4 +1,7 @@
 """Attacks along a momentum: MIFGSM, NIFGSM, DIFGSM, TIFGSM, SINIFGSM, VMIFGSM, VNIFGSM."""
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,6 +10,9 @@ from torch import Tensor, nn
 from ... import attacks
 from ...transforms import ti
 from .gradient import FastAttack, GradientAttack, Run, Size
+
+# (point, momentum, is it the last step) -> the gradient that the momentum takes in
+Followed = Callable[[Tensor, Tensor, bool], Tensor]
 
 
 class MIFGSM(GradientAttack):
@@ -35,8 +41,7 @@ class MIFGSM(GradientAttack):
             point = run.sign_step(point, momentum)
         return point
 
-    def _gradients(self, run: Run):
-        """(point, momentum, is it the last step) -> the gradient that the momentum takes in."""
+    def _gradients(self, run: Run) -> Followed:
         return lambda point, momentum, last: run.gradient(point)
 
     def _ahead(self, point: Tensor, momentum: Tensor, run: Run) -> Tensor:
@@ -46,8 +51,8 @@ class MIFGSM(GradientAttack):
     def _fast(self) -> FastAttack:
         return self._like(attacks.mifgsm)
 
-    def _like(self, make, **kw) -> FastAttack:
-        return make(self.eps, self.alpha, self.steps, self.decay, targeted=self.targeted, **kw)
+    def _like(self, make: Callable[..., FastAttack], **kw: Any) -> FastAttack:
+        return make(float(self.eps), float(self.alpha), self.steps, self.decay, targeted=self.targeted, **kw)
 
 
 class NIFGSM(MIFGSM):
@@ -55,7 +60,7 @@ class NIFGSM(MIFGSM):
 
     _name = "NIFGSM"
 
-    def _gradients(self, run: Run):
+    def _gradients(self, run: Run) -> Followed:
         return lambda point, momentum, last: run.gradient(self._ahead(point, momentum, run))
 
     def _fast(self) -> FastAttack:
@@ -91,7 +96,7 @@ class DIFGSM(MIFGSM):
         resized = F.interpolate(x, size=[size, size], mode="bilinear", align_corners=False)
         return F.pad(resized, [left, large - size - left, top, large - size - top])
 
-    def _gradients(self, run: Run):
+    def _gradients(self, run: Run) -> Followed:
         return lambda point, momentum, last: run.gradient(point, self.input_diversity)
 
     def _fast(self) -> FastAttack:
@@ -145,7 +150,7 @@ class TIFGSM(DIFGSM):
         """A roof that reaches 0 one pixel beyond the kernel."""
         return _product(1 - np.abs(np.linspace((1 - kernlen) / 2, (kernlen - 1) / 2, kernlen) / (kernlen + 1) * 2))
 
-    def _gradients(self, run: Run):
+    def _gradients(self, run: Run) -> Followed:
         channels = run.clean.shape[1]
         kernel = self.stacked_kernel[:1].to(run.clean).expand(channels, -1, -1, -1)
         diverse = super()._gradients(run)
@@ -177,7 +182,7 @@ class SINIFGSM(MIFGSM):
         super().__init__(model, eps, alpha, steps, decay, precision=precision)
         self.m = m
 
-    def _gradients(self, run: Run):
+    def _gradients(self, run: Run) -> Followed:
         def mean(point: Tensor, momentum: Tensor, last: bool) -> Tensor:
             ahead = self._ahead(point, momentum, run)
             total = torch.zeros_like(ahead)
@@ -207,7 +212,7 @@ class VMIFGSM(MIFGSM):
         """Where the step's own gradient is taken."""
         return point
 
-    def _gradients(self, run: Run):
+    def _gradients(self, run: Run) -> Followed:
         tuned = torch.zeros_like(run.clean)
 
         def followed(point: Tensor, momentum: Tensor, last: bool) -> Tensor:

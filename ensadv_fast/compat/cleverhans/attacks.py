@@ -1,0 +1,239 @@
+"""The two attacks: checks as the library makes them, then the exact steps or ours."""
+import importlib
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ... import attacks, ops
+from ...attack import Attack as FastAttack
+from ...attack import wide
+from .. import sources
+from ..installing import library
+from ..precisions import checked, is_fast
+from ..statistics import still
+
+TINY = 1e-12  # what squared norms are kept above
+Model = Callable[[Tensor], Tensor]
+
+
+def fast_gradient_method(model_fn: Model, x: Tensor, eps: float, norm: float, clip_min: float | None = None,
+                         clip_max: float | None = None, y: Tensor | None = None, targeted: bool = False,
+                         sanity_checks: bool = False, *, precision: str | None = None) -> Tensor:
+    """The fast gradient method (Goodfellow et al. 2015), in the L-inf, L2 or L1 ball.
+
+    Args:
+        model_fn: gives logits [N, C] of x [N, ...]; a torch.nn.Module or any other callable.
+        x: images, in any range. eps: size, in their units; with 0 the result is x itself.
+        norm: numpy.inf, 2 or 1.
+        clip_min, clip_max: the range of pixels; both, or neither: then nothing is clipped.
+        y: labels int64 [N] to leave, or with `targeted` to reach; default: the model's predictions.
+        sanity_checks: assert that x lies in the range.
+        precision: "exact", "fast" or None, what :func:`ensadv_fast.compat.precision` chose. Ours alone.
+
+    Returns:
+        Images of x's shape, float32 (of x's dtype where it is the module's own), without autograd history.
+
+    Raises:
+        ValueError, AssertionError: as the library does.
+    """
+    if norm not in (np.inf, 1, 2):
+        raise ValueError(f"fast_gradient_method: norm must be np.inf, 1 or 2, got {norm!r}")
+    _not_negative("fast_gradient_method", "eps", eps)
+    if eps == 0:
+        return x
+    box = _box("fast_gradient_method", clip_min, clip_max)
+    if sanity_checks:
+        _sane("fast_gradient_method", x, box)
+    run = Run("fast_gradient_method", model_fn, x, y, norm, box, targeted, precision)
+    kind = attacks.fgsm if norm == np.inf else attacks.fast_grad_l2
+    return run.result(lambda: kind(eps, **run.how), lambda: run.single_step(eps), eps,
+                      why="norm is 1" if norm == 1 else None)
+
+
+def projected_gradient_descent(model_fn: Model, x: Tensor, eps: float, eps_iter: float, nb_iter: int, norm: float,
+                               clip_min: float | None = None, clip_max: float | None = None, y: Tensor | None = None,
+                               targeted: bool = False, rand_init: bool = True, rand_minmax: float | None = None,
+                               sanity_checks: bool = True, *, precision: str | None = None) -> Tensor:
+    """Projected gradient descent (Madry et al. 2018) in the L-inf or L2 ball; without `rand_init` the basic iterative
+    method (Kurakin et al. 2017).
+
+    Args:
+        eps: radius of the ball; eps_iter: length of a step, at most eps; with 0 for either the result is x itself.
+        nb_iter: steps.
+        norm: numpy.inf or 2.
+        rand_init: start at x + U(-rand_minmax, rand_minmax), projected; rand_minmax defaults to eps.
+        sanity_checks: assert that x lies in the range.
+        The others: as :func:`fast_gradient_method`.
+
+    Returns:
+        As :func:`fast_gradient_method`.
+
+    Raises:
+        NotImplementedError (norm 1), ValueError, AssertionError: as the library does.
+    """
+    op = "projected_gradient_descent"
+    if norm == 1:
+        raise NotImplementedError(f"{op}: norm must be np.inf or 2: an L1 step changes one pixel at a time")
+    if norm not in (np.inf, 2):
+        raise ValueError(f"{op}: norm must be np.inf or 2, got {norm!r}")
+    for name, value in (("eps", eps), ("eps_iter", eps_iter)):
+        _not_negative(op, name, value)
+        if value == 0:
+            return x
+    if eps_iter > eps:
+        raise AssertionError(f"{op}: eps_iter must not exceed eps, got eps_iter={eps_iter}, eps={eps}")
+    box = _box(op, clip_min, clip_max)
+    if sanity_checks:
+        _sane(op, x, box)
+        if norm == np.inf and eps + box[0] > box[1]:
+            raise AssertionError(f"{op}: eps must not exceed clip_max - clip_min, got {eps}")
+    run = Run(op, model_fn, x, y, norm, box, targeted, precision)
+    kind = attacks.pgd if norm == np.inf else attacks.pgd_l2
+    why = "it takes no step" if nb_iter < 1 else None
+    if rand_init and rand_minmax not in (None, eps):
+        why = "rand_minmax is not eps"
+    return run.result(lambda: kind(eps, eps_iter, nb_iter, rand_init, **run.how),
+                      lambda: run.steps(eps, eps_iter, nb_iter, rand_init, eps if rand_minmax is None else rand_minmax),
+                      eps, why)
+
+
+def _not_negative(op: str, name: str, value) -> None:
+    if value < 0:
+        raise ValueError(f"{op}: {name} must be >= 0, got {value}")
+
+
+def _box(op: str, clip_min, clip_max) -> tuple[float, float]:
+    if clip_min is None and clip_max is None:
+        return -torch.inf, torch.inf
+    if clip_min is None or clip_max is None:
+        raise ValueError(f"{op}: clip_min and clip_max must be given both or neither, got {clip_min} and {clip_max}")
+    if clip_min > clip_max:
+        raise ValueError(f"{op}: clip_min must not exceed clip_max, got clip_min={clip_min} and clip_max={clip_max}")
+    return float(clip_min), float(clip_max)
+
+
+def _sane(op: str, x: Tensor, box: tuple[float, float]) -> None:
+    if box[0] == -torch.inf or not x.numel():
+        return
+    if not bool(((x >= box[0]) & (x <= box[1])).all()):
+        raise AssertionError(f"{op}: x must lie in [clip_min, clip_max] = [{box[0]}, {box[1]}]")
+
+
+class Run:
+    """One call. clean: the images as iterates are kept; the model sees `dtype`."""
+
+    def __init__(self, op: str, model_fn: Model, x: Tensor, y: Tensor | None, norm: float, box: tuple[float, float],
+                 targeted: bool, precision: str | None):
+        for name, value in (("x", x), ("y", y)):
+            if not isinstance(value, Tensor) and not (value is None and name == "y"):
+                raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+        self.op, self.model_fn, self.norm, self.targeted = op, model_fn, norm, targeted
+        self.lo, self.hi = box
+        self.is_fast = is_fast(checked(op, precision))
+        self.module = model_fn if isinstance(model_fn, nn.Module) else None
+        own = () if self.module is None else (*self.module.parameters(), *self.module.buffers())
+        own = next((t.dtype for t in own if t.is_floating_point()), None)
+        self.dtype = x.dtype if x.dtype == own else torch.float32
+        with torch.inference_mode(False):
+            self.x, self.labels = (t.clone() if t is not None and t.is_inference() else t for t in (x, y))
+            self.images = self.x.detach().to(self.dtype)
+            self.clean = wide(self.images)
+        self.how = {"targeted": targeted, "lo": self.lo, "hi": self.hi}
+
+    def result(self, fast: Callable[[], FastAttack], exact: Callable[[], Tensor], eps: float,
+               why: str | None) -> Tensor:
+        """By our attack where that is wanted and can be, else by the exact steps; detached, in `dtype`."""
+        with torch.inference_mode(False), torch.no_grad():
+            if self.is_fast:
+                why = why or self._why_exact()
+                if why is None:
+                    return fast()(sources.prepared(self.module), self.images, self.labels)
+                warnings.warn(f"{self.op}: is exact, not fast, since {why}", stacklevel=3)
+            with still(self.module):
+                point = exact()
+            if point.dtype == self.dtype:
+                return point
+            # In 16 bits within eps: an L1 ball lies in the L2 ball of its size.
+            return ops.project(point, self.clean, float(eps), norm="linf" if self.norm == np.inf else "l2", lo=self.lo,
+                               hi=self.hi, out=torch.empty_like(self.images))
+
+    def _why_exact(self) -> str | None:
+        """What our sources could not do, or None."""
+        if self.module is None:
+            return "its model is no torch.nn.Module"
+        if any(m.training for m in self.module.modules()):
+            return "its model is in training mode"
+        if self.dtype == torch.float64:
+            return "its images are float64"
+        if self.labels is None:
+            return "it is targeted, without labels" if self.targeted else None
+        return "its labels are not int64 [N]" if self.labels.dtype != torch.int64 or self.labels.dim() != 1 else None
+
+    def _labelled(self) -> None:
+        """Predictions stand in for labels that are not given. A pass of its own, as the library makes: a model may draw
+        random numbers."""
+        if self.labels is None:
+            self.labels = torch.max(self.model_fn(self.images), 1).indices
+
+    def gradient(self, point: Tensor) -> Tensor:
+        """Of the mean cross-entropy by the point; of its negative where targeted."""
+        with torch.enable_grad():
+            leaf = point.detach().to(self.dtype).requires_grad_()
+            cost = F.cross_entropy(self.model_fn(leaf), self.labels)
+            (grad,) = torch.autograd.grad(-cost if self.targeted else cost, leaf)
+        return grad
+
+    def single_step(self, eps: float) -> Tensor:
+        self._labelled()
+        grad = self.gradient(self.images)
+        if self.norm == np.inf:
+            return ops.sign_step(self.images, grad, float(eps), lo=self.lo, hi=self.hi)
+        return self._moved(self.clean, grad, eps, torch.empty_like(self.clean))
+
+    def steps(self, eps: float, eps_iter: float, nb_iter: int, rand_init: bool, rand_minmax: float) -> Tensor:
+        point = self._projected(self._noise(rand_minmax) if rand_init else torch.zeros_like(self.clean), eps)
+        self._labelled()
+        other = torch.empty_like(point)
+        for _ in range(nb_iter):
+            moved = self._moved(point, self.gradient(point), eps_iter, other)
+            point, other = self._projected(moved.sub_(self.clean), eps), point
+        return point
+
+    def _noise(self, reach: float) -> Tensor:
+        """U(-reach, reach), drawn in x's dtype as the library does."""
+        return torch.empty_like(self.x, dtype=None if self.x.is_floating_point() else self.dtype,
+                                requires_grad=False).uniform_(-reach, reach).to(self.clean.dtype)
+
+    def _moved(self, point: Tensor, grad: Tensor, length: float, out: Tensor) -> Tensor:
+        """clamp(point + length * direction), written to `out`, which is not the point."""
+        grad = grad.to(self.clean.dtype)
+        if self.norm == np.inf:
+            torch.sign(grad, out=out).nan_to_num_(nan=0.0).mul_(length)
+        elif self.norm == 2:
+            grad = grad.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+            torch.div(grad, _norms(grad), out=out).mul_(length)
+        else:
+            library("cleverhans")
+            out.copy_(importlib.import_module("cleverhans.torch.utils").optimize_linear(grad, length, 1))
+        return self._clamped(out.add_(point))
+
+    def _projected(self, delta: Tensor, eps: float) -> Tensor:
+        """clamp(x + delta projected on the ball), in delta's memory: the library's order, which rounds otherwise than
+        our kernel's."""
+        if self.norm == np.inf:
+            delta.clamp_(-eps, eps)
+        else:
+            delta.mul_((eps / _norms(delta)).clamp_(max=1.0))
+        return self._clamped(delta.add_(self.clean))
+
+    def _clamped(self, point: Tensor) -> Tensor:
+        return point if self.lo == -torch.inf else point.clamp_(self.lo, self.hi)
+
+
+def _norms(t: Tensor) -> Tensor:
+    """L2 norm per sample, shaped to broadcast, not less than a millionth; summed as the library does."""
+    return t.square().sum(list(range(1, t.dim())), keepdim=True).clamp_(min=TINY).sqrt_()
