@@ -88,6 +88,16 @@ def test_names_endings_and_what_is_passed_over(own):
     sets.train.batch(torch.arange(TRAIN + 2))
 
 
+def test_imagenet_has_a_thousand_classes(tmp_path):
+    for part in ("train", "val"):
+        for c in range(1000):
+            (tmp_path / part / f"n{c:08d}").mkdir(parents=True)
+            (tmp_path / part / f"n{c:08d}" / "x.JPEG").touch()  # files are opened when they are asked for
+    sets = data.load(f"imagenet:{tmp_path}", size=160)
+    assert (sets.name, sets.classes, sets.train.resize) == ("imagenet", 1000, 183)
+    assert sets.test.labels.tolist() == list(range(1000))
+
+
 def test_what_is_missing_or_does_not_fit_is_named(own, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.train"):
         data.load(f"imagefolder:{tmp_path / 'nowhere'}")
@@ -354,8 +364,7 @@ def test_processes_end_with_the_stream(sets):
     taken(batches, 2)
     processes = set(multiprocessing.active_children()) - before
     assert len(processes) == 2
-    for process in processes:
-        os.kill(process.pid, signal.SIGTERM)  # a scheduler's, which they leave to their parent
+    subprocess.run(["kill", "-TERM", *(str(p.pid) for p in processes)], check=True)  # a scheduler's, not their parent's
     taken(batches, 8)
     assert set(multiprocessing.active_children()) - before == processes
     batches.close()
@@ -380,21 +389,28 @@ def test_a_dead_worker_is_an_error_not_a_hang(sets, tmp_path):
     assert set(multiprocessing.active_children()) == before
 
 
-def test_processes_end_with_a_killed_parent(root, tmp_path):
-    script = tmp_path / "killed.py"
+@pytest.mark.parametrize("end, code", [("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+                                       ("sys.exit(3)", 3), ("os.killpg(0, signal.SIGINT)", -signal.SIGINT)],
+                         ids=["killed", "exit", "interrupted"])
+def test_processes_end_with_their_parent(root, tmp_path, end, code):
+    """However it ends: nobody closed the stream."""
+    script = tmp_path / "ends.py"
     script.write_text(f"""if True:
-        import multiprocessing, os, signal
+        import multiprocessing, os, signal, sys
         from ensadv_fast import data
         if __name__ == "__main__":
             split = data.load("imagefolder:{root}", size=24).train
             stream = data.Stream(split, data.Sampler(len(split), 10, 0), device="cpu", seed=0, workers=2)
-            next(iter(stream))
+            batches = iter(stream)
+            next(batches)
             print(*(p.pid for p in multiprocessing.active_children()), flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)""")
+            {end}""")
     env = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[2])}
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env)
+    run = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True, env=env, timeout=100,
+                         start_new_session=True)
     pids = run.stdout.split()
-    assert run.returncode == -signal.SIGKILL and len(pids) == 2, run.stderr
+    assert run.returncode == code and len(pids) == 2, run.stderr
+    assert "Exception ignored" not in run.stderr and "Warning" not in run.stderr
     deadline = time.monotonic() + 20
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -63,9 +65,20 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _start(worker: int) -> None:
+    """What each worker does first."""
+    if hasattr(signal, "sigwaitinfo"):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of the threads too that begin from here on
+        threading.Thread(target=_heed_parent, daemon=True).start()
     processes.follow_parent()
-    # A scheduler signals whole jobs; the parent, which is to save its work, still needs batches until it ends.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _heed_parent() -> None:
+    """End when the parent says so, and nobody else: a scheduler signals whole jobs, and the parent, which is to save
+    its work then, still needs batches."""
+    parent = multiprocessing.parent_process()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(1)
 
 
 class Loader:
@@ -98,12 +111,14 @@ class Loader:
                 self._items = iter(self._loader)  # the same processes
                 item = next(self._items)
             return item
-        except RuntimeError as e:
+        except (RuntimeError, OSError, EOFError) as e:
             self.close()
-            if "DataLoader worker" not in str(e):
+            # Where a process died while its batch was on the way here, the connection to it breaks.
+            if isinstance(e, RuntimeError) and "DataLoader worker" not in str(e):
                 raise
             raise RuntimeError("data: a process that decodes images died; was it killed for lack of memory, or is "
-                               f"/dev/shm too small? Fewer workers, or a smaller prefetch, need less. ({e})") from e
+                               "/dev/shm too small? Fewer workers, or a smaller prefetch, need less. "
+                               f"({type(e).__name__}: {e})") from e
 
     def close(self) -> None:
         """End the processes and wait for them; taking goes on with new ones."""
