@@ -253,29 +253,30 @@ def scale(file: str) -> str:
                      "loaders" if steps[1]["data"] == steps[1]["seconds"] else "computing"])
         m = result["memory"][r["preset"]]
         memory.append([r["preset"], *(f"{m[k] / 1e6:,.0f}" for k in (
-            "weights", "gradients", "optimizer", "ema", "static_weights", "images", "kept_by_training",
+            "weights", "gradients", "buckets", "optimizer", "static_weights", "images", "kept_by_training",
             "kept_by_crafting", "peak")), f"{m['kept_per_trained_image'] / 1e6:.1f}"])
     a = result["assumed"]
     given = [r["preset"] for r in result["predicted"] if r["costs_are"] == "measured"]
-    head = (f"Predicted, not measured. Assumed of a GPU: {a['tflops_float32']:g} (float32) and {a['tflops_bfloat16']:g} "
-            f"(bfloat16) sustained TFLOP/s, {a['memory_tb']:g} TB/s for the optimizer, {a['loaders']} loaders of "
-            f"{a['loader']:g} images/s; of the links: {a['inside_gb']:g} GB/s and {a['inside_us']:g} us in a node of "
-            f"{a['per_node']}, {a['between_gb']:g} GB/s and {a['between_us']:g} us between nodes. "
-            + (f"Seconds of images were given, as measured, for {', '.join(given)}. " if given else "")
+    head = (f"Predicted, not measured. Assumed of a GPU: {a['tflops_float32']:g} (float32) and "
+            f"{a['tflops_bfloat16']:g} (bfloat16) sustained TFLOP/s, {a['memory_tb']:g} TB/s for the optimizer, "
+            f"{a['loaders']} loaders of {a['loader']:g} images/s; of the links: {a['inside_gb']:g} GB/s and "
+            f"{a['inside_us']:g} us in a node of {a['per_node']}, {a['between_gb']:g} GB/s and {a['between_us']:g} us "
+            "between nodes. " + (f"Measured, and given: seconds of images of {', '.join(given)}. " if given else "")
             + f"Images a second of all GPUs; commit {result['commit']}.")
     head_2 = ("MB that a step holds on one GPU, counted on the CPU (`bench/scale_memory.py` says what is left out); "
-              "sources in bfloat16; the larger of what training and crafting keep counts in the sum:")
+              "static sources in bfloat16; the larger of what training and crafting keep counts in the sum:")
     return "\n\n".join([head, table(
         ["preset", "images a GPU", "gradients, MB", "EAT over clean training, time", "1 GPU", "8 GPUs", "64 GPUs",
          "512 GPUs", "efficiency of 512", "bound by"], rows), head_2, table(
-        ["preset", "weights", "gradients", "optimizer", "EMA", "static sources", "images", "kept by training",
+        ["preset", "weights", "gradients", "buckets", "optimizer", "static sources", "images", "kept by training",
          "kept by crafting", "in all", "kept of an image"], memory), *scale_checks(result)])
 
 
 def scale_checks(result: dict) -> list[str]:
     """What the model says against what was measured."""
     def row(what: str, form: str, predicted: float, measured: float, unit: float = 1.0) -> list[str]:
-        return [what, form.format(predicted / unit), form.format(measured / unit), f"{predicted / measured - 1:+.0%}"]
+        off = round(predicted / measured - 1, 3) or 0.0  # no minus before a zero
+        return [what, form.format(predicted / unit), form.format(measured / unit), f"{off:+.1%}"]
 
     rows = [row(f"{r['network']}: step of EAT with {r['static']} static, ms", "{:.1f}", r["predicted_ms"],
                 r["measured_ms"]) for r in result["sources_check"]]

@@ -93,7 +93,7 @@ def cluster(assumed: dict[str, float], loads: bool) -> Cluster:
 
 def predicted(preset: Preset, costs: Costs, assumed: dict[str, float]) -> dict:
     """A preset's steps on 1, 8, 64 and 512 GPUs, each with the preset's batch, beside clean training."""
-    nbytes, on = scale_memory.gradient_bytes(preset.model), cluster(assumed, preset.name.startswith("imagenet"))
+    nbytes, on = scale_memory.gradient_bytes(preset.model), cluster(assumed, loads=preset.model.size > 32)
     steps = {w: scale_model.step(costs, preset.batch, w, nbytes, on, fraction=preset.fraction, append=preset.append)
              for w in (1, *WORLDS)}
     clean = scale_model.step(replace(costs, live=None, static=()), preset.batch, 1, nbytes, on)
@@ -120,15 +120,15 @@ def check_sources(file: Path = RESULTS / "train_step_cpu.json") -> list[dict]:
     return rows
 
 
-def check_memory(names: tuple[str, ...] = ("mnist_a", "cifar_resnet18")) -> list[dict]:
+def check_memory() -> list[dict]:
     """A clean float32 step with momentum, from the making of network and optimizer on: estimated, and the most that the
     CPU's allocator had given out at once."""
     import train_step
     rows = []
-    for preset in (p for p in PRESETS.values() if p.model.name in names):
-        network = train_step.NETWORKS[preset.model.name]
-        plain = replace(preset, static=(), states=1, batch=network.train_batch, fraction=0.0, append=False)
-        parts = scale_memory.memory(plain)
+    for name, model in (("mnist_a", scale_memory.MNIST), ("cifar_resnet18", scale_memory.CIFAR)):
+        network = train_step.NETWORKS[name]
+        plain = Preset(name, model, (), network.train_batch, 1, fraction=0.0)
+        parts = scale_memory.memory(plain, distributed=False)
 
         def whole(network=network) -> train_step.Trainer:
             trainer = train_step.Trainer(network, "clean", network.train_batch, "cpu")
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     result |= {"sources_check": check_sources(), "memory_check": check_memory(), "timings": None}
     if not args.no_timings:
         measured = scale_gloo.measure(CHECKED, CHECKED_BATCH)
-        nbytes = scale_memory.gradient_bytes(Network(CHECKED, 28, channels=1))
+        nbytes = scale_memory.gradient_bytes(scale_memory.MNIST)
         result["timings"] = {"network": CHECKED, "batch": CHECKED_BATCH, "measured": measured,
                              **check_gloo(measured, nbytes, workers.cores())}
         print(json.dumps({k: result["timings"][k] for k in ("errors", "eat", "apart")}, indent=1))

@@ -1,13 +1,14 @@
 """Memory of a training step on one device, from what autograd keeps: counted on the CPU, nothing is timed.
 
-    always  = weights and buffers + gradients + optimizer state + EMA + weights of the static sources + image batches
+    always  = weights and buffers + gradients + their buckets under DistributedDataParallel + optimizer state + EMA
+              + weights of the static sources + image batches
     peak    = always + the larger of: what the training step's forward pass keeps for its backward pass, and what
               crafting keeps on the dearest source (its memory is free again before the training step)
 
 What is kept for an image is the difference between two batches, divided by their difference: weights cast under
-autocast do not grow with the batch and are counted once. Not counted: temporary buffers of single operations,
-workspaces of the libraries, the CUDA context, fragmentation, buckets of DistributedDataParallel that are no views of
-gradients.
+autocast do not grow with the batch and are counted once. A stream that crafts ahead beside the training step (static
+sources, on CUDA) adds what those keep, a few MB an image. Not counted: temporary buffers of single operations,
+workspaces of the libraries, the CUDA context, fragmentation.
 """
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import functools
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from networks import NETWORKS, logits_of
 from torch import Tensor, nn
 
 import ensadv_fast as ea
+from ensadv_fast import models
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from kept import kept_bytes  # noqa: E402  it lies beside the tests that hold the counts
@@ -34,8 +36,8 @@ BATCHES = (2, 4)  # BatchNorm over one pixel needs two images
 
 @dataclass(frozen=True)
 class Network:
-    """A network to train or to craft on: timm's, or one of bench/networks.py. size: height and width. aux: with
-    Inception's auxiliary head, which only training looks at."""
+    """A network to train or to craft on: timm's, "mnist:NAME" of `ensadv_fast.models`, or one of bench/networks.py.
+    size: height and width. aux: with Inception's auxiliary head, which only training looks at."""
 
     name: str
     size: int
@@ -44,6 +46,8 @@ class Network:
 
     def make(self, device: str = "cpu") -> nn.Module:
         with torch.device(device):
+            if self.name.startswith("mnist:"):
+                return models.build(self.name, 10, (self.channels, self.size, self.size))
             if self.name in NETWORKS and not NETWORKS[self.name].needs:
                 return NETWORKS[self.name].make()
             import timm
@@ -78,19 +82,21 @@ class Preset:
 
 
 INCEPTION, INCEPTION_RESNET, RESNET_V2 = (Network("inception_v3", 299), Network("inception_resnet_v2", 299),
-                                          Network("resnetv2_50", 224))
-INCEPTION_AUX, RESNET = Network("inception_v3", 299, aux=True), Network("resnet50", 224)
-CIFAR, MNIST = Network("cifar_resnet18", 32), Network("mnist_a", 28, channels=1)
-# Sources and batches of one device as in Tramer et al., section 4.2 and table 3, and Kurakin et al., section 3.3;
-# RMSProp in TensorFlow's manner has a second buffer, the momentum. The last three are not the papers'.
+                                          Network("resnetv2_50", 299))
+INCEPTION_AUX = Network("inception_v3", 299, aux=True)
+RESNETS = tuple(Network(f"resnet{n}", 224) for n in (50, 18, 34))
+CIFAR, MNIST = Network("cifar_resnet18", 32), Network("mnist:A", 28, channels=1)
+# Sources and batches of one device as in Tramer et al., section 4.2 and table 3, and Kurakin et al., section 4.1;
+# RMSProp as TensorFlow has it keeps a second buffer, the momentum.
 PRESETS = {p.name: p for p in (
-    Preset("imagenet-eat-ens3", INCEPTION_AUX, (INCEPTION, RESNET_V2), 16, 2, ema=True),
-    Preset("imagenet-eat-ens4", INCEPTION_AUX, (INCEPTION, RESNET_V2, INCEPTION_RESNET), 16, 2, ema=True),
-    Preset("imagenet-eat-irv2", INCEPTION_RESNET, (INCEPTION, INCEPTION_RESNET), 16, 2, ema=True),
-    Preset("imagenet-kurakin", INCEPTION_AUX, (), 32, 2, ema=True),
-    Preset("imagenet-resnet50-eat", RESNET, (RESNET, RESNET_V2), 128, 1, dtype="bfloat16"),
-    Preset("cifar10-eat", CIFAR, (CIFAR, CIFAR), 128, 1),
-    Preset("mnist-eat", MNIST, (MNIST, MNIST), 64, 2, fraction=1.0, append=True),
+    Preset("imagenet-eat-ens3", INCEPTION_AUX, (INCEPTION, RESNET_V2), 16, 2),
+    Preset("imagenet-eat-ens4", INCEPTION_AUX, (INCEPTION, RESNET_V2, INCEPTION_RESNET), 16, 2),
+    Preset("Inception-ResNet v2 on itself and Inception v3", INCEPTION_RESNET, (INCEPTION, INCEPTION_RESNET), 16, 2),
+    Preset("imagenet-kurakin", INCEPTION_AUX, (), 32, 2),
+    Preset("imagenet-resnet50-eat", RESNETS[0], RESNETS[1:], 128, 1, dtype="bfloat16"),
+    Preset("CIFAR-10: ResNet-18 on two of its kind", CIFAR, (CIFAR, CIFAR), 128, 1),
+    Preset("mnist-eat", MNIST, tuple(replace(MNIST, name=f"mnist:{n}") for n in "ACD"), 64, 2, fraction=1.0,
+           append=True),
 )}
 
 
@@ -138,15 +144,16 @@ def crafting_kept(network: Network, live: bool, dtype: str = "float32") -> tuple
     return each, beside, 0 if live else sum(weight_bytes(source.module))
 
 
-def memory(preset: Preset) -> dict[str, float]:
-    """Bytes of one device, part by part."""
+def memory(preset: Preset, *, distributed: bool = True) -> dict[str, float]:
+    """Bytes of one device, part by part. distributed: whether it is one of several."""
     weights, buffers = weight_bytes(preset.model.make("meta"))
     train_each, train_beside = training_kept(preset.model, preset.dtype)
     crafts = [crafting_kept(preset.model, True, preset.dtype)]
     crafts += [crafting_kept(s, False, "bfloat16") for s in preset.static]
     image = preset.model.channels * preset.model.size**2 * 4
     parts = {
-        "weights": weights + buffers, "gradients": weights, "optimizer": preset.states * weights,
+        "weights": weights + buffers, "gradients": weights, "buckets": distributed * weights,
+        "optimizer": preset.states * weights,
         "ema": preset.ema * (weights + buffers), "static_weights": sum(c[2] for c in crafts),
         "images": (preset.batch + preset.trained) * image,
         "kept_by_training": train_beside + preset.trained * train_each,

@@ -23,7 +23,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 
 class Log:
-    """The log lines of one job in a run folder; to be made by one rank alone.
+    """The log lines of one job in a run folder, which is made where it is missing; for one rank alone.
 
     tensorboard: also write every number of a line to FOLDER/tensorboard/JOB, a curve for each key. step: where
     training goes on: what TensorBoard was told of later steps before an interruption is hidden, so that no curve
@@ -31,9 +31,11 @@ class Log:
     Raises ImportError where TensorBoard is asked for and missing.
     """
 
-    def __init__(self, folder: Path, job: str, *, tensorboard: bool = False, step: int = 0) -> None:
-        self.path, self.job = folder / METRICS, job
+    def __init__(self, folder: str | Path, job: str, *, tensorboard: bool = False, step: int = 0) -> None:
+        folder = Path(folder)
         self._writer = _summary_writer(folder / TENSORBOARD / job, step) if tensorboard else None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.job = folder / METRICS, job
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Write a line that has a "step". Its numbers, also those of mappings within, are the curves."""
@@ -82,7 +84,7 @@ def progress(record: Mapping[str, Any], left: int) -> str:
     told = [f"{name} {record[key]:.3f}" for key, name in (("clean_loss", "loss"), ("adv_loss", "adversarial"))
             if record.get(key) is not None]
     if record.get("finite") is False:
-        told.insert(0, "LOSS NOT FINITE")
+        told.insert(0, "NOT FINITE")
     if rate := record.get("images_per_second"):
         told += [f"{rate:.3g} images/s" if rate < 100 else f"{rate:,.0f} images/s",
                  f"{tqdm.format_interval(eta(left, rate))} left"]

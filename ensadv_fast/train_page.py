@@ -120,7 +120,7 @@ SPEED = (("images_per_second", "Throughput", "images a second", ".4g", None),
          ("share_attack", "Time in crafting", "share of time, %", ".1%", (0.0, 1.0)),
          ("share_data", "Time in waiting for data", "share of time, %", ".1%", (0.0, 1.0)),
          ("peak_gb", "Peak memory so far", "GB", ".3g", None))
-SKIPPED = "skipped_images"  # how many images of the job could not be read so far
+SKIPPED = "skipped"  # how many images of the epoch could not be read so far
 
 
 def _records(folder: Folder) -> dict[str, list[dict[str, Any]]]:
@@ -160,7 +160,7 @@ def _training(folder: Folder) -> list[Section]:
 
 def _speed(by_job: Mapping[str, list[dict[str, Any]]], jobs: Mapping[str, list[list[dict[str, Any]]]]) -> list[Section]:
     """Throughput, time and memory of all networks, and what could not be read."""
-    missing = [{"state": "bad", "word": "skipped", "claim": f"{job}: {n:,} images",
+    missing = [{"state": "bad", "word": "skipped", "claim": f"{job}: up to {n:,} images of an epoch",
                 "evidence": "They could not be read."}
                for job, records in by_job.items() if (n := max(r.get(SKIPPED) or 0 for r in records))]
     blocks = [page.checklist(missing)] if missing else []

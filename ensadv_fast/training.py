@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, data, logs, models, ops, sync_norm
+from . import checkpoint, data, logs, models, ops, ranks, sync_norm, workers
 from .adversary import EnsembleAdversary, EpsDistribution, Part, weight
 from .data import derive_seed
 from .diagnose.monitor import OverfittingMonitor
@@ -74,7 +74,7 @@ class Training:
                                world=here.world)
         self.stream = data.Stream(train, sampler, device=run.device, seed=derive_seed(job.seed, "augment"),
                                   augment=None if config.augment == "none" else data.Augment(
-                                      train.in_shape[1], crop=config.augment), workers=config.loaders,
+                                      train.in_shape[1], crop=config.augment), workers=config.loaders or max(1, workers.cores() // ranks.neighbours()),
                                   channels_last=config.channels_last, max_corrupt=config.max_corrupt)
         self.per_epoch = len(sampler)
         self.total = job.epochs * self.per_epoch  # steps

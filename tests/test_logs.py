@@ -98,9 +98,11 @@ def test_tensorboard_is_imported_only_when_asked_for(tmp_path, monkeypatch):
     for name in [n for n in sys.modules if "tensorboard" in n]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    Log(tmp_path, "D")(LINE)
+    Log(str(tmp_path / "new" / "run"), "D")(LINE)
+    assert len(lines(tmp_path / "new" / "run")) == 1
     with pytest.raises(ImportError, match=r"pip install 'ensadv-fast\[tensorboard\]'"):
-        Log(tmp_path, "D", tensorboard=True)
+        Log(tmp_path / "none", "D", tensorboard=True)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("change, words", [
@@ -108,7 +110,7 @@ def test_tensorboard_is_imported_only_when_asked_for(tmp_path, monkeypatch):
     ({"adv_loss": 2.0, "images_per_second": 8.123, "share_data": None},
      "loss 0.693, adversarial 2.000, 8.12 images/s, 20:55:12 left, attack 21 % train 70 %"),
     ({"clean_loss": None, "finite": False, "images_per_second": None},
-     "LOSS NOT FINITE, data 3 % attack 21 % train 70 %")])
+     "NOT FINITE, data 3 % attack 21 % train 70 %")])
 def test_progress_in_words(change, words):
     assert logs.progress(LINE | change, 611_760) == words
 

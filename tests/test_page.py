@@ -364,11 +364,11 @@ def test_speed_is_that_of_the_metrics(run):
         seed = int(line["job"][-1])
         line |= {"images_per_second": 100.0 + 50 * seed, "share_data": 0.125, "share_attack": 0.25 + seed / 8,
                  "share_train": 0.5, "peak_memory": None if line["job"].startswith("D-") else 2.5e9,
-                 "skipped_images": 3 if (line["job"], line["step"]) == ("D_ens-seed1", 10) else 0}
+                 "skipped": 3 if (line["job"], line["step"]) == ("D_ens-seed1", 10) else 0}
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     reader = read(report.write(run).read_text())
     for words in ("Speed", "Throughput", "Time in crafting", "Time in waiting for data", "Time in training steps",
-                  "Peak memory so far", "✗ skipped D_ens-seed1: 3 images They could not be read."):
+                  "Peak memory so far", "✗ skipped D_ens-seed1: up to 3 images of an epoch They could not be read."):
         assert words in reader.text, words
     # Means over seeds; a source is one of the networks that took time.
     for title in ("D: 125 at 5", "A-seed0 (source): 100 at 5", "D: 31.2 at 10", "D_adv: 12.5 at 5", "D_ens: 2.5 at 10"):
