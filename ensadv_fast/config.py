@@ -88,8 +88,8 @@ class Config:
     log_every: int = _option(50, "steps between lines of metrics.jsonl")
     evaluate: bool = _option(True, "attack the trained networks, and write results.json and the report")
     keep: int = _option(2, "checkpoints that are kept of a network in training")
-    loaders: int = _option(0, "processes of each rank that decode image files; 0: one a core, shared among the ranks of "
-                           "a machine")
+    loaders: int = _option(0, "processes of each rank that decode image files; 0: the machine's cores, divided among "
+                           "its ranks")
     max_corrupt: float = _option(0.001, "share of the training images that may be damaged files in an epoch")
     sync_bn: bool = _option(False, "batch normalisation over the batches of all ranks, instead of each its own")
     tensorboard: bool = _option(False, "write TensorBoard's files into the run folder too")

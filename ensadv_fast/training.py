@@ -72,10 +72,11 @@ class Training:
                              job.recipe.lam, run.device)
         sampler = data.Sampler(len(train), config.batch_size, derive_seed(job.seed, "order"), rank=here.rank,
                                world=here.world)
-        self.stream = data.Stream(train, sampler, device=run.device, seed=derive_seed(job.seed, "augment"),
-                                  augment=None if config.augment == "none" else data.Augment(
-                                      train.in_shape[1], crop=config.augment), workers=config.loaders or max(1, workers.cores() // ranks.neighbours()),
-                                  channels_last=config.channels_last, max_corrupt=config.max_corrupt)
+        augment = None if config.augment == "none" else data.Augment(train.in_shape[1], crop=config.augment)
+        self.stream = data.Stream(
+            train, sampler, device=run.device, seed=derive_seed(job.seed, "augment"), augment=augment,
+            workers=config.loaders or max(1, workers.cores() // ranks.neighbours()),
+            channels_last=config.channels_last, max_corrupt=config.max_corrupt)
         self.per_epoch = len(sampler)
         self.total = job.epochs * self.per_epoch  # steps
         dropout = torch.get_rng_state()  # building static sources draws initial weights that are replaced at once
