@@ -45,8 +45,9 @@ def make_monitor(run: Run, job: Job, model: nn.Module) -> OverfittingMonitor | N
     if job.recipe.attack is None or not n:
         return None
     seed = derive_seed(job.seed, "monitor")
-    index = next(iter(data.Sampler(len(train), n, seed, run.device)))
-    return OverfittingMonitor(model, *train.batch(index), eps=run.config.eps, key=ops.fresh_key("cpu", seed))
+    with data.Stream(train, data.Sampler(len(train), n, seed), device=run.device, seed=seed) as stream:
+        x, y, _ = next(iter(stream))  # which leaves damaged files out
+    return OverfittingMonitor(model, x, y, eps=run.config.eps, key=ops.fresh_key("cpu", seed))
 
 
 class Training:
