@@ -46,17 +46,45 @@ class EpsDistribution:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The samples rank, rank + world, rank + 2 world... of a global batch of `total`: what one of `world` ranks has."""
+
+    rank: int
+    world: int
+    total: int
+
+    def of(self, first: int) -> int:
+        """How many of the global batch's first that many samples it has."""
+        return max(0, -(-(first - self.rank) // self.world))
+
+    def places(self, n: int, device: torch.device) -> Tensor:
+        """Where its first n samples stand in the global batch, int64 [n]."""
+        return torch.arange(n, device=device) * self.world + self.rank
+
+
+@dataclass(frozen=True)
 class AdversarialBatch:
     """What an `EnsembleAdversary` returns.
 
     x: images [N, C, H, W], a new tensor; y: labels, int64 [N] or soft [N, classes]; is_adv: bool [N] on x's
     device; source: which source crafted it: 0..len(static)-1, len(static) for the live model, -1 for a clean batch.
+    counts: how many clean and how many adversarial samples are in it; all_counts: in the global batch it is part of.
     """
 
     x: Tensor
     y: Tensor
     is_adv: Tensor
     source: int
+    counts: tuple[int, int] = (1, 0)
+    all_counts: tuple[int, int] = (1, 0)
+
+
+def weight(batches: Sequence[AdversarialBatch], lam: float) -> float:
+    """The share that these parts of one global batch have in its `mixed_cross_entropy`, 0..1. A rank's loss times this
+    and times the number of ranks, averaged over them, is the loss of the global batch."""
+    clean, adversarial = (sum(b.counts[i] for b in batches) for i in range(2))
+    all_clean, all_adversarial = batches[0].all_counts
+    return (clean + lam * adversarial) / (all_clean + lam * all_adversarial)
 
 
 @dataclass(frozen=True)
@@ -180,16 +208,28 @@ class EnsembleAdversary:
             self._keys[device] = block, ops.split(key, 2 * size).view(size, 2, 2)
         return self._keys[device][1][row]
 
-    def __call__(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> AdversarialBatch:
+    def __call__(self, x: Tensor, y: Tensor, index: Tensor | None = None, part: Part | None = None) -> AdversarialBatch:
         """The training batch for clean images x [m, C, H, W] (float in [0, 1], or uint8, which becomes that) and y.
 
         y: int64 [m], or soft labels [m, classes] (their argmax then stands for the true label in an attack).
         index: int64 [m], dataset positions; the noise of a sample then depends on its position in the data set
         alone and not on the batch or the rank it is in.
+        part: of which global batch these are a part; None: they are the whole batch. The parts of all ranks are
+        together what one process makes of the global batch.
         """
-        batch = self._batch(self.step, self._draw(self.step, x), x, y, index)
+        return self.micro(1, x, y, index, part)[0]
+
+    def micro(self, n: int, x: Tensor, y: Tensor, index: Tensor | None = None,
+              part: Part | None = None) -> list[AdversarialBatch]:
+        """One step's batch in n micro-batches (fewer where there are not as many samples), on one source: every n-th
+        sample each, so that the shares of adversarial ones are alike."""
+        part = Part(0, 1, x.shape[0]) if part is None else part
+        source = self._draw(self.step, x, part)
+        batches = [self._batch(self.step, source, x[i::n], y[i::n], None if index is None else index[i::n],
+                               Part(part.rank + part.world * i, part.world * n, part.total))
+                   for i in range(max(1, min(n, len(x))))]
         self.step += 1
-        return batch
+        return batches
 
     def _replaced(self, m: int) -> int:
         """How many of m samples are perturbed."""
@@ -198,27 +238,39 @@ class EnsembleAdversary:
         # The small term keeps 0.29 * 100 = 28.999... from losing a sample to rounding.
         return math.floor(self.fraction * m + 1e-9)
 
-    def _draw(self, step: int, x: Tensor) -> int:
+    def _draw(self, step: int, x: Tensor, part: Part | None = None) -> int:
         """The source of this step's batch, or -1 where it stays clean."""
-        return self.source_at(step) if step >= self.start_step and self._replaced(x.shape[0]) else -1
+        m = x.shape[0] if part is None else part.total
+        return self.source_at(step) if step >= self.start_step and self._replaced(m) else -1
 
-    def _batch(self, step: int, source: int, x: Tensor, y: Tensor, index: Tensor | None = None) -> AdversarialBatch:
+    def _batch(self, step: int, source: int, x: Tensor, y: Tensor, index: Tensor | None = None,
+               part: Part | None = None) -> AdversarialBatch:
         m = x.shape[0]
+        part = Part(0, 1, m) if part is None else part
         if y.shape[0] != m:
             raise ValueError(f"EnsembleAdversary: y: got {y.shape[0]} labels for {m} images")
         x = x.detach().float().div_(255) if x.dtype == torch.uint8 else x.detach()
         if source < 0:
-            return AdversarialBatch(x.clone(), y, torch.zeros(m, dtype=torch.bool, device=x.device), -1)
-        append, k = self.mix == "append", self._replaced(m)
+            return AdversarialBatch(x.clone(), y, torch.zeros(m, dtype=torch.bool, device=x.device), -1,
+                                    (m, 0), (part.total, 0))
+        append, all_k = self.mix == "append", self._replaced(part.total)
+        k = min(m, part.of(all_k))
         new_x = torch.cat([x, x]) if append else x.clone()
-        adversarial = slice(m, None) if append else slice(k)
-        self._craft(step, self.sources[source], x[:k], y[:k], None if index is None else index[:k],
-                    new_x[adversarial])
+        adversarial = slice(m, m + k) if append else slice(k)
+        if k:
+            self._craft(step, self.sources[source], x[:k], y[:k], None if index is None else index[:k],
+                        new_x[adversarial], part, all_k)
         is_adv = torch.zeros(new_x.shape[0], dtype=torch.bool, device=x.device)
         is_adv[adversarial] = True
-        return AdversarialBatch(new_x, torch.cat([y, y]) if append else y, is_adv, source)
+        clean, all_clean = (m, part.total) if append else (m - k, part.total - all_k)
+        return AdversarialBatch(new_x, torch.cat([y, y]) if append else y, is_adv, source, (clean, k),
+                                (all_clean, all_k))
 
-    def _craft(self, step: int, source: BaseSource, x: Tensor, y: Tensor, index: Tensor | None, out: Tensor) -> None:
+    def _craft(self, step: int, source: BaseSource, x: Tensor, y: Tensor, index: Tensor | None, out: Tensor,
+               part: Part, all_k: int) -> None:
+        """Perturb x into `out`; all_k: how many samples of the global batch are perturbed."""
+        if index is None and part.world > 1:
+            index = part.places(len(x), x.device)
         eps_key = self._step_keys(step, x.device)[0]
         # torch's generators, which dropout draws from, are seeded on the host: there the key must not be waited for.
         at = torch.device("cpu") if source.crafting == "train" else x.device
@@ -227,15 +279,15 @@ class EnsembleAdversary:
         if isinstance(self.eps_dist, EpsDistribution):
             eps = self.eps_dist(x.shape[0], eps_key, index)
         elif callable(self.eps_dist):
-            eps = self.eps_dist(x.shape[0], eps_key)
+            eps = self.eps_dist(all_k, eps_key)[part.rank::part.world][:len(x)]
         else:
             eps = self.eps_dist
         labels = y if y.dim() == 1 else y.argmax(1)
         self.attack(source, x, labels, key=attack_key, eps=eps, index=index, out=out)
 
     def stream(self, loader: Iterable[Sequence[Tensor]]) -> Iterator[AdversarialBatch]:
-        """The adversarial batch of every (x, y) or (x, y, index) that `loader` yields: those that calling this object
-        on one after the other gives.
+        """The adversarial batch of every (x, y), (x, y, index) or (x, y, index, part) that `loader` yields: those that
+        calling this object on one after the other gives.
 
         On the CPU a batch is crafted when it is asked for. On CUDA the loader is one batch ahead, and where the next
         batch's source is frozen its pass runs on a stream of its own while the caller's training step does; a live
@@ -282,7 +334,7 @@ class EnsembleAdversary:
 
     def _begun(self, side: SideStream, item: Sequence[Tensor]) -> "_Ahead":
         """The next step's source, and its batch where that can be crafted before the model has moved."""
-        source = self._draw(self.step, item[0])
+        source = self._draw(self.step, item[0], item[3] if len(item) > 3 else None)
         batch = None
         if source >= 0 and _is_frozen(self.sources[source]):
             self._step_keys(self.step, item[0].device)  # a block of keys serves both streams: made on this one

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,22 @@ class Checkpoints:
         for old in (*(s for s in steps if s > step), *[s for s in steps if s <= step][self.keep:]):
             self.path(old).unlink(missing_ok=True)
         return path
+
+    def publish(self, step: int, path: Path) -> None:
+        """Let `path` be the checkpoint of this step too, in one step: the same file where the file system can, else a
+        copy."""
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(self.path(step), temporary)
+        except OSError:
+            shutil.copyfile(self.path(step), temporary)
+        os.replace(temporary, path)
+
+    def forget(self) -> None:
+        """Drop all of them: the training is over, and its last was published."""
+        for step in self.steps():
+            self.path(step).unlink(missing_ok=True)
 
     def load(self, step: int) -> dict[str, Any]:
         """The checkpoint of this step; FileNotFoundError or ValueError as of `load`."""

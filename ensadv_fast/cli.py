@@ -6,11 +6,13 @@ import sys
 import time
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+from .data import CorruptImages
 
 RUNS = Path("runs")
 
@@ -64,19 +66,33 @@ def _resumed_folder(out: str | None, resume: str | None) -> tuple[Path, bool]:
 def train(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from . import presets
+    from . import models, presets, ranks, stopping
     from . import train as driver
 
     given = {f.name: getattr(args, f.name) for f in fields(driver.Config) if hasattr(args, f.name)}
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    folder, resume = _resumed_folder(args.out, args.resume)
-    going_on = resume and (folder / "config.json").exists()
-    config = (replace(driver.load_config(folder), **presets.expanded(given)) if going_on
-              else presets.configured(**given))
-    print(f"run folder: {folder}", file=sys.stderr)
-    driver.run(config, folder, resume=resume)
-    print(f"\nreport.html, results.json, metrics.jsonl and checkpoints are in {folder}")
+    with ranks.opened(models.device(given.get("device", driver.Config.device))) as here:
+        # Rank 0 finds the folder for all: names depend on the clock, and what is there changes at once.
+        folder, resume, before = here.tell(_found(args, driver.load_config) if here.main else None)
+        config = presets.configured(**given) if before is None else replace(before, **presets.expanded(given))
+        if here.main:
+            print(f"run folder: {folder}", file=sys.stderr)
+        try:
+            driver.run(config, folder, resume=resume)
+        except stopping.Stopped as e:
+            if here.main:
+                print(f"ensadv-fast: {e}; the same command goes on with --resume {folder}", file=sys.stderr)
+            return 0
+    if here.main:
+        what = "report.html, results.json, metrics.jsonl and checkpoints" if config.evaluate else "the checkpoints"
+        print(f"\n{what} are in {folder}")
     return 0
+
+
+def _found(args: argparse.Namespace, load: Callable[[Path], Any]) -> tuple[Path, bool, Any]:
+    """The run folder, whether to go on with what is in it, and the config of the run that is there."""
+    folder, resume = _resumed_folder(args.out, args.resume)
+    return folder, resume, load(folder) if resume and (folder / "config.json").exists() else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return bench.main(argv[1:])
         args = _parser().parse_args(argv)
         return args.run(args)
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, ImportError) as e:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, CorruptImages) as e:
         print(f"ensadv-fast: error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

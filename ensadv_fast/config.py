@@ -86,6 +86,13 @@ class Config:
     threads: int = _option(0, "CPU threads of each worker; 0: the cores divided among the workers")
     save_every: int = _option(0, "steps between checkpoints; 0: once an epoch")
     log_every: int = _option(50, "steps between lines of metrics.jsonl")
+    evaluate: bool = _option(True, "attack the trained networks, and write results.json and the report")
+    keep: int = _option(2, "checkpoints that are kept of a network in training")
+    loaders: int = _option(0, "processes of each rank that decode image files; 0: the machine's cores, divided among "
+                           "its ranks")
+    max_corrupt: float = _option(0.001, "share of the training images that may be damaged files in an epoch")
+    sync_bn: bool = _option(False, "batch normalisation over the batches of all ranks, instead of each its own")
+    tensorboard: bool = _option(False, "write TensorBoard's files into the run folder too")
     monitor: int = _option(64, "training images on which adversarial training is watched for catastrophic overfitting, "
                            "after each epoch; 0: none")
 
@@ -150,8 +157,10 @@ class Config:
         return {n: PRESETS[n] if PRESETS[n].attack is None else replace(PRESETS[n], **given) for n in names}
 
 
-# What may differ when a run is resumed: nothing that its numbers depend on.
-RUNTIME_OPTIONS = ("device", "workers", "threads", "save_every", "log_every", "monitor")
+# What may differ when a run is resumed: nothing that its numbers depend on (on "nan" those of a run that would have
+# stopped).
+RUNTIME_OPTIONS = ("device", "workers", "threads", "save_every", "log_every", "evaluate", "keep", "loaders",
+                   "max_corrupt", "tensorboard", "monitor", "nan")
 
 
 def open_folder(config: Config, folder: Path, resume: bool) -> None:

@@ -60,6 +60,11 @@ class FiniteWatch:
         self._step = torch.where(first, step, self._step)
         self._count += bad
 
+    @property
+    def seen(self) -> Tensor:
+        """Was there one since the last look? bool [], on the device."""
+        return self._count > 0
+
     def look(self) -> NonFinite | None:
         """What there was since the last look, or None. It waits for the device, and starts anew."""
         count, step, *index = torch.cat([torch.stack([self._count, self._step]), self._index]).tolist()

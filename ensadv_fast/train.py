@@ -6,10 +6,12 @@ job: on 4,000 real MNIST digits, a plain, an adversarially trained and an ensemb
 """
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, as_completed
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import attacks, checkpoint, evaluate, models, ops, report, samples, workers
+from . import attacks, checkpoint, evaluate, models, ops, ranks, report, samples, stopping, versions, workers
 from .config import Config, load_config, open_folder
 from .data import derive_seed
-from .fit import Job, Run, fit, make_source
+from .fit import fit
+from .job import Job, Run, make_source
 from .recipes import ATTACKS, MAIN, PRESETS, Recipe, make_attack
 
 __all__ = ["ATTACKS", "Config", "Job", "MAIN", "PRESETS", "Recipe", "Run", "fit", "load_config", "make_attack",
@@ -72,7 +75,7 @@ def forget_unsaved(folder: Path, jobs: list[Job]) -> None:
     come again."""
     for half in folder.rglob("*.tmp"):
         half.unlink()
-    steps = {job.name: checkpoint.load(job.path(folder))["step"] for job in jobs if job.path(folder).exists()}
+    steps = {job.name: state["step"] for job in jobs if (state := job.newest(folder)) is not None}
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith("\n") and (r := json.loads(line))["step"] <= steps.get(r["job"], 0)]
@@ -81,40 +84,71 @@ def forget_unsaved(folder: Path, jobs: list[Job]) -> None:
 
 def run(config: Config, folder: str | Path, *, resume: bool = False, progress: bool = True,
         say: Callable[[str], object] = print) -> dict[str, Any]:
-    """Train and evaluate everything that `config` asks for in `folder`; the contents of results.json.
+    """Train and evaluate everything that `config` asks for in `folder`; the contents of results.json, or nothing where
+    config.evaluate is off.
 
     resume: go on with the run that is in the folder; its trained networks are kept, interrupted ones continue.
     progress: show bars where stderr is a terminal. say: where the table goes. With more than one worker, processes
-    are spawned: a script that calls this needs the usual `if __name__ == "__main__":`.
-    Raises FileNotFoundError, FileExistsError, ValueError (bad options, corrupt files).
+    are spawned: a script that calls this needs the usual `if __name__ == "__main__":`. Under torchrun all ranks train
+    one network after the other together, and rank 0 writes the folder, which all of them must see.
+    Raises FileNotFoundError, FileExistsError, ValueError (bad options, corrupt files, ranks that differ), OSError, and
+    :class:`stopping.Stopped` after SIGTERM or SIGINT, when all that was under way is saved.
     """
+    with ranks.opened(models.device(config.device)), stopping.signals():
+        return _run(config, Path(folder), resume, progress, say)
+
+
+def _run(config: Config, folder: Path, resume: bool, progress: bool, say: Callable[[str], object]) -> dict[str, Any]:
     begin = time.perf_counter()
     config.check_weights()
-    folder = Path(folder)
     shared = Run.open(config, folder, progress)
-    open_folder(config, folder, resume)
+    here = shared.ranks
+    check_ranks(shared)
     sources, targets = plan(config, folder)
     everyone = [job for per_seed in targets.values() for job in per_seed.values()]
-    forget_unsaved(folder, [*(s for s in sources.values() if isinstance(s, Job)), *everyone])
+    if here.main:
+        open_folder(config, folder, resume)
+        forget_unsaved(folder, [*(s for s in sources.values() if isinstance(s, Job)), *everyone])
+    here.barrier()
+    if not here.main:
+        open_folder(config, folder, True)
     n = config.workers or (1 if shared.device.type == "cuda" else min(workers.cores(), len(sources) + len(everyone)))
-    threads = config.threads or max(1, workers.cores() // n)
+    n = 1 if here.world > 1 else n
+    threads = config.threads or max(1, workers.cores() // (ranks.neighbours() if here.world > 1 else n))
     if n == 1 and shared.device.type == "cpu":
         torch.set_num_threads(threads)
     with workers.pool(n, threads) as executor:
         seconds = train_all(executor, shared, sources, targets)
         middle = time.perf_counter()
-        matrix = assess_all(executor, shared, sources, targets)
+        if not config.evaluate:
+            return {}
+        with stopping.at_once():
+            matrix = assess_all(executor, shared, sources, targets)
+    if matrix is None:
+        return here.tell(None)
     roles = {name: "static" if i < len(config.static) else "held_out" for i, name in enumerate(sources)}
     roles = dict(sorted(roles.items(), key=lambda item: item[1]))  # held-out ones first
     now = time.perf_counter()
     results = report.results(matrix, shared.dataset.name, config.eps, roles, targets, {
         "train": seconds, "training": middle - begin, "evaluation": now - middle, "total": now - begin,
-        "workers": n, "threads_per_worker": threads})
+        "workers": n, "threads_per_worker": threads, "ranks": here.world})
     report.save(folder, results)
     _samples(shared, sources, targets).save(folder / samples.FILE)
     report.write(folder)
     say(report.text(results))
-    return results
+    return here.tell(results)
+
+
+def check_ranks(run: Run) -> None:
+    """ValueError on every rank where one was started with something else: options, versions or data."""
+    if run.ranks.world > 1:
+        for k, v in asdict(run.config).items():
+            if k not in ("device", "threads", "loaders"):
+                run.ranks.same(f"--{k.replace('_', '-')}", v)
+        run.ranks.same("the version of torch", versions.versions()["torch"])
+        train, test = run.dataset.train, run.dataset.test
+        run.ranks.same(f"the data set {run.config.data}", checkpoint.digest(
+            [[s.labels, getattr(s, "images", None)] for s in (train, test)])[:12])
 
 
 def train_all(executor: Executor, run: Run, sources: dict[str, Job | str],
@@ -130,8 +164,12 @@ def train_all(executor: Executor, run: Run, sources: dict[str, Job | str],
             futures[job.name].result()
     for per_seed in reversed(targets.values()):
         futures |= {job.name: submit(job) for job in per_seed.values()}
-    for future in as_completed(futures.values()):
-        future.result()  # raises the first error at once, which ends the other workers
+    try:
+        for future in as_completed(futures.values()):
+            future.result()  # raises the first error at once, which ends the other workers
+    except stopping.Stopped:  # which the others will raise too, once they have saved
+        executor.shutdown(cancel_futures=True)
+        raise
     return {name: future.result() for name, future in futures.items()}
 
 
@@ -150,17 +188,20 @@ def evaluation_attacks(config: Config) -> dict[str, attacks.BaseAttack]:
 
 
 def assess_all(executor: Executor, run: Run, sources: dict[str, Job | str],
-               targets: dict[str, dict[int, Job]]) -> evaluate.TransferMatrix:
-    """Every source's examples shown to every target, and every target's own to itself."""
+               targets: dict[str, dict[int, Job]]) -> evaluate.TransferMatrix | None:
+    """Every source's examples shown to every target, and every target's own to itself, shared out over ranks; None on
+    all but rank 0."""
     specs = {job.name: trained(job, run.folder) for per_seed in targets.values() for job in per_seed.values()}
     todo = [({name: trained(network, run.folder)}, specs) for name, network in reversed(sources.items())]
     todo += [({name: spec}, {name: spec}) for name, spec in specs.items()]
+    todo = todo[run.ranks.rank::run.ranks.world]
     futures = [executor.submit(assess, run.config, run.folder, run.progress, *names) for names in todo]
     matrix = evaluate.TransferMatrix()
     for future in tqdm(as_completed(futures), total=len(futures), desc="evaluation",
                        disable=None if run.progress else True):
         matrix = matrix.merge(future.result())
-    return matrix
+    parts = run.ranks.gather(matrix)
+    return None if parts is None else functools.reduce(evaluate.TransferMatrix.merge, parts)
 
 
 def assess(config: Config, folder: Path, progress: bool, sources: dict[str, str],

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from . import stopping
+
 bar_position: int | None = None  # the line of this process's progress bar; None: the only process
 
 
@@ -27,18 +29,20 @@ class _Here(Executor):
 
 
 def follow_parent() -> None:
-    """Let this process end with the one that started it, also where that is killed, and leave Ctrl-C, which reaches the
-    whole group, to it. A worker left behind would write the same checkpoints as the resumed run."""
+    """Let this process end with the one that started it, also where that is killed, and leave Ctrl-C and SIGTERM, which
+    may reach the whole group, to it. A worker left behind would write the same checkpoints as the resumed run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
-def _start(threads: int, lock: Any, counter: Any) -> None:
+def _start(threads: int, lock: Any, counter: Any, asked: Any) -> None:
     """What each worker does first."""
     global bar_position
     follow_parent()
+    stopping.asked = asked  # the parent's, which answers signals
     torch.set_num_threads(threads)
     tqdm.set_lock(lock)
     with counter.get_lock():
@@ -57,9 +61,10 @@ def pool(workers: int, threads: int) -> Iterator[Executor]:
         yield _Here()
         return
     context = multiprocessing.get_context("spawn")
+    stopping.asked, before = context.RawValue("i", stopping.asked.value), stopping.asked
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start,
-                                   initargs=(threads, context.RLock(), context.Value("i", 0)))
+                                   initargs=(threads, context.RLock(), context.Value("i", 0), stopping.asked))
     try:
         yield executor
     except BaseException:
@@ -68,6 +73,7 @@ def pool(workers: int, threads: int) -> Iterator[Executor]:
         raise
     finally:
         executor.shutdown(cancel_futures=True)
+        before.value, stopping.asked = stopping.asked.value, before
 
 
 def cores() -> int:

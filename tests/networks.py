@@ -59,3 +59,24 @@ def iterate(net, x0, start, y, eps, step, steps, sign=1.0):
         x = x + sign * step * grad.sign()
         x = torch.min(torch.max(x, x0 - eps), x0 + eps).clamp(0, 1)
     return x
+
+
+class Wide(nn.Module):
+    """Computes in its weights' dtype, whatever the images' is."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.layers(x.to(self.layers[0].weight.dtype))
+
+
+def double_net(norm: bool = False) -> nn.Module:
+    """A float64 network for 28 x 28 digits whose samples do not touch each other, but by batch normalisation."""
+    norms = [nn.BatchNorm2d(4)] if norm else []
+    return Wide(nn.Conv2d(1, 4, 5, stride=3), *norms, nn.Tanh(), nn.Flatten(), nn.Linear(4 * 8 * 8, 10)).double()
+
+
+def double_norm_net() -> nn.Module:
+    return double_net(norm=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ensadv_fast import cli, models, presets, train
 from ensadv_fast.config import Config
-from ensadv_fast.fit import make_source
+from ensadv_fast.job import make_source
 from ensadv_fast.presets import RUNS, configured
 
 IMAGENET = [name for name in RUNS if name.startswith("imagenet")]

@@ -1,0 +1,78 @@
+"""Batch normalisation over the batches of all ranks."""
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _Quiet:
+    """Communicates with nobody while an attack crafts: in eval mode, and where crafting is in train mode (running
+    statistics off), by this rank's own batch then."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.track_running_stats:
+            return self.synced(x)
+        running = (None, None) if self.training else (self.running_mean, self.running_var)
+        return F.batch_norm(x, *running, self.weight, self.bias, running[0] is None, 0.0, self.eps)
+
+
+class CudaNorm(_Quiet, nn.SyncBatchNorm):
+    """torch's own, which works on GPUs alone."""
+
+    def synced(self, x: Tensor) -> Tensor:
+        return nn.SyncBatchNorm.forward(self, x)
+
+
+class HostNorm(_Quiet, _BatchNorm):
+    """The same on the CPU. Not torch's class: DistributedDataParallel refuses that there."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+    def synced(self, x: Tensor) -> Tensor:
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        axes = [d for d in range(x.dim()) if d != 1]
+        wide = x.double()  # squares are summed in it, so that their difference is exact enough
+        sums = _Sum.apply(torch.cat([wide.sum(axes), (wide * wide).sum(axes),
+                                     wide.new_tensor([x.numel() / x.shape[1]])]))
+        n = sums[-1].detach()
+        mean, square = (sums[:-1] / n).chunk(2)
+        var = (square - mean * mean).clamp(min=0)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_((var * n / (n - 1).clamp(min=1)).to(self.running_var.dtype), momentum)
+        y = ((wide - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)).to(x.dtype)
+        return y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)
+
+
+class _Sum(Function):
+    """The sum over ranks; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, t: Tensor) -> Tensor:
+        t = t.clone()
+        dist.all_reduce(t)
+        return t
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return _Sum.forward(ctx, grad)
+
+
+def convert(model: nn.Module) -> nn.Module:
+    """`model` with synchronised layers in place of its batch normalisations; names and weights stay. TypeError for a
+    layer that does more than normalise."""
+    for name, m in model.named_modules():
+        if isinstance(m, _BatchNorm) and type(m) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            raise TypeError(f"train: sync_bn: {name} is a {type(m).__name__}, want plain batch normalisations")
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for m in model.modules():
+        if type(m) is nn.SyncBatchNorm:
+            m.__class__ = CudaNorm if m.running_mean is not None and m.running_mean.is_cuda else HostNorm
+    return model
