@@ -1,5 +1,5 @@
-"""Writes the tables of README.md and bench/papers/TABLES.md from bench/results/: `python bench/report.py`; `--check`
-only compares."""
+"""Writes the tables of README.md, bench/RESULTS.md and bench/papers/TABLES.md from bench/results/: `python
+bench/report.py`; `--check` only compares."""
 import json
 import statistics
 import sys
@@ -331,31 +331,32 @@ def tested() -> str:
     return table(["torch", "Python", "device", "how", "result"], rows)
 
 
-# By the name of its marks in README.md: the file it comes from, and what makes it.
-TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+# For each document, by the name of a table's marks: the file it comes from, and what makes it.
+README: dict[str, tuple[str, Callable[[], str]]] = {
     "main_job": ("main_job.json", main_job),
-    "targets_cpu": ("ops_cpu.json", lambda: targets("ops_cpu.json")),
-    "ops_cpu": ("ops_cpu.json", lambda: per_op("ops_cpu.json")),
-    "peers_cpu": ("peers_cpu.json", lambda: peers("peers_cpu.json")),
-    **{f"{name}_{on}": (f"{name}_{on}.json", partial(make, f"{name}_{on}.json"))
-       for name, make in (("attack_step", attack_step), ("train_step", train_step), ("compat", compat))
+    **{f"{name}_{on}": (file.format(on), partial(make, file.format(on)))
+       for name, file, make in (("targets", "ops_{}.json", targets), ("attack_step", "attack_step_{}.json", attack_step),
+                                ("train_step", "train_step_{}.json", train_step), ("compat", "compat_{}.json", compat))
        for on in ("cpu", "gpu")},
-    "targets_gpu": ("ops_gpu.json", lambda: targets("ops_gpu.json")),
-    "ops_gpu": ("ops_gpu.json", lambda: per_op("ops_gpu.json")),
-    "peers_gpu": ("peers_gpu.json", lambda: peers("peers_gpu.json")),
+    "papers": ("papers_a.json", lambda: show.verdicts([load(f"papers_{t}.json") for t in "abcdefgh"])),
     "build": ("build.json", build),
-    "kept_cpu": ("kept_cpu.json", lambda: kept("kept_cpu.json")),
-    "ensemble_linear_cpu": ("ensemble_linear_cpu.json", lambda: ensemble_linear("ensemble_linear_cpu.json")),
-    "ensemble_linear_cuda": ("ensemble_linear_cuda.json", lambda: ensemble_linear("ensemble_linear_cuda.json")),
-    "scale": ("scale.json", lambda: scale("scale.json")),
     "tested": ("tested_versions.json", tested),
-    **{f"papers_{t}": (f"papers_{t}.json", lambda t=t: show.claims(load(f"papers_{t}.json"))) for t in "abcdefgh"},
 }
-NUMBERS = {f"papers_{t}": (f"papers_{t}.json", lambda t=t: show.numbers(load(f"papers_{t}.json"))) for t in "abcdefgh"}
-DOCUMENTS = {ROOT / "README.md": TABLES, ROOT / "bench" / "papers" / "TABLES.md": NUMBERS}
+DETAILS: dict[str, tuple[str, Callable[[], str]]] = {
+    **{f"{name}_{on}": (f"{name}_{on}.json", partial(make, f"{name}_{on}.json"))
+       for name, make in (("ops", per_op), ("peers", peers)) for on in ("cpu", "gpu")},
+    **{f"ensemble_linear_{on}": (f"ensemble_linear_{on}.json", partial(ensemble_linear, f"ensemble_linear_{on}.json"))
+       for on in ("cpu", "cuda")},
+    "kept_cpu": ("kept_cpu.json", lambda: kept("kept_cpu.json")),
+    "scale": ("scale.json", lambda: scale("scale.json")),
+}
+PAPERS = {f"{part}_{t}": (f"papers_{t}.json", lambda t=t, make=make: make(load(f"papers_{t}.json")))
+          for part, make in (("claims", show.claims), ("papers", show.numbers)) for t in "abcdefgh"}
+DOCUMENTS = {ROOT / "README.md": README, ROOT / "bench" / "RESULTS.md": DETAILS,
+             ROOT / "bench" / "papers" / "TABLES.md": PAPERS}
 
 
-def rendered(text: str, tables: dict[str, tuple[str, Callable[[], str]]] = TABLES) -> str:
+def rendered(text: str, tables: dict[str, tuple[str, Callable[[], str]]] = README) -> str:
     """A document with its tables made anew. Results that are there must be shown, and nothing else may be."""
     for name, (file, make) in tables.items():
         begin, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"

@@ -43,10 +43,11 @@ def test_tables_come_from_the_results(report):
 
 
 def test_results_are_shown_and_tables_have_results(report, monkeypatch, tmp_path):
-    assert {path.name for path in report.RESULTS.iterdir()} <= {file for file, _ in report.TABLES.values()}
-    assert {"targets_cpu", "ops_cpu", "peers_cpu"} <= set(re.findall(r"<!-- table: (\w+) -->", README))
-    with pytest.raises(ValueError, match=r"0 tables ops_cpu, and bench/results/ops_cpu.json exists"):
-        report.rendered(README.replace("<!-- table: ops_cpu -->", ""))
+    shown = {file for tables in report.DOCUMENTS.values() for file, _ in tables.values()}
+    assert {path.name for path in report.RESULTS.iterdir()} <= shown
+    assert {"targets_cpu", "attack_step_cpu"} <= set(re.findall(r"<!-- table: (\w+) -->", README))
+    with pytest.raises(ValueError, match=r"0 tables targets_cpu, and bench/results/ops_cpu.json exists"):
+        report.rendered(README.replace("<!-- table: targets_cpu -->", ""))
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     with pytest.raises(ValueError, match=r"1 tables main_job, and bench/results/main_job.json is missing"):
         report.rendered(README)

@@ -1,7 +1,11 @@
-"""Results as Markdown: a table's claims, for README.md, and its numbers, for bench/papers/TABLES.md."""
+"""Results as Markdown: verdicts in short for README.md, claims and numbers for bench/papers/TABLES.md."""
 from __future__ import annotations
 
 from collections import Counter
+
+from .claims import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED)
 
 
 def _table(header: list[str], rows: list[list[str]], left: int = 1) -> str:
@@ -31,6 +35,15 @@ def claims(result: dict) -> str:
     return head + "\n\n" + _table(["the paper's claim", "where", "verdict", "our numbers, %"], [
         [c["claim"], f"{c['source']} [{c['mark']}]", f"**{c['verdict']}**",
          "; ".join(f["because"] for f in c["findings"])] for c in result["claims"]], left=4)
+
+
+def verdicts(results: list[dict]) -> str:
+    """How many claims of each table came out how."""
+    counts = [Counter(c["verdict"] for c in r["claims"]) for r in results]
+    rows = [[f"({r['table']}) {r['title']}", *(str(n[v]) for v in VERDICTS)]
+            for r, n in zip(results, counts, strict=True)]
+    rows.append(["all", *(str(sum(n[v] for n in counts)) for v in VERDICTS)])
+    return _table(["experiment", *VERDICTS], rows)
 
 
 def numbers(result: dict) -> str:
