@@ -320,7 +320,7 @@ def test_the_gpu_script_runs_what_the_build_makes():
     folder = presets["release"]["binaryDir"].removeprefix("${sourceDir}/").replace("${presetName}", "cuda")
     assert set(re.findall(r"\S*selftest\S*", re.sub(r"#.*", "", text))) == {f"{folder}/selftest"}
     files = re.findall(r'\$results/([\w.]+)', text)
-    assert files == ["ops_gpu.json", "peers_gpu.json", "attack_step_gpu.json", "train_step_gpu.json",
+    assert files == ["ops_gpu.json", "peers_gpu.json", "attack_step_gpu.json", "compat_gpu.json", "train_step_gpu.json",
                      "ensemble_linear_cuda.json"]
     assert set(files) <= {file for tables in module("report").DOCUMENTS.values() for file, _ in tables.values()}
     subprocess.run(["bash", "-n", "bench/gpu.sh"], cwd=ROOT, check=True)
