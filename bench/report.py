@@ -335,7 +335,8 @@ def tested() -> str:
 README: dict[str, tuple[str, Callable[[], str]]] = {
     "main_job": ("main_job.json", main_job),
     **{f"{name}_{on}": (file.format(on), partial(make, file.format(on)))
-       for name, file, make in (("targets", "ops_{}.json", targets), ("attack_step", "attack_step_{}.json", attack_step),
+       for name, file, make in (("targets", "ops_{}.json", targets),
+                                ("attack_step", "attack_step_{}.json", attack_step),
                                 ("train_step", "train_step_{}.json", train_step), ("compat", "compat_{}.json", compat))
        for on in ("cpu", "gpu")},
     "papers": ("papers_a.json", lambda: show.verdicts([load(f"papers_{t}.json") for t in "abcdefgh"])),
