@@ -135,7 +135,7 @@ class Lab:
         whole = self.whole(net.images.data)
         dataset = data.Dataset(whole.name, self.split(net.images), whole.test, whole.classes)
         config = train.Config(preset="plain", eps=net.eps, **dict(net.options))
-        if not job.path(self.cache).exists():
+        if not job.path(self.cache).exists() and not job.checkpoints(self.cache).steps():
             self.say(f"training {net.name}, {net.role}, seed {net.seed}")
         run = train.Run(config, self.cache, dataset, self.device, progress=False)
         with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
