@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -285,7 +286,7 @@ class EnsembleAdversary:
         labels = y if y.dim() == 1 else y.argmax(1)
         self.attack(source, x, labels, key=attack_key, eps=eps, index=index, out=out)
 
-    def stream(self, loader: Iterable[Sequence[Tensor]]) -> Iterator[AdversarialBatch]:
+    def stream(self, loader: Iterable[Sequence[Any]]) -> Iterator[AdversarialBatch]:
         """The adversarial batch of every (x, y), (x, y, index) or (x, y, index, part) that `loader` yields: those that
         calling this object on one after the other gives.
 
@@ -332,7 +333,7 @@ class EnsembleAdversary:
         """Can anything be gained by crafting ahead?"""
         return x.is_cuda and any(map(_is_frozen, self.sources))
 
-    def _begun(self, side: SideStream, item: Sequence[Tensor]) -> "_Ahead":
+    def _begun(self, side: SideStream, item: Sequence[Any]) -> "_Ahead":
         """The next step's source, and its batch where that can be crafted before the model has moved."""
         source = self._draw(self.step, item[0], item[3] if len(item) > 3 else None)
         batch = None

@@ -1,6 +1,8 @@
 """Batch normalisation over the batches of all ranks."""
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -9,15 +11,21 @@ from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class _Quiet:
+class _Quiet(_BatchNorm):
     """Communicates with nobody while an attack crafts: in eval mode, and where crafting is in train mode (running
     statistics off), by this rank's own batch then."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.track_running_stats:
             return self.synced(x)
-        running = (None, None) if self.training else (self.running_mean, self.running_var)
-        return F.batch_norm(x, *running, self.weight, self.bias, running[0] is None, 0.0, self.eps)
+        mean, var = (None, None) if self.training else (self.running_mean, self.running_var)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
+
+    def synced(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
 
 
 class CudaNorm(_Quiet, nn.SyncBatchNorm):
@@ -27,11 +35,8 @@ class CudaNorm(_Quiet, nn.SyncBatchNorm):
         return nn.SyncBatchNorm.forward(self, x)
 
 
-class HostNorm(_Quiet, _BatchNorm):
+class HostNorm(_Quiet):
     """The same on the CPU. Not torch's class: DistributedDataParallel refuses that there."""
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        pass
 
     def synced(self, x: Tensor) -> Tensor:
         shape = [1, -1, *[1] * (x.dim() - 2)]
@@ -42,11 +47,13 @@ class HostNorm(_Quiet, _BatchNorm):
         n = sums[-1].detach()
         mean, square = (sums[:-1] / n).chunk(2)
         var = (square - mean * mean).clamp(min=0)
+        running_mean, running_var, batches = self.running_mean, self.running_var, self.num_batches_tracked
+        assert running_mean is not None and running_var is not None and batches is not None
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-            self.running_var.lerp_((var * n / (n - 1).clamp(min=1)).to(self.running_var.dtype), momentum)
+            batches.add_(1)
+            momentum = 1.0 / float(batches) if self.momentum is None else self.momentum
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * n / (n - 1).clamp(min=1)).to(running_var.dtype), momentum)
         y = ((wide - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)).to(x.dtype)
         return y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)
 
@@ -55,13 +62,13 @@ class _Sum(Function):
     """The sum over ranks; its gradient is the sum of theirs."""
 
     @staticmethod
-    def forward(ctx, t: Tensor) -> Tensor:
+    def forward(ctx: Any, t: Tensor) -> Tensor:
         t = t.clone()
         dist.all_reduce(t)
         return t
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return _Sum.forward(ctx, grad)
 
 
@@ -74,5 +81,6 @@ def convert(model: nn.Module) -> nn.Module:
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for m in model.modules():
         if type(m) is nn.SyncBatchNorm:
-            m.__class__ = CudaNorm if m.running_mean is not None and m.running_mean.is_cuda else HostNorm
+            cuda = m.running_mean is not None and m.running_mean.is_cuda
+            cast(Any, m).__class__ = CudaNorm if cuda else HostNorm
     return model

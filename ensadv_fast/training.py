@@ -118,7 +118,7 @@ class Training:
         if self.monitor is None or self.step % self.per_epoch or not self.run.ranks.main:
             return None
         found = self.monitor(self.step)
-        return found and found.to_dict()
+        return None if found is None else found.to_dict()
 
     def check_finite(self) -> None:
         """Tell of steps whose gradients were not finite, with the images they were computed on, and raise
@@ -215,7 +215,8 @@ def _parallel(model: nn.Module, device: torch.device) -> nn.parallel.Distributed
     ddp = nn.parallel.DistributedDataParallel
     buffers = "forward_sync_buffers"  # of torch 2.13 and later
     buffers = buffers if buffers in inspect.signature(ddp).parameters else "broadcast_buffers"
-    return ddp(model, device_ids=[device] if device.type == "cuda" else None, **{buffers: False})
+    options: dict[str, Any] = {buffers: False}
+    return ddp(model, device_ids=[device] if device.type == "cuda" else None, **options)
 
 
 def _rng(device: torch.device) -> dict[str, Any]:
