@@ -12,7 +12,7 @@ from torch import nn
 from . import checkpoint
 from .attacks import BaseAttack
 from .data import ImageSplit
-from .source import Source
+from .source import Source, as_source
 
 FILE = "examples.npz"  # in a run folder
 SIDE = 128  # larger images are thinned out to at most this many pixels a side
@@ -64,7 +64,7 @@ def craft(test: ImageSplit, attacks: Mapping[str, BaseAttack], name: str | None,
     if source is not None:
         rows |= {a: attack(source, x, y, key=key.to(x.device), index=index) for a, attack in attacks.items()}
     with torch.no_grad():
-        predictions = {row: {t: model(images).argmax(1).cpu().numpy() for t, model in targets.items()}
+        predictions = {row: {t: as_source(model).logits(images).argmax(1).cpu().numpy() for t, model in targets.items()}
                        for row, images in rows.items()}
     # Thinned out, not averaged: an average would make a perturbation look smaller than it is.
     every = max(1, -(-max(x.shape[2:]) // SIDE))

@@ -111,6 +111,25 @@ def test_the_average_is_what_is_evaluated(tmp_path, folder):
     assert not torch.equal(own["1.weight"], average.state_dict()["1.weight"])
 
 
+class WithAux(nn.Module):
+    """Network D with an auxiliary head, as timm's Inception v3 has one in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.aux = models.build("mnist:D"), nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+    def forward(self, x):
+        return self.net(x), self.aux(x)
+
+
+def test_a_network_with_auxiliary_logits_goes_through_a_whole_run(tmp_path, folder):
+    config = Config(data=f"mnist:{folder}", model="test_presets:WithAux", preset="eat", static=("mnist:D",),
+                    held_out=(), crafting_loss="training", label_smoothing=0.1, epochs=1, source_epochs=1, seeds=1,
+                    workers=1, device="cpu", eval_steps=1, batch_size=16)
+    results = train.run(config, tmp_path, progress=False, say=lambda text: None)
+    assert 0 <= results["models"]["WithAux_eat"]["clean"] <= 1 and (tmp_path / "report.html").exists()
+
+
 # ---------------------------------------------------------------------------------------- networks of libraries
 
 
