@@ -37,6 +37,7 @@ Where ours differ on purpose:
 import importlib
 import warnings
 from types import ModuleType
+from typing import Any
 
 from ..installing import library
 
@@ -55,7 +56,7 @@ __all__ = ["BasicIterativeMethod", "FastGradientMethod", "MomentumIterativeMetho
            "ProjectedGradientDescentPyTorch"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("art.attacks.evasion"), name)
