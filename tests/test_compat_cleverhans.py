@@ -1,14 +1,13 @@
 """Our CleverHans: the library's own numbers, errors and draws in exact precision, our engine in fast."""
 import importlib.util
 import inspect
-import subprocess
-import sys
 import types
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from backends import runs_without, same, says_another_version
 from networks import batch, small_net, trained
 from torch import nn
 
@@ -41,13 +40,6 @@ def attack(library, name, net, x, norm, **kw):
     eps = kw.get("eps", EPS.get(norm, 0.1))
     sizes = {"eps": eps, "norm": norm} | ({"eps_iter": abs(eps) / 4, "nb_iter": 8} if name == PGD else {})
     return getattr(library, name)(net, x, **(sizes | kw)), torch.rand(1)
-
-
-def same(mine, wanted, single=False):
-    assert (mine.dtype, mine.shape, mine.requires_grad) == (wanted.dtype, wanted.shape, False)
-    if single or mine.dtype == torch.float64:
-        assert (mine - wanted).abs().max() <= 1e-6
-    assert ((mine - wanted).abs() <= 2.0**-24).double().mean() >= 0.999
 
 
 def compared(theirs, name, x, norm, net, **kw):
@@ -364,27 +356,14 @@ def test_install_and_uninstall(theirs):
 
 @peer
 def test_another_version_is_said(theirs, monkeypatch):
-    monkeypatch.setattr(sys.modules["cleverhans"], "__version__", "9.9")
-    with pytest.warns(UserWarning, match="cleverhans 4.0.0 is mirrored, 9.9 is installed"):
-        compat.install("cleverhans")
-    compat.uninstall("cleverhans")
+    says_another_version("cleverhans", "4.0.0", monkeypatch)
 
 
 def test_without_the_library():
-    code = """if True:
-        import sys
-        sys.modules["cleverhans"] = None  # as if it were absent
+    runs_without("cleverhans", """
         import numpy as np, torch
-        from ensadv_fast import compat
         from ensadv_fast.compat import cleverhans as ours
         net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
         x = torch.rand(2, 3, 2, 2)
         assert (ours.fast_gradient_method(net, x, 0.1, np.inf) - x).abs().max() <= 0.1 + 2**-24
-        for call in (lambda: ours.fast_gradient_method(net, x, 0.1, 1), lambda: compat.install("cleverhans")):
-            try:
-                call()
-            except ImportError as e:
-                assert "cleverhans is not installed: pip install cleverhans" in str(e), e
-            else:
-                raise AssertionError("no error")"""
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+        """, "ours.fast_gradient_method(net, x, 0.1, 1)")

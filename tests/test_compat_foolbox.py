@@ -3,10 +3,10 @@ import copy
 import importlib.util
 import inspect
 import pickle
-import subprocess
 import sys
 import warnings
 
+import backends
 import numpy as np
 import pytest
 import torch
@@ -60,10 +60,7 @@ def seeded(attack, *args, seed=3, **kw):
 
 
 def close(mine, wanted, single):
-    assert (mine.dtype, mine.shape, mine.requires_grad) == (wanted.dtype, wanted.shape, False)
-    if single or mine.dtype == torch.float64:
-        assert (mine - wanted).abs().max() <= 1e-6
-    assert ((mine - wanted).abs() <= 2.0**-24 * max(1, wanted.abs().max())).double().mean() >= 0.999
+    backends.same(mine, wanted, single, scale=max(1, wanted.abs().max()))
 
 
 def same(name, fmodel, x, criterion, epsilons, seed=3, **kw):
@@ -666,26 +663,12 @@ def test_beside_another_backend():
 
 @peer
 def test_another_version_is_said(monkeypatch):
-    monkeypatch.setattr(theirs, "__version__", "9.9")
-    with pytest.warns(UserWarning, match="foolbox 3.3.4 is mirrored, 9.9 is installed"):
-        compat.install("foolbox")
-    compat.uninstall("foolbox")
+    backends.says_another_version("foolbox", "3.3.4", monkeypatch)
 
 
 def test_without_the_library():
-    code = """if True:
-        import sys
-        sys.modules["foolbox"] = None  # as if it were absent
-        import ensadv_fast.compat
-        from ensadv_fast import compat
+    backends.runs_without("foolbox", """
         from ensadv_fast.compat import foolbox as ours
         from ensadv_fast.compat.foolbox import attacks
         assert compat.foolbox is ours and "eagerpy" not in sys.modules
-        for call in (lambda: attacks.PGD, lambda: ours.PyTorchModel, lambda: compat.install("foolbox")):
-            try:
-                call()
-            except ImportError as e:
-                assert "foolbox is not installed: pip install foolbox" in str(e), e
-            else:
-                raise AssertionError("no error")"""
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+        """, "attacks.PGD", "ours.PyTorchModel")

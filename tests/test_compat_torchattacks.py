@@ -1,13 +1,12 @@
 """Our torchattacks: torchattacks' own numbers, modes and files in exact precision, our engine in fast."""
 import importlib.util
 import inspect
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
+from backends import runs_without, same, says_another_version
 from networks import batch, small_net, trained
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -41,13 +40,6 @@ def seeded(attack, *args, seed=3):
     """The result, and what torch's generator gives next."""
     torch.manual_seed(seed)
     return attack(*args), torch.rand(1)
-
-
-def same(mine, wanted, single=False):
-    assert (mine.dtype, mine.shape, mine.requires_grad) == (wanted.dtype, wanted.shape, False)
-    if single or mine.dtype == torch.float64:
-        assert (mine - wanted).abs().max() <= 1e-6
-    assert ((mine - wanted).abs() <= 2.0**-24).double().mean() >= 0.999
 
 
 def modes_of(net):
@@ -601,10 +593,7 @@ def test_an_installed_backend_serves_the_librarys_own_attacks(theirs):
 
 @peer
 def test_another_version_is_said(theirs, monkeypatch):
-    monkeypatch.setattr(theirs, "__version__", "9.9")
-    with pytest.warns(UserWarning, match="torchattacks 3.5.1 is mirrored, 9.9 is installed"):
-        compat.install("torchattacks")
-    compat.uninstall("torchattacks")
+    says_another_version("torchattacks", "3.5.1", monkeypatch)
 
 
 def test_unknown_libraries():
@@ -615,22 +604,11 @@ def test_unknown_libraries():
 
 
 def test_without_the_library():
-    code = """if True:
-        import sys
-        sys.modules["torchattacks"] = None  # as if it were absent
+    runs_without("torchattacks", """
         import torch
-        import ensadv_fast.compat
         assert "torchattacks.attack" not in sys.modules
-        from ensadv_fast import compat
         from ensadv_fast.compat import torchattacks as ours
         net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
         x = torch.rand(2, 3, 2, 2)
         assert (ours.PGD(net)(x, torch.tensor([0, 1])) - x).abs().max() <= 8 / 255 + 2**-24
-        for call in (lambda: ours.CW, lambda: compat.install("torchattacks")):
-            try:
-                call()
-            except ImportError as e:
-                assert "torchattacks is not installed: pip install torchattacks" in str(e), e
-            else:
-                raise AssertionError("no error")"""
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+        """, "ours.CW")

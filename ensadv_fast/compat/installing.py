@@ -1,6 +1,7 @@
 """Putting our classes in place of a library's, inside the library's own modules."""
 import importlib
 import sys
+import warnings
 from types import ModuleType
 
 BACKENDS = ("torchattacks", "foolbox", "cleverhans", "art")
@@ -23,7 +24,8 @@ class Installation:
 
 
 def install(name: str) -> Installation:
-    """Put our classes in place of those of the library `name` ("torchattacks" or "foolbox"), in all of its modules.
+    """Put our classes in place of those of the library `name` ("torchattacks", "foolbox", "cleverhans" or "art"), in
+    all of its modules; a UserWarning where the library is of another version than we mirror.
 
     Code that says ``library.PGD`` when it runs gets ours, also where it imported the library before, and so does
     ``from library import PGD`` from now on. Out of reach are names that were bound by such an import before, default
@@ -72,7 +74,11 @@ def library(name: str) -> ModuleType:
 
 def _put(name: str) -> list[tuple[ModuleType, str, object, object]]:
     theirs = library(name)
-    replacements = importlib.import_module(f".{name}", __package__).replacements(theirs)
+    backend = importlib.import_module(f".{name}", __package__)
+    if theirs.__version__.split("-")[0] != backend.__version__:  # CleverHans adds a digest of its files
+        warnings.warn(f"compat: {name} {backend.__version__} is mirrored, {theirs.__version__} is installed",
+                      stacklevel=3)
+    replacements = backend.replacements(theirs)
     modules = [m for n, m in list(sys.modules.items()) if m is not None and (n == name or n.startswith(name + "."))]
     put = [(module, attribute, old, new) for module in modules for attribute, value in vars(module).items()
            for old, new in replacements if value is old]

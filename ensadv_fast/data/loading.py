@@ -76,6 +76,7 @@ def _heed_parent() -> None:
     """End when the parent says so, and nobody else: a scheduler signals whole jobs, and the parent, which is to save
     its work then, still needs batches."""
     parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker has one
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
         pass
     os._exit(1)

@@ -1,9 +1,5 @@
-"""A pytest plugin under which torchattacks' own suite runs: offline, and with our classes in place where asked.
-
-ENSADV_PEER_SWAP=1 installs ours; ENSADV_PEER_OUTCOMES names the file that gets [{test: outcome}, the module of PGD].
-The suite asks robustbench for a network and images: here, a small network and images that it classifies as labelled.
-"""
-import json
+"""Prepares torchattacks' own suite, offline: it asks robustbench for a network and images; here, a small network and
+images that it classifies as labelled."""
 import os
 import sys
 from types import ModuleType
@@ -37,23 +33,3 @@ robustbench["robustbench.utils"].load_model = lambda *_, **__: Net()
 robustbench["robustbench.utils"].clean_accuracy = clean_accuracy
 robustbench["robustbench.data"].load_cifar10 = load_cifar10
 sys.modules.update(robustbench)
-if os.environ["ENSADV_PEER_SWAP"] == "1":
-    from ensadv_fast import compat
-    compat.install("torchattacks")
-    compat.precision(os.environ["ENSADV_PEER_PRECISION"])
-
-outcomes = {}
-
-
-def pytest_runtest_setup(item):
-    torch.manual_seed(0)
-
-
-def pytest_runtest_logreport(report):
-    if report.when == "call" or report.failed or report.skipped:
-        outcomes[report.nodeid.split("::")[-1]] = report.outcome
-
-
-def pytest_sessionfinish():
-    with open(os.environ["ENSADV_PEER_OUTCOMES"], "w") as file:
-        json.dump([outcomes, sys.modules["torchattacks"].PGD.__module__], file)

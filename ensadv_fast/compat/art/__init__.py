@@ -35,8 +35,8 @@ Where ours differ on purpose:
 | masks of shape [1, ...], and in PGD of fewer dimensions than the images less one, fail | they broadcast |
 """
 import importlib
-import warnings
 from types import ModuleType
+from typing import Any
 
 from ..installing import library
 
@@ -55,16 +55,14 @@ __all__ = ["BasicIterativeMethod", "FastGradientMethod", "MomentumIterativeMetho
            "ProjectedGradientDescentPyTorch"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("art.attacks.evasion"), name)
 
 
-def replacements(theirs: ModuleType) -> list[tuple[type, type]]:
+def replacements(_: ModuleType) -> list[tuple[type, type]]:
     """(their class, ours) for :func:`ensadv_fast.compat.install`."""
-    if theirs.__version__ != __version__:
-        warnings.warn(f"compat: art {__version__} is mirrored, {theirs.__version__} is installed", stacklevel=4)
     ours = [globals()[name] for name in __all__]
     return [(next(base for base in cls.__mro__ if base.__module__.startswith("art.") and base.__name__ == cls.__name__),
              cls) for cls in ours]

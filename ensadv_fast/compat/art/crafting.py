@@ -1,12 +1,13 @@
 """What our ART attacks share: when ART's own implementation runs instead, and when our engine does."""
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
 from art.attacks import EvasionAttack
 from art.config import ART_NUMPY_DTYPE
 from art.estimators.classification.pytorch import PyTorchClassifier
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from ...attack import Attack as FastAttack
 from ..precisions import checked, is_fast
@@ -14,11 +15,10 @@ from .steps import batches
 from .target import Target
 
 
-class Crafting(EvasionAttack):
-    """Beside ART's class of the same attack among a class's bases."""
+class Precise:
+    """What attacks have beside ART's attributes."""
 
     _precision: str | None = None
-    own_methods: tuple[str, ...] = ()  # ART's methods whose work ours do in one: where overridden, ART's run
 
     @property
     def precision(self) -> str | None:
@@ -27,19 +27,42 @@ class Crafting(EvasionAttack):
 
     @precision.setter
     def precision(self, which: str | None) -> None:
-        self._precision = checked(type(self).__name__, which)
+        self._choose(checked(type(self).__name__, which))
 
-    def _is_ours(self, x: np.ndarray, theirs: type) -> bool:
-        """Can we compute what the class `theirs` would?"""
+    def _choose(self, which: str | None) -> None:
+        self._precision = which
+
+
+class Crafting(EvasionAttack, Precise):  # ART's first: Python then lets an object of ART's become one of ours
+    """Before ART's class of the same attack, ``theirs``, among a class's bases."""
+
+    theirs: type
+    own_methods: tuple[str, ...] = ()  # ART's methods whose work ours do in one: where overridden, ART's run
+
+    def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
+        """Adversarial images float32 for images x [N, ...] and labels y, int [N] or one per class [N, C]; without y
+        the predictions. mask: an array that broadcasts over x; pixels where it is 0 stay."""
+        if not self._is_ours(x):
+            return super().generate(x, y, **kwargs)
+        mask = self._get_mask(x, **kwargs)
+        self._check_compatibility_input_and_eps(x=x)
+        return self._generated(Target(self.estimator, x), x, y, mask)
+
+    def _generated(self, target: Target, x: np.ndarray, y: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
+        """The images that :meth:`generate` gives, of arguments that are checked."""
+        raise NotImplementedError
+
+    def _is_ours(self, x: np.ndarray) -> bool:
+        """Can we compute what ART would?"""
         estimator = self.estimator
         return (isinstance(estimator, PyTorchClassifier) and estimator.all_framework_preprocessing
                 and type(estimator).loss_gradient is PyTorchClassifier.loss_gradient
                 and not estimator.use_amp and x.dtype != object and len(x) > 0 and self.summary_writer is None
                 and self.norm in (np.inf, "inf", 2)
-                and all(getattr(type(self), m) is getattr(theirs, m) for m in self.own_methods))
+                and all(getattr(type(self), m) is getattr(self.theirs, m) for m in self.own_methods))
 
     def _with_source(self, target: Target, x: np.ndarray, targets: np.ndarray, mask: np.ndarray | None,
-                     why: str | None, **how) -> np.ndarray | None:
+                     why: str | None, **how: Any) -> np.ndarray | None:
         """Adversarial images by our engine, where that is wanted and can be. how: of :class:`ensadv_fast.Attack`."""
         if not is_fast(self.precision):
             return None
@@ -70,4 +93,4 @@ def draw_like_loaders(passes: int) -> None:
     """ART passes images through torch's DataLoader, which draws a seed from torch's generator for each pass. Ours does
     not, but draws, so that a training goes on with the numbers that it would have had."""
     for _ in range(passes):
-        iter(DataLoader((0,)))
+        iter(DataLoader(TensorDataset(torch.empty(1))))

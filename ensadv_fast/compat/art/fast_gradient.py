@@ -1,5 +1,7 @@
 """The fast gradient method."""
 import logging
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +11,7 @@ from art.utils import check_and_transform_label_format, get_labels_np_array
 from torch import Tensor
 
 from .crafting import Crafting, draw_like_loaders
-from .steps import Batch, Size, Steps, batches, noise
+from .steps import Batch, Norm, Size, Steps, batches, noise
 from .target import Target
 
 logger = logging.getLogger(Theirs.__module__)
@@ -21,23 +23,17 @@ class FastGradientMethod(Crafting, Theirs):
     precision: "exact", "fast" or None, what :func:`ensadv_fast.compat.precision` chose. Ours alone.
     """
 
+    theirs = Theirs
     own_methods = ("_compute", "_compute_perturbation", "_apply_perturbation", "_minimal_perturbation")
 
-    def __init__(self, estimator, norm: int | float | str = np.inf, eps: Size = 0.3, eps_step: Size = 0.1,
+    def __init__(self, estimator: Any, norm: Norm = np.inf, eps: Size = 0.3, eps_step: Size = 0.1,
                  targeted: bool = False, num_random_init: int = 0, batch_size: int = 32, minimal: bool = False,
-                 summary_writer=False, *, precision: str | None = None):
+                 summary_writer: Any = False, *, precision: str | None = None):
         Theirs.__init__(self, estimator, norm, eps, eps_step, targeted, num_random_init, batch_size, minimal,
                         summary_writer)
         self.precision = precision
 
-    def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs) -> np.ndarray:
-        """Adversarial images float32 for images x [N, ...] and labels y, int [N] or one per class [N, C]; without y
-        the predictions. mask: an array that broadcasts over x; pixels where it is 0 stay."""
-        if not self._is_ours(x, Theirs):
-            return super().generate(x, y, **kwargs)
-        mask = self._get_mask(x, **kwargs)
-        self._check_compatibility_input_and_eps(x=x)
-        target = Target(self.estimator, x)
+    def _generated(self, target: Target, x: np.ndarray, y: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
         targets = self._targets(target, x, y)
         why = "it looks for the smallest step" if self.minimal else None
         steps = {"step": float(self.eps)} if self.num_random_init and not isinstance(self.eps, np.ndarray) else {}
@@ -74,7 +70,7 @@ class FastGradientMethod(Crafting, Theirs):
                 y = get_labels_np_array(self.estimator.predict(x.astype(ART_NUMPY_DTYPE), batch_size=self.batch_size))
         return y / np.sum(y, axis=1, keepdims=True) if classes > 2 else y
 
-    def _batches(self, target: Target, x, targets, mask):
+    def _batches(self, target: Target, x: np.ndarray, targets: np.ndarray, mask: np.ndarray | None) -> Iterator[Batch]:
         return batches(target, x, targets, mask, self.eps, self.eps, self.batch_size)
 
     def _crafted(self, target: Target, x: np.ndarray, targets: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Projected gradient descent, the basic iterative method and the momentum iterative method."""
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +18,8 @@ from art.config import ART_NUMPY_DTYPE
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..precisions import checked
-from .crafting import Crafting, draw_like_loaders
-from .steps import Batch, Size, Steps, batches, noise
+from .crafting import Crafting, Precise, draw_like_loaders
+from .steps import Batch, Norm, Size, Steps, batches, noise
 from .target import Target
 
 logger = logging.getLogger(Theirs.__module__)
@@ -27,15 +28,15 @@ logger = logging.getLogger(Theirs.__module__)
 class _Loader:
     """Batches as ART's DataLoader gives them: the progress bar, too, asks for an iterator, and so draws."""
 
-    def __init__(self, *how):
-        self.how = how
+    def __init__(self, n: int, size: int, cut: Callable[[int], Iterator[Batch]]):
+        self.n, self.size, self.cut = n, size, cut
 
     def __iter__(self) -> Iterator[Batch]:
         draw_like_loaders(1)
-        return batches(*self.how)
+        return self.cut(self.size)
 
     def __len__(self) -> int:
-        return -(-len(self.how[1]) // self.how[-1])
+        return -(-self.n // self.size)
 
 
 class ProjectedGradientDescentPyTorch(Crafting, Theirs):
@@ -45,26 +46,20 @@ class ProjectedGradientDescentPyTorch(Crafting, Theirs):
     precision: "exact", "fast" or None, what :func:`ensadv_fast.compat.precision` chose. Ours alone.
     """
 
+    theirs = Theirs
     own_methods = ("_generate_batch", "_compute_pytorch", "_compute_perturbation_pytorch",
                    "_apply_perturbation_pytorch", "_projection")
 
-    def __init__(self, estimator, norm: int | float | str = np.inf, eps: Size = 0.3, eps_step: Size = 0.1,
+    def __init__(self, estimator: Any, norm: Norm = np.inf, eps: Size = 0.3, eps_step: Size = 0.1,
                  decay: float | None = None, max_iter: int = 100, targeted: bool = False, num_random_init: int = 0,
-                 batch_size: int = 32, random_eps: bool = False, summary_writer=False, verbose: bool = True, *,
+                 batch_size: int = 32, random_eps: bool = False, summary_writer: Any = False, verbose: bool = True, *,
                  precision: str | None = None):
         Theirs.__init__(self, estimator, norm, eps, eps_step, decay, max_iter, targeted, num_random_init, batch_size,
                         random_eps, summary_writer, verbose)
         self.precision = precision
 
-    def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs) -> np.ndarray:
-        """Adversarial images float32 for images x [N, ...] and labels y, int [N] or one per class [N, C]; without y
-        the predictions. mask: an array that broadcasts over x; pixels where it is 0 stay."""
-        if not self._is_ours(x, Theirs):
-            return super().generate(x, y, **kwargs)
-        mask = self._get_mask(x, **kwargs)
-        self._check_compatibility_input_and_eps(x=x)
+    def _generated(self, target: Target, x: np.ndarray, y: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
         self._random_eps()
-        target = Target(self.estimator, x)
         with target.predicting():
             targets = self._set_targets(x.astype(ART_NUMPY_DTYPE), y)
         why = "it takes no step" if self.max_iter < 1 else None
@@ -74,7 +69,8 @@ class ProjectedGradientDescentPyTorch(Crafting, Theirs):
             return fast
         result, fooled = np.empty(x.shape, ART_NUMPY_DTYPE), 0
         with target.attacking():
-            parts = _Loader(target, x, targets, mask, self.eps, self.eps_step, self.batch_size)
+            cut = partial(batches, target, x, targets, mask, self.eps, self.eps_step)
+            parts = _Loader(len(x), self.batch_size, cut)
             for batch in tqdm(parts, desc="PGD - Batches", leave=False, disable=not self.verbose):
                 aims = torch.tensor(targets[batch.at].argmax(1), device=target.device) if self.targeted else None
                 adv, success = self._worst_of(target, batch, aims)
@@ -113,16 +109,16 @@ class ProjectedGradientDescentPyTorch(Crafting, Theirs):
         return point
 
 
-class ProjectedGradientDescent(TheirDescent):
+class ProjectedGradientDescent(Precise, TheirDescent):
     """Projected gradient descent (Madry et al. 2018) on any estimator: on a PyTorchClassifier by
     :class:`ProjectedGradientDescentPyTorch` of ours, elsewhere by ART's own.
 
     precision: "exact", "fast" or None, what :func:`ensadv_fast.compat.precision` chose. Ours alone.
     """
 
-    def __init__(self, estimator, norm: int | float | str = np.inf, eps: Size = 0.3, eps_step: Size = 0.1,
+    def __init__(self, estimator: Any, norm: Norm = np.inf, eps: Size = 0.3, eps_step: Size = 0.1,
                  decay: float | None = None, max_iter: int = 100, targeted: bool = False, num_random_init: int = 0,
-                 batch_size: int = 32, random_eps: bool = False, summary_writer=False, verbose: bool = True, *,
+                 batch_size: int = 32, random_eps: bool = False, summary_writer: Any = False, verbose: bool = True, *,
                  precision: str | None = None):
         TheirDescent.__init__(self, estimator, norm, eps, eps_step, decay, max_iter, targeted, num_random_init,
                               batch_size, random_eps, summary_writer, verbose)
@@ -134,14 +130,8 @@ class ProjectedGradientDescent(TheirDescent):
             self._attack.__class__ = ProjectedGradientDescentPyTorch
         self.precision = precision
 
-    @property
-    def precision(self) -> str | None:
-        """"exact", "fast", or None: as :func:`ensadv_fast.compat.precision` says. Ours alone."""
-        return self._precision
-
-    @precision.setter
-    def precision(self, which: str | None) -> None:
-        self._precision = checked(type(self).__name__, which)
+    def _choose(self, which: str | None) -> None:
+        super()._choose(which)
         if isinstance(self._attack, Crafting):
             self._attack.precision = which
 
@@ -149,8 +139,8 @@ class ProjectedGradientDescent(TheirDescent):
 class BasicIterativeMethod(ProjectedGradientDescent, TheirBasic):
     """The basic iterative method (Kurakin et al. 2017): sign steps, each projected. precision: ours alone."""
 
-    def __init__(self, estimator, eps: Size = 0.3, eps_step: Size = 0.1, max_iter: int = 100, targeted: bool = False,
-                 batch_size: int = 32, verbose: bool = True, *, precision: str | None = None):
+    def __init__(self, estimator: Any, eps: Size = 0.3, eps_step: Size = 0.1, max_iter: int = 100,
+                 targeted: bool = False, batch_size: int = 32, verbose: bool = True, *, precision: str | None = None):
         TheirBasic.__init__(self, estimator, eps, eps_step, max_iter, targeted, batch_size, verbose)
         self._compute_by_ours(precision)
 
@@ -158,7 +148,7 @@ class BasicIterativeMethod(ProjectedGradientDescent, TheirBasic):
 class MomentumIterativeMethod(ProjectedGradientDescent, TheirMomentum):
     """Steps along a momentum of gradients over their L1 norms (Dong et al. 2018). precision: ours alone."""
 
-    def __init__(self, estimator, norm: int | float | str = np.inf, eps: Size = 0.3, eps_step: Size = 0.1,
+    def __init__(self, estimator: Any, norm: Norm = np.inf, eps: Size = 0.3, eps_step: Size = 0.1,
                  decay: float = 1.0, max_iter: int = 100, targeted: bool = False, batch_size: int = 32,
                  verbose: bool = True, *, precision: str | None = None):
         TheirMomentum.__init__(self, estimator, norm, eps, eps_step, decay, max_iter, targeted, batch_size, verbose)

@@ -1,6 +1,6 @@
 """One batch's exact steps, in ART's order and rounding."""
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -8,9 +8,10 @@ from art.config import ART_NUMPY_DTYPE
 from art.utils import random_sphere
 from torch import Tensor
 
-from .target import Target
+from .target import Extent, Target
 
 Size = int | float | np.ndarray  # a number, or an array that broadcasts over the images
+Norm = int | float | str
 
 
 class Batch(NamedTuple):
@@ -27,7 +28,7 @@ class Batch(NamedTuple):
 def batches(target: Target, x: np.ndarray, targets: np.ndarray, mask: np.ndarray | None, eps: Size, step: Size,
             size: int) -> Iterator[Batch]:
     """Arrays with one entry per image are cut, others broadcast."""
-    def part(value, at):
+    def part(value: Any, at: slice) -> Any:
         one_each = isinstance(value, np.ndarray) and value.ndim == x.ndim and len(value) == len(x)
         return value[at] if one_each else value
 
@@ -37,7 +38,7 @@ def batches(target: Target, x: np.ndarray, targets: np.ndarray, mask: np.ndarray
         yield Batch(at, target.images(x[at]), target.labels(targets[at]), weights, part(eps, at), part(step, at))
 
 
-def noise(shape: tuple[int, ...], eps: Size, norm) -> np.ndarray:
+def noise(shape: tuple[int, ...], eps: Size, norm: Norm) -> np.ndarray:
     """ART's random start, by numpy's generator."""
     n, features = shape[0], int(np.prod(shape[1:]))
     if isinstance(eps, np.ndarray) and norm in (np.inf, "inf"):
@@ -48,15 +49,15 @@ def noise(shape: tuple[int, ...], eps: Size, norm) -> np.ndarray:
 class Steps:
     """Steps of one batch from point to point of the ball of `batch.eps`. norm: numpy.inf, "inf" or 2."""
 
-    def __init__(self, target: Target, batch: Batch, norm, targeted: bool):
+    def __init__(self, target: Target, batch: Batch, norm: Norm, targeted: bool):
         self.target, self.batch, self.clean = target, batch, batch.clean
         self.l2 = norm == 2
         self.length = self._moving(batch.step) * (-1 if targeted else 1)
-        self.eps = self._radius(batch.eps) if self.l2 else self._moving(batch.eps)
+        self.eps: Extent = self._radius(batch.eps) if self.l2 else self._moving(batch.eps)
         self.frozen = None if batch.mask is None else batch.mask == 0
         self._free: Tensor | None = None
 
-    def _moving(self, size: Size):
+    def _moving(self, size: Size) -> Extent:
         """Rounded to the iterates' dtype, as ART rounds it where it is used."""
         return torch.tensor(size, device=self.clean.device, dtype=self.clean.dtype
                             ) if isinstance(size, np.ndarray) else float(size)

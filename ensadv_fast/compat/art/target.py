@@ -1,6 +1,7 @@
 """A PyTorchClassifier as attacks see it: gradients by the images alone, predictions, and what a source needs of it."""
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 
 from ... import Source
 from .. import sources
-from ..torchattacks.model_mode import model_mode
+from ..model_mode import model_mode
+
+# A number, or a tensor that broadcasts over images, or None. Any, as torch annotates clamp for one or the other.
+Extent = Any
 
 
 class Target:
@@ -24,6 +28,8 @@ class Target:
 
     def __init__(self, estimator: PyTorchClassifier, x: np.ndarray):
         self.estimator, self.device = estimator, estimator.device
+        self.lo: Extent
+        self.hi: Extent
         self.lo, self.hi = (None, None) if estimator.clip_values is None else (
             float(v) if np.ndim(v) == 0 else torch.tensor(v, device=self.device) for v in estimator.clip_values)
         operations = [p for p in estimator.preprocessing_operations if p.apply_predict]

@@ -28,7 +28,6 @@ Where ours differ on purpose:
 | a gradient of NaN makes the pixel NaN for good | it counts as 0 |
 """
 import importlib
-import warnings
 from types import ModuleType
 
 from .attacks import fast_gradient_method, projected_gradient_descent
@@ -37,9 +36,7 @@ __version__ = "4.0.0"
 __all__ = ["fast_gradient_method", "projected_gradient_descent"]
 
 
-def replacements(theirs: ModuleType) -> list[tuple[object, object]]:
+def replacements(_: ModuleType) -> list[tuple[object, object]]:
     """(their function, ours) for :func:`ensadv_fast.compat.install`."""
-    if theirs.__version__.split("-")[0] != __version__:  # a digest of its files follows
-        warnings.warn(f"compat: cleverhans {__version__} is mirrored, {theirs.__version__} is installed", stacklevel=4)
     return [(getattr(importlib.import_module(f"cleverhans.torch.attacks.{name}"), name), globals()[name])
             for name in __all__]

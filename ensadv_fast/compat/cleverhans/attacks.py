@@ -2,6 +2,7 @@
 import importlib
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ... import attacks, ops
 from ...attack import Attack as FastAttack
 from ...attack import wide
+from ...protocol import for_autograd
 from .. import sources
 from ..installing import library
 from ..precisions import checked, is_fast
@@ -101,12 +103,12 @@ def projected_gradient_descent(model_fn: Model, x: Tensor, eps: float, eps_iter:
                       eps, why)
 
 
-def _not_negative(op: str, name: str, value) -> None:
+def _not_negative(op: str, name: str, value: float) -> None:
     if value < 0:
         raise ValueError(f"{op}: {name} must be >= 0, got {value}")
 
 
-def _box(op: str, clip_min, clip_max) -> tuple[float, float]:
+def _box(op: str, clip_min: float | None, clip_max: float | None) -> tuple[float, float]:
     if clip_min is None and clip_max is None:
         return -torch.inf, torch.inf
     if clip_min is None or clip_max is None:
@@ -135,14 +137,14 @@ class Run:
         self.lo, self.hi = box
         self.is_fast = is_fast(checked(op, precision))
         self.module = model_fn if isinstance(model_fn, nn.Module) else None
-        own = () if self.module is None else (*self.module.parameters(), *self.module.buffers())
-        own = next((t.dtype for t in own if t.is_floating_point()), None)
+        tensors = () if self.module is None else (*self.module.parameters(), *self.module.buffers())
+        own = next((t.dtype for t in tensors if t.is_floating_point()), None)
         self.dtype = x.dtype if x.dtype == own else torch.float32
         with torch.inference_mode(False):
-            self.x, self.labels = (t.clone() if t is not None and t.is_inference() else t for t in (x, y))
+            self.x, self.labels = for_autograd(x), for_autograd(y)
             self.images = self.x.detach().to(self.dtype)
             self.clean = wide(self.images)
-        self.how = {"targeted": targeted, "lo": self.lo, "hi": self.hi}
+        self.how: dict[str, Any] = {"targeted": targeted, "lo": self.lo, "hi": self.hi}
 
     def result(self, fast: Callable[[], FastAttack], exact: Callable[[], Tensor], eps: float,
                why: str | None) -> Tensor:
@@ -151,6 +153,7 @@ class Run:
             if self.is_fast:
                 why = why or self._why_exact()
                 if why is None:
+                    assert self.module is not None  # or _why_exact had said so
                     return fast()(sources.prepared(self.module), self.images, self.labels)
                 warnings.warn(f"{self.op}: is exact, not fast, since {why}", stacklevel=3)
             with still(self.module):
@@ -173,33 +176,30 @@ class Run:
             return "it is targeted, without labels" if self.targeted else None
         return "its labels are not int64 [N]" if self.labels.dtype != torch.int64 or self.labels.dim() != 1 else None
 
-    def _labelled(self) -> None:
+    def _labelled(self) -> Tensor:
         """Predictions stand in for labels that are not given. A pass of its own, as the library makes: a model may draw
         random numbers."""
-        if self.labels is None:
-            self.labels = torch.max(self.model_fn(self.images), 1).indices
+        return torch.max(self.model_fn(self.images), 1).indices if self.labels is None else self.labels
 
-    def gradient(self, point: Tensor) -> Tensor:
+    def gradient(self, point: Tensor, labels: Tensor) -> Tensor:
         """Of the mean cross-entropy by the point; of its negative where targeted."""
         with torch.enable_grad():
             leaf = point.detach().to(self.dtype).requires_grad_()
-            cost = F.cross_entropy(self.model_fn(leaf), self.labels)
+            cost = F.cross_entropy(self.model_fn(leaf), labels)
             (grad,) = torch.autograd.grad(-cost if self.targeted else cost, leaf)
         return grad
 
     def single_step(self, eps: float) -> Tensor:
-        self._labelled()
-        grad = self.gradient(self.images)
+        grad = self.gradient(self.images, self._labelled())
         if self.norm == np.inf:
             return ops.sign_step(self.images, grad, float(eps), lo=self.lo, hi=self.hi)
         return self._moved(self.clean, grad, eps, torch.empty_like(self.clean))
 
     def steps(self, eps: float, eps_iter: float, nb_iter: int, rand_init: bool, rand_minmax: float) -> Tensor:
         point = self._projected(self._noise(rand_minmax) if rand_init else torch.zeros_like(self.clean), eps)
-        self._labelled()
-        other = torch.empty_like(point)
+        labels, other = self._labelled(), torch.empty_like(point)
         for _ in range(nb_iter):
-            moved = self._moved(point, self.gradient(point), eps_iter, other)
+            moved = self._moved(point, self.gradient(point, labels), eps_iter, other)
             point, other = self._projected(moved.sub_(self.clean), eps), point
         return point
 

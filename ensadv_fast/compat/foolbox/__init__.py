@@ -32,7 +32,6 @@ Where ours differ on purpose:
 | steps 0 without a random start gives the inputs themselves | their copy |
 | an AssertionError without a word for inputs out of bounds | one that says which |
 """
-import warnings
 from types import ModuleType
 from typing import Any
 
@@ -50,6 +49,4 @@ def __getattr__(name: str) -> Any:
 
 def replacements(theirs: ModuleType) -> list[tuple[type, type]]:
     """(their class, ours) for :func:`ensadv_fast.compat.install`."""
-    if theirs.__version__ != __version__:
-        warnings.warn(f"compat: foolbox {__version__} is mirrored, {theirs.__version__} is installed", stacklevel=4)
     return [(ours.theirs, ours) for ours in attacks.made().values()]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import ops
 from ...attack import wide
+from ...protocol import for_autograd
 from ..installing import library
 from ..precisions import is_fast
 from ..statistics import still
@@ -51,8 +52,7 @@ class Call:
         theirs = library("foolbox")
         self.attack, self.model, self.several = attack, model, several
         self.restore: Callable[[Tensor], Any] = (lambda t: t) if isinstance(inputs, Tensor) else wrapped
-        images = getattr(inputs, "raw", inputs).detach()
-        self.images = images.clone() if images.is_inference() else images  # autograd takes no inference tensors
+        self.images = for_autograd(getattr(inputs, "raw", inputs).detach())
         self.bounds = model.bounds
         self._verify_bounds()
         if not isinstance(criterion, theirs.Criterion):
@@ -67,7 +67,7 @@ class Call:
                              f"TargetedMisclassification, got {type(criterion).__name__}")
         if attack.untargeted and hasattr(criterion, "target_classes"):
             raise ValueError(f"unsupported criterion: {type(attack).__name__} is not targeted")
-        self.labels = labels.raw.clone() if labels.raw.is_inference() else labels.raw
+        self.labels = for_autograd(labels.raw)
         self.clean, self.view = wide(self.images), self._view()
         self._loss = attack.get_loss_fn(model, wrapped(self.labels))
         self._at_clean: Tensor | None = None

@@ -68,7 +68,8 @@ class GradientDescent(metaclass=Kin):
         criterion: labels int64 [N], Misclassification or TargetedMisclassification. epsilon: in the units of the
         bounds. Raises as the library does."""
         if kwargs or not self._is_ours(inputs):
-            return super().run(model, inputs, criterion, epsilon=epsilon, **kwargs)  # type: ignore[misc]
+            theirs: Any = super()  # the library's class follows
+            return theirs.run(model, inputs, criterion, epsilon=epsilon, **kwargs)
         with called(self, model, inputs, criterion) as call:
             return call.restore(self._perturbed(call, float(epsilon)))
 
@@ -77,7 +78,8 @@ class GradientDescent(metaclass=Kin):
         """(raw, clipped, success) for one epsilon, lists and success [K, N] for several: as :meth:`run`, clipped to
         epsilon, and whether the model itself is then fooled."""
         if kwargs or type(self).run is not GradientDescent.run or "run" in vars(self) or not self._is_ours(inputs):
-            return super().__call__(model, inputs, criterion, epsilons=epsilons, **kwargs)  # type: ignore[misc]
+            theirs: Any = super()
+            return theirs.__call__(model, inputs, criterion, epsilons=epsilons, **kwargs)
         several = isinstance(epsilons, Iterable)
         sizes = list(epsilons) if several else [epsilons]
         if None in sizes:

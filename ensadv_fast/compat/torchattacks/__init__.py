@@ -36,7 +36,6 @@ Where ours differ on purpose:
 | | eps and alpha may be tensors with one per sample (exact) |
 """
 import importlib
-import warnings
 from types import ModuleType
 from typing import Any
 
@@ -66,9 +65,6 @@ def __dir__() -> list[str]:
 
 def replacements(theirs: ModuleType) -> list[tuple[type, type]]:
     """(their class, ours) for :func:`ensadv_fast.compat.install`."""
-    if theirs.__version__ != __version__:
-        warnings.warn(f"compat: torchattacks {__version__} is mirrored, {theirs.__version__} is installed",
-                      stacklevel=4)
     base = importlib.import_module("torchattacks.attack").Attack
     Kin.theirs = (base,)
     return [(base, Attack), *((getattr(theirs, name), globals()[name]) for name in __all__)]

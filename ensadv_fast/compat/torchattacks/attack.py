@@ -7,8 +7,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from ..model_mode import model_mode
 from ..precisions import checked, is_fast
-from .model_mode import model_mode
 from .saving import Saving
 
 _Method = TypeVar("_Method", bound=Callable[..., None])

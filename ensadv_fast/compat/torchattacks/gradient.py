@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ... import ops
 from ...attack import Attack as FastAttack
 from ...attack import wide
+from ...protocol import for_autograd
 from ...source import Source
 from .. import sources
 from .attack import Attack
@@ -39,9 +40,7 @@ class GradientAttack(Attack):
                 raise TypeError(f"{self.attack}: {name} must be a torch.Tensor, got {type(value).__name__}")
         if not images.is_floating_point():
             raise TypeError(f"{self.attack}: images must be float in [0, 1], got {images.dtype}")
-        images, labels = images.detach().to(self.device), labels.detach().to(self.device)
-        if images.is_inference() or labels.is_inference():
-            images, labels = images.clone(), labels.clone()
+        images, labels = (for_autograd(t.detach().to(self.device)) for t in (images, labels))
         if self.targeted:
             labels = self.get_target_label(images, labels)
         if self._is_fast:

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from ..statistics import still
+from .statistics import still
 
 
 @contextmanager
