@@ -27,7 +27,8 @@ class Config:
     preset: str = _option("main", f"how targets are trained: main (= {','.join(MAIN)}) or one or more of "
                           f"{', '.join(PRESETS)}, separated by commas; or a whole run of ensadv_fast.presets, such as "
                           "cifar10-eat or imagenet-eat-ens3, whose options others override")
-    data: str = _option("digits", "digits, mnist[:DIR], fashion-mnist[:DIR] or cifar10[:DIR]")
+    data: str = _option("digits", "digits; mnist, fashion-mnist, cifar10 or cifar100, each with :DIR where it lies "
+                        "elsewhere; imagefolder:DIR or imagenet:DIR")
     size: int | None = _option(None, "height and width of the images that networks take, of folders of image files "
                                "(224)")
     augment: str = _option("none", "random crops and mirror images in training: none, pad (4 zeros around), random, "

@@ -160,11 +160,12 @@ class Meter:
         self._steps += 1
         self._images += n if images is None else images
 
-    def line(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
+    def line(self, reduce: Callable[[Tensor], Tensor] | None = None, **counts: int) -> dict[str, Any]:
         """What happened since the last line, ready for strict JSON; the next line begins here. One host sync.
 
         reduce: takes a float64 tensor and returns its sum over all ranks (one all-reduce; in place is fine). Every rank
         calls `line` then; means and images a second are those of all ranks, shares of time and memory this rank's.
+        counts: further numbers of this rank, whose sums over all ranks the line has under their names.
 
         loss, clean_loss, clean_accuracy, adv_loss, adv_accuracy: means; None where there were no such samples, or where
         the mean is not a number or infinite. finite: whether all of these are finite. images_per_second.
@@ -176,7 +177,8 @@ class Meter:
         self._timeline.cut()
         self._sums[_STEPS].fill_(self._steps)
         self._sums[_IMAGES].fill_(self._images)
-        values = (self._sums if reduce is None else reduce(self._sums)).tolist()
+        sums = torch.cat([self._sums, *(self._sums.new_full((1,), n) for n in counts.values())])
+        values = (sums if reduce is None else reduce(sums)).tolist()
         spent = self._timeline.spent()
         self._sums.zero_()
         self._steps = self._images = 0
@@ -188,7 +190,8 @@ class Meter:
         return {**record, "finite": all(map(math.isfinite, values)),
                 "images_per_second": _mean(values[_IMAGES], seconds),
                 **{f"share_{name}": _mean(spent.get(name, 0.0), seconds) for name in SPANS},
-                "peak_memory": torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None}
+                "peak_memory": torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None,
+                **{name: int(n) for name, n in zip(counts, values[_SIZE:])}}
 
 
 def _mean(total: float, n: float) -> float | None:

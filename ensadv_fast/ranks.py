@@ -44,14 +44,6 @@ class Ranks:
             dist.all_reduce(t)
         return t
 
-    def total(self, n: int) -> int:
-        """The sum of `n` over all ranks; no GPU is waited for."""
-        if self.world == 1:
-            return n
-        told = torch.tensor([n])
-        dist.all_reduce(told, group=self._control)
-        return int(told)
-
     def copy(self, tensors: Sequence[Tensor]) -> None:
         """Rank 0's values into these tensors of every rank: one broadcast for each dtype."""
         if self.world == 1:

@@ -149,10 +149,9 @@ class Training:
         def reduce(sums: Tensor) -> Tensor:  # a NaN beside the sums: one read tells of bad gradients too
             return torch.cat([here.sum(sums), torch.where(self.update.watch.seen, torch.nan, 0.0).double().view(1)])
 
-        record = self.meter.line(reduce)
+        record = self.meter.line(reduce, skipped=stream.corrupt)
         if not record["finite"]:
             self.check_finite()
-        record["skipped"] = here.total(stream.corrupt)
         if record["skipped"] > stream.limit:
             raise data.CorruptImages(f"train: {self.job.name}: {record['skipped']} images of an epoch cannot be "
                                      f"decoded on all ranks together, at most {stream.limit} are borne "

@@ -574,13 +574,21 @@ def test_mixed_loss_in_half_precision_and_its_gradient():
     torch.testing.assert_close(logits.grad.double(), exact * (weights / weights.sum())[:, None], atol=2e-3, rtol=1e-2)
 
 
+def test_mixed_loss_without_weight_leaves_the_adversarial_samples_out():
+    logits, y = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    is_adv = torch.tensor([True, True, False, False, False])
+    wanted = torch.nn.functional.cross_entropy(logits[2:], y[2:])
+    torch.testing.assert_close(mixed_cross_entropy(logits, y, is_adv, lam=0.0), wanted)
+    assert mixed_cross_entropy(logits[:2], y[:2], is_adv[:2], lam=0.0).item() == 0.0
+
+
 def test_mixed_loss_refuses_bad_input():
     logits, y, is_adv = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.bool)
     for bad, message in [((logits[0], y, is_adv), "logits"), ((logits, y[:3], is_adv), "y"),
                          ((logits, y, is_adv[:2]), "is_adv")]:
         with pytest.raises(ValueError, match=message):
             mixed_cross_entropy(*bad)
-    for kw in ({"lam": 0.0}, {"lam": -1.0}, {"lam": float("nan")}, {"label_smoothing": 1.5}):
+    for kw in ({"lam": -1.0}, {"lam": float("nan")}, {"label_smoothing": 1.5}):
         with pytest.raises(ValueError, match=next(iter(kw))):
             mixed_cross_entropy(logits, y, is_adv, **kw)
 

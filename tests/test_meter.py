@@ -328,10 +328,11 @@ def worker(rank: int, folder: str) -> None:
         for s in rank_work(rank):
             m.add(*s)
         clock.time += 4
-        found = m.line(reduce)
+        found = m.line(reduce, skipped=3 + rank)
         assert len(reduced) == line + 1
         assert_means(found, [s for r in range(WORLD) for s in rank_work(r)])
         assert found["images_per_second"] == 2 * 2 * 8 / 4
+        assert found["skipped"] == 3 + 4
     os._exit(0)  # all asserted: torch's own teardown of a process with gloo threads aborts now and then
 
 
