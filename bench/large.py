@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from ensadv_fast import checkpoint
-from ensadv_fast.versions import versions
+from ensadv_fast.bench import stamp
 
 
 def command(args, out, static):
@@ -64,6 +64,7 @@ def main():
     p.add_argument("--static", nargs="*", default=["cifar:resnet8", "cifar:convnet"])
     p.add_argument("more", nargs="*", help="further options of ensadv-fast train, after --")
     args = p.parse_args()
+    start = stamp()
     name = f"{args.model.partition(':')[2]}_eat-seed0"
     whole, broken = args.out / "unbroken", args.out / "broken"
     runs = {"unbroken": train(args, whole, args.static, name)}
@@ -78,8 +79,9 @@ def main():
             for part in ("model", "optimizer", "adversary", "sampler", "rng")}
     lines = [[json.loads(t) for t in (d / "metrics.jsonl").read_text().splitlines()] for d in (whole, broken)]
     last = {k: v for k, v in lines[0][-1].items() if k != "monitor"}
-    result = {"ranks": args.ranks, "steps": steps, "weights": checkpoint.digest(one["model"]), "same": same,
-              "runs": runs, "last_line": last, "versions": versions()}
+    result = {**start, "model": args.model, "static": args.static, "ranks": args.ranks, "steps": steps,
+              "weights": checkpoint.digest(one["model"]), "same": same, "runs": runs, "last_line": last,
+              "load_after": os.getloadavg()}
     (args.out / "large.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
     return 0 if all(same.values()) else 1

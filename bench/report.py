@@ -269,6 +269,32 @@ def kept(file: str) -> str:
                   "times less, float32", "times less, bfloat16"], rows)
 
 
+def large(file: str) -> str:
+    """The run that is killed and resumed, from the JSON of bench/large.py."""
+    r = load(file)
+    last, same = r["last_line"], all(r["same"].values())
+    rows = [[name, str(run["status"]), str(run["checkpoint"] or NONE), f"{run['seconds']}"]
+            for name, run in r["runs"].items()]
+    return (f"{r['model']} on static {', '.join(r['static'])} and itself, {r['steps']} steps of 128 images by "
+            f"{r['ranks']} processes: weights, optimizer, adversary, sampler and generators of the two runs are "
+            f"{'the same, bit for bit' if same else 'NOT THE SAME'}. At the end of the unbroken run: accuracy "
+            f"{last['clean_accuracy']:.2f} on clean and {last['adv_accuracy']:.2f} on adversarial training images, "
+            f"{last['images_per_second']:.0f} images/s, {last['share_attack']:.0%} of the time crafting, "
+            f"{last['share_data']:.1%} waiting for data. {conditions(r)}\n\n"
+            + table(["run", "exit status", "last checkpoint's step", "seconds"], rows))
+
+
+def reading(file: str) -> str:
+    """Images a second from files, from the JSON of bench/input.py."""
+    r = load(file)
+    rate = {(row["contender"], row["workers"]): row["images_per_second"] for row in r["rows"]}
+    names = list(dict.fromkeys(row["contender"] for row in r["rows"]))
+    rows = [[str(w), *(f"{rate[n, w]:.0f}" for n in names)] for w in dict.fromkeys(row["workers"] for row in r["rows"])]
+    return (f"{r['images']:,} JPEGs of about {r['size']} pixels, batch {r['batch']}; the crop, the mirror and the "
+            f"floats of ours are made on the device ({r['device']}), which alone does {r['device_part_images_per_second']:.0f} "
+            f"images/s. {conditions(r)}\n\n" + table(["processes", *(f"{n}, images/s" for n in names)], rows))
+
+
 def scale(file: str) -> str:
     """EAT on many GPUs by the cost model of bench/scale.py, what a GPU holds, and how the model was checked."""
     result = load(file)
@@ -349,6 +375,8 @@ DETAILS: dict[str, tuple[str, Callable[[], str]]] = {
     **{f"ensemble_linear_{on}": (f"ensemble_linear_{on}.json", partial(ensemble_linear, f"ensemble_linear_{on}.json"))
        for on in ("cpu", "cuda")},
     "kept_cpu": ("kept_cpu.json", lambda: kept("kept_cpu.json")),
+    **{f"{name}_{on}": (f"{name}_{on}.json", partial(make, f"{name}_{on}.json"))
+       for name, make in (("large", large), ("input", reading)) for on in ("cpu", "gpu")},
     "scale": ("scale.json", lambda: scale("scale.json")),
 }
 PAPERS = {f"{part}_{t}": (f"papers_{t}.json", lambda t=t, make=make: make(load(f"papers_{t}.json")))
