@@ -292,7 +292,8 @@ def reading(file: str) -> str:
     rows = [[str(w), *(f"{rate[n, w]:.0f}" for n in names)] for w in dict.fromkeys(row["workers"] for row in r["rows"])]
     return (f"{r['images']:,} JPEGs of about {r['size']} pixels, batch {r['batch']}; the crop, the mirror and the "
             f"floats of ours are made on the device ({r['device']}), which alone does "
-            f"{r['device_part_images_per_second']:.0f} images/s. {conditions(r)}\n\n" + table(["processes", *(f"{n}, images/s" for n in names)], rows))
+            f"{r['device_part_images_per_second']:.0f} images/s. {conditions(r)}\n\n"
+            + table(["processes", *(f"{n}, images/s" for n in names)], rows))
 
 
 def scale(file: str) -> str:

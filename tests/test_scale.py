@@ -12,6 +12,9 @@ import pytest
 import torch
 from kept import kept_bytes
 
+from ensadv_fast.presets import RUNS
+from ensadv_fast.recipes import PRESETS as RECIPES
+
 BENCH = Path(__file__).parent.parent / "bench"
 OWN = ("networks", "scale_model", "scale_memory", "scale_gloo", "scale")
 
@@ -32,6 +35,24 @@ def bench():
             sys.modules.pop(name, None)
             if module is not None:
                 sys.modules[name] = module
+
+
+def test_the_presets_of_the_model_are_the_runs_of_the_package(bench):
+    found = bench["scale_memory"].PRESETS
+    runs = {name: run for name, run in RUNS.items() if name in found}
+    assert {"imagenet-kurakin", "imagenet-eat-ens3", "imagenet-eat-ens4", "imagenet-resnet50-eat"} <= set(runs)
+
+    def short(spec):  # timm:inception_v3.tf_in1k -> inception_v3
+        return spec if spec.startswith("mnist:") else spec.partition(":")[2].partition("+")[0].partition(".")[0]
+
+    for name, run in runs.items():
+        preset = found[name]
+        assert short(run.model) == preset.model.name and ("+aux" in run.model) == preset.model.aux
+        assert [short(s) for s in run.static] == [s.name for s in preset.static]
+        assert run.dtype == preset.dtype and run.batch_size % preset.batch == 0
+        assert preset.states == {"rmsprop": 2, "adam": 2, "sgd": 1}[run.optimizer]
+        assert run.size in (None, preset.model.size)
+        assert preset.append == (RECIPES[run.preset].mix == "append")
 
 
 @pytest.fixture
