@@ -306,7 +306,8 @@ def begin(args: argparse.Namespace) -> dict:
 
 
 def finish(result: dict, args: argparse.Namespace) -> None:
-    """Writes the JSON where it is asked for; `--add`: with the rows of the old file that were not measured anew."""
+    """Writes the JSON where it is asked for; `--add`: with the rows of the old file that were not measured anew. Each
+    row says of which commit it is."""
     result["load_after"] = os.getloadavg()
     if not args.out:
         return
@@ -314,9 +315,10 @@ def finish(result: dict, args: argparse.Namespace) -> None:
     def named(rows: list[dict]) -> dict[tuple, dict]:
         return {(r.get("library"), r["network"], r.get("attack")): r for r in rows}
 
-    rows = named(result["rows"])
+    rows = named([{**r, "commit": result["commit"]} for r in result["rows"]])
     if args.add and out.exists():
-        rows = named(json.loads(out.read_text())["rows"]) | rows
+        old = json.loads(out.read_text())
+        rows = named([{"commit": old["commit"], **r} for r in old["rows"]]) | rows
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(dumped({**result, "rows": list(rows.values())}))
 

@@ -53,9 +53,10 @@ def main_job() -> str:
 def conditions(stamp: dict) -> str:
     """Where, from what and how undisturbed the numbers are."""
     before, after = (stamp[f"load_{when}"][0] for when in ("before", "after"))
+    commits = dict.fromkeys([stamp["commit"], *(r.get("commit", stamp["commit"]) for r in stamp.get("rows", ()))])
     return (f"{stamp['machine']['cpu']}, {stamp['runtime']['cpu'].split(' threads')[0]} threads; "
-            f"torch {stamp['runtime']['torch']}; commit {stamp['commit']}; load average {before:.1f} before, "
-            f"{after:.1f} after.")
+            f"torch {stamp['runtime']['torch']}; commit{'s' * (len(commits) > 1)} {', '.join(commits)}; load "
+            f"average {before:.1f} before, {after:.1f} after.")
 
 
 class Ops:
@@ -232,9 +233,7 @@ def ensemble_linear(file: str) -> str:
             cells.append(f"{statistics.median(over):.2f} ({over[0]:.2f}-{over[-1]:.2f})")
             cells += [str(sum(v < limit for v in over)) for limit in limits]
         rows.append(cells)
-    others = sorted({r["commit"] for r in result["rows"] if "commit" in r} - {result["commit"]})
-    more = f" Some rows are of commit {', '.join(others)}." if others else ""
-    return conditions(result) + more + "\n\n" + table(
+    return conditions(result) + "\n\n" + table(
         ["", "shapes", "largest error, times users'", "op: times as fast as users' code", "below 1", "below 0.95",
          "below 0.90", "our kernel alone", "below 0.90"], rows)
 
