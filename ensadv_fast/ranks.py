@@ -105,7 +105,8 @@ class Vote:
     """
 
     def __init__(self, ranks: Ranks) -> None:
-        self.ranks, self._work, self._told = ranks, None, torch.zeros(1, dtype=torch.int64)
+        self.ranks, self._told = ranks, torch.zeros(1, dtype=torch.int64)
+        self._work: dist.Work | None = None
 
     def __call__(self, step: int, asked: int) -> int:
         if self.ranks.world == 1:
@@ -171,7 +172,9 @@ def opened(device: torch.device) -> Iterator[Ranks]:
     own = not dist.is_initialized()
     if own:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    _here = Ranks(rank, world, local, dist.new_group(backend="gloo", timeout=PATIENCE))
+    control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(control, dist.ProcessGroup)  # every rank is a member
+    _here = Ranks(rank, world, local, control)
     try:
         yield _here
     except BaseException:
