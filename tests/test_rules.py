@@ -93,6 +93,12 @@ def test_python_modules_have_a_direction():
     assert order.index("ops.__init__") < order.index("source") < order.index("attacks") < order.index("adversary")
 
 
+def test_an_installed_package_has_every_folder():
+    listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)[1]
+    there = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "ensadv_fast").rglob("__init__.py")}
+    assert set(re.findall(r'"([\w.]+)"', listed)) == there
+
+
 def test_optional_packages_are_not_imported():
     """Neither importing the package nor any of its modules asks for what it can do without; compat/art's classes are
     ART's, so it alone asks for ART."""
