@@ -21,6 +21,7 @@ from .ops.logit_grad import unchecked as start_backward
 from .packed import Packs
 from .protocol import BaseSource, InputGrad, for_autograd
 from .replay import Replays, permission
+from .running_statistics import still
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Measured with timm: MobileNets and EfficientNet-B0 (477 to 1069) are slower in bfloat16, ConvNeXts (from 1949) faster.
@@ -366,24 +367,15 @@ def _flags(model: nn.Module, crafting: str) -> Iterator[None]:
     """Put every submodule in the mode that crafting wants, and back exactly as it was."""
     modules = list(model.modules())
     training = [m.training for m in modules]
-    norms = [(m, m.track_running_stats) for m in modules if isinstance(m, _NormBase)]
     try:
-        if crafting == "eval":
+        if crafting == "eval" or not model.training:
             for m in modules:
-                m.training = False
-        else:
-            if not model.training:
-                for m in modules:
-                    m.training = True
-            for m, _ in norms:
-                if m.training:  # batch statistics are used, the running ones left alone
-                    m.track_running_stats = False
-        yield
+                m.training = crafting == "train"
+        with still(model if crafting == "train" else None):
+            yield
     finally:
         for m, flag in zip(modules, training):
             m.training = flag
-        for m, flag in norms:
-            m.track_running_stats = flag
 
 
 @contextmanager

@@ -22,6 +22,16 @@ def moved(model):
     model.train()(torch.rand(5, 1, 8, 8))
 
 
+def averaged(decay):
+    """A model, and the average that has followed it for three steps."""
+    model = net()
+    ema = EMA(model, decay)
+    for _ in range(3):
+        moved(model)
+        ema.update()
+    return model, ema
+
+
 def test_the_average_is_the_definition(device):
     model = net().double().to(device)
     ema = EMA(model, 0.9)
@@ -40,22 +50,14 @@ def test_the_average_is_the_definition(device):
 
 
 def test_buffers_are_copied():
-    model = net()
-    ema = EMA(model, 0.99)
-    for _ in range(3):
-        moved(model)
-        ema.update()
+    model, ema = averaged(0.99)
     for k, v in model.named_buffers():
         assert torch.equal(ema.average[k], v) and ema.average[k].data_ptr() != v.data_ptr()
     assert ema.average["1.num_batches_tracked"] == 3
 
 
 def test_in_place_for_evaluation_and_back():
-    model = net()
-    ema = EMA(model, 0.5)
-    for _ in range(3):
-        moved(model)
-        ema.update()
+    model, ema = averaged(0.5)
     own, places = copy.deepcopy(model.state_dict()), [p.data_ptr() for p in model.parameters()]
     with pytest.raises(RuntimeError, match="while evaluating"), ema.in_place():
         for k, v in model.state_dict().items():

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from .statistics import still
+from ..running_statistics import still
 
 
 @contextmanager

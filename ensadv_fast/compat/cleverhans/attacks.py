@@ -13,10 +13,10 @@ from ... import attacks, ops
 from ...attack import Attack as FastAttack
 from ...attack import wide
 from ...protocol import for_autograd
+from ...running_statistics import still
 from .. import sources
 from ..installing import library
 from ..precisions import checked, is_fast
-from ..statistics import still
 
 TINY = 1e-12  # what squared norms are kept above
 Model = Callable[[Tensor], Tensor]

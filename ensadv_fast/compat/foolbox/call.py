@@ -12,9 +12,9 @@ from torch import Tensor
 from ... import ops
 from ...attack import wide
 from ...protocol import for_autograd
+from ...running_statistics import still
 from ..installing import library
 from ..precisions import is_fast
-from ..statistics import still
 from .models import View, module_of, viewed, why_no_source
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ... import ops
 from ...attack import Attack
 from ..precisions import checked
+from ..steps import linf_step
 from .call import Call, called, wrapped
 from .models import View
 
@@ -161,16 +162,8 @@ class GradientDescent(metaclass=Kin):
         return x.raw
 
 
-def linf_step(out: Tensor, point: Tensor, grad: Tensor, step: float, clean: Tensor, eps: float) -> Tensor:
-    """clean + clamp(point + step sign(grad) - clean, -eps, eps): the library's order, which rounds otherwise than our
-    kernel's."""
-    torch.sign(grad, out=out)
-    torch.add(point, out, alpha=step, out=out)
-    return out.sub_(clean).clamp_(-eps, eps).add_(clean)
-
-
 def l2_step(out: Tensor, point: Tensor, grad: Tensor, step: float, clean: Tensor, eps: float) -> Tensor:
-    """The same in the L2 ball, along grad / norm2(grad)."""
+    """clean + the projection on the L2 ball of point + step grad / norm2(grad) - clean, in the library's order."""
     torch.mul(grad, 1 / _norms(grad), out=out)
     out.mul_(step).add_(point).sub_(clean)
     return out.mul_((eps / _norms(out)).clamp_(max=1)).add_(clean)

@@ -12,6 +12,7 @@ from ...attack import wide
 from ...protocol import for_autograd
 from ...source import Source
 from .. import sources
+from ..steps import linf_step
 from .attack import Attack
 
 Size = float | Tensor  # a number or, ours alone, one per sample [N] (or [N, 1, 1, 1])
@@ -110,17 +111,7 @@ class Run:
         """clamp(x + clamp(point + alpha sign(along) - x, -eps, eps), 0, 1): the library's order, which rounds otherwise
         than our kernel's. `point` must not be looked at afterwards, but for x itself."""
         out = torch.empty_like(self.clean) if self._free is None else self._free
-        torch.sign(along, out=out)
-        if isinstance(self.alpha, Tensor):
-            out.mul_(self.alpha).add_(point)
-        else:
-            torch.add(point, out, alpha=self.alpha, out=out)
-        out.sub_(self.clean)
-        if isinstance(self.eps, Tensor):
-            out.clamp_(-self.eps, self.eps)
-        else:
-            out.clamp_(-self.eps, self.eps)
-        out.add_(self.clean).clamp_(0, 1)
+        linf_step(out, point, along, self.alpha, self.clean, self.eps).clamp_(0, 1)
         self._free = None if point is self.clean else point
         return out
 
