@@ -20,7 +20,7 @@ namespace {
 
 // As GPUs of compute capability 8.6 have them, but few multiprocessors: then few blocks occupy the device, and small
 // inputs take more than one pass of the largest grid. Devices differ in these alone.
-constexpr int kMultiprocessors[] = {2, 1, 3, 5};
+constexpr int kMultiprocessors[] = {4, 1, 2, 7};
 constexpr int kDevices = int(std::size(kMultiprocessors));
 constexpr size_t kSharedOptIn = 99 << 10, kSharedPlain = 48 << 10;
 

@@ -44,7 +44,7 @@ uint64_t immediate(std::string_view text, const Slot& slot) {
   }
   if (*end == 'U') ++end;
   if (*end || s.empty()) throw Fault("cannot read " + s);
-  return bits;
+  return slot.width == 1 ? bits != 0 : bits;  // a predicate may be written as -1
 }
 
 class Decoder {

@@ -18,7 +18,10 @@ void logic(Opcodes& t, const std::string& type) {
 template <class T>
 void moves(Opcodes& t, const std::string& type) {
   define<T, T>(t, "mov." + type, [](T a) { return a; });
-  if (type != "pred") define<T, T, T, Pred>(t, "selp." + type, [](T a, T b, Pred p) { return p ? a : b; });
+}
+template <class T>
+void selections(Opcodes& t, const std::string& type) {
+  define<T, T, T, Pred>(t, "selp." + type, [](T a, T b, Pred p) { return T(b ^ ((a ^ b) & -T(p))); });
 }
 
 template <class T>
@@ -117,6 +120,11 @@ void define_bits(Opcodes& t) {
   logic<uint32_t>(t, "b32");
   logic<uint64_t>(t, "b64");
   moves<bool>(t, "pred");
+  for (const char* type : {"b16", "u16", "s16"}) selections<uint16_t>(t, type);
+  for (const char* type : {"b32", "u32", "s32", "f32"}) selections<uint32_t>(t, type);
+  for (const char* type : {"b64", "u64", "s64", "f64"}) selections<uint64_t>(t, type);
+  t["selp.f32"].slots = {kSlot<float>, kSlot<float>, kSlot<float>, kSlot<Pred>};  // whose bits are selected
+  t["selp.f64"].slots = {kSlot<double>, kSlot<double>, kSlot<double>, kSlot<Pred>};
   for (const char* type : {"b16", "u16", "s16"}) moves<uint16_t>(t, type);
   for (const char* type : {"b32", "u32", "s32"}) moves<uint32_t>(t, type);
   for (const char* type : {"b64", "u64", "s64"}) moves<uint64_t>(t, type);

@@ -26,16 +26,6 @@ uint32_t quickly_narrowed(float v, const Format& f) {
   return sign | std::min(kept >> cut, f.infinity());
 }
 
-const std::vector<float>& table_of(const Format& f) {
-  const auto make = [](const Format& g) {
-    std::vector<float> table(65536);
-    for (uint32_t b = 0; b < 65536; ++b) table[b] = float(widened(b, g));
-    return table;
-  };
-  static const std::vector<float> half = make(kHalf), bfloat = make(kBfloat);
-  return f.exponent == kHalf.exponent ? half : bfloat;
-}
-
 template <class F>
 struct Of {
   static double wide(Bits b) { return widened(b, F::kFormat); }
@@ -101,7 +91,7 @@ void arithmetic(Opcodes& t, const std::string& type) {
 
 template <class F>
 void conversions(Opcodes& t, const std::string& type) {
-  define<float, Bits>(t, "cvt.f32." + type, [](Bits b) { return table_of(F::kFormat)[b]; });
+  define<float, Bits>(t, "cvt.f32." + type, [](Bits b) { return all_numbers(F::kFormat)[b]; });
   define<Bits, float>(t, "cvt.rn." + type + ".f32", [](float v) { return Bits(quickly_narrowed(v, F::kFormat)); });
   define<Bits, float>(t, "cvt.rz." + type + ".f32", [](float v) { return Bits(narrowed(v, F::kFormat, Round::zero)); });
   // The first source becomes the upper half.
@@ -137,6 +127,16 @@ void all(Opcodes& t, const std::string& type) {
 }
 
 }  // namespace
+
+const float* all_numbers(const Format& f) {
+  const auto make = [](const Format& g) {
+    std::vector<float> table(65536);
+    for (uint32_t b = 0; b < 65536; ++b) table[b] = float(widened(b, g));
+    return table;
+  };
+  static const std::vector<float> half = make(kHalf), bfloat = make(kBfloat);
+  return f.exponent == kHalf.exponent ? half.data() : bfloat.data();
+}
 
 void define_halves(Opcodes& t) {
   all<Half>(t, "f16");

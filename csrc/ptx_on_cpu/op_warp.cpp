@@ -72,8 +72,9 @@ void load_matrices(Warp& w, const Instruction& i, Mask mask) {
 template <const Format& kFormat>
 void multiply(Warp& w, const Instruction& i, Mask) {
   double a[16][16], b[16][8];
+  const float* numbers = all_numbers(kFormat);
   const auto half = [&](int operand, int lane, int which) {
-    return widened(w.row<uint32_t>(i.op[operand])[lane] >> 16 * which & 0xffff, kFormat);
+    return numbers[w.row<uint32_t>(i.op[operand])[lane] >> 16 * which & 0xffff];
   };
   for (int l = 0; l < kLanes; ++l)
     for (int h = 0; h < 2; ++h) {

@@ -65,6 +65,9 @@ inline double widened(uint32_t bits, const Format& f) {
   return bits & 0x8000u ? -v : v;
 }
 
+// widened() of all 65536 patterns.
+const float* all_numbers(const Format& f);
+
 // a + b, exactly or with an odd last bit where that is not to be had: rounding it again, to half as many bits, is as
 // rounding the exact sum.
 inline double odd_sum(double a, double b) {

@@ -199,13 +199,18 @@ struct Shape {
   int64_t samples, inner;
 };
 // Samples shorter than a pack, odd ends, whole packs, one more and one less; the last is more than one pass of the
-// largest grid.
-const Shape kShapes[] = {{1, 1},   {9, 1},    {5, 3},    {1, 7},    {4, 8},     {3, 9},      {2, 16},     {7, 31},
-                         {4, 257}, {3, 1023}, {2, 2048}, {2, 3072}, {1, 65537}, {3, 20000}, {3, 900001}};
+// largest grid, whose blocks follow from the multiprocessors: 8 for each, 256 threads, of up to 16 elements.
+std::vector<Shape> shapes_for(int64_t sms) {
+  return {{1, 1},   {9, 1},    {5, 3},    {1, 7},    {4, 8},     {3, 9},     {2, 16},
+          {7, 31},  {4, 257},  {3, 1023}, {2, 2048}, {2, 3072},  {1, 65537}, {3, 20000},
+          {3, std::min<int64_t>(900001, sms * 8 * 256 * 16 / 3 + 1)}};
+}
 
 class Selftest {
  public:
-  Selftest() { MUST(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  explicit Selftest(const cudaDeviceProp& device) : device_(device), shapes_(shapes_for(device.multiProcessorCount)) {
+    MUST(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  }
   ~Selftest() { cudaStreamDestroy(stream_); }
 
   int run() {
@@ -237,7 +242,7 @@ class Selftest {
   // One case over all shapes; `body` returns what is wrong with this one.
   void over_shapes(const std::string& name, const std::function<std::string(const Shape&)>& body) {
     std::string problem;
-    for (const Shape& shape : kShapes) {
+    for (const Shape& shape : shapes_) {
       problem = body(shape);
       if (problem.empty()) continue;
       problem = "shape [" + std::to_string(shape.samples) + ", " + std::to_string(shape.inner) + "] " + problem;
@@ -596,6 +601,8 @@ class Selftest {
   std::string ensemble_linear(Dtype dtype, const Product& s, int bits, bool misaligned);
   std::string ensemble_linear_act(Dtype dtype, int bits, int32_t cols);
 
+  const cudaDeviceProp device_;
+  const std::vector<Shape> shapes_;
   Tally tally_;
   cudaStream_t stream_ = nullptr;
 };
@@ -835,13 +842,16 @@ void Selftest::logit_grads() {
       for (Fuse fuse : {Fuse::logits, Fuse::probs, Fuse::loss})
         for (Loss loss : {Loss::ce, Loss::cw, Loss::dlr}) {
           std::string problem;
-          for (int32_t classes : {3, 10, 33, 1000, 1001, 2048, 12000, 30000, 70000})
+          for (int32_t classes : {3, 10, 33, 1000, 1001, 2048, 12000, 30000, 70000}) {
+            // Of rows that shared memory cannot hold one size is enough.
+            if (size_t(classes) * sizeof(float) > 2 * device_.sharedMemPerBlockOptin) continue;
             for (Rule rule : {Rule::given, Rule::random, Rule::predicted, Rule::least_likely})
               // Among many mixed probabilities two may lie within a rounding error of each other.
               if (problem.empty() && (rule == Rule::given || fuse == Fuse::logits || classes < 99)) {
                 problem = logit_grad(dtype, members, classes, fuse, loss, rule);
                 if (!problem.empty()) problem = std::to_string(classes) + " classes: " + problem;
               }
+          }
           tally_.note(std::string("logit_grad ") + name_of(dtype) + ", " + std::to_string(members) +
                           " members, fuse " + std::to_string(int(fuse)) + ", loss " + std::to_string(int(loss)),
                       problem);
@@ -946,7 +956,10 @@ void Selftest::ensemble_linears() {
     for (int bits = 0; bits < 16; ++bits) {
       if (bits & 1 && bits & 8) continue;
       std::string problem;
-      for (const Product& s : products)
+      for (const Product& s : products) {
+        // Several times what occupies the device tells no more than that.
+        const int64_t tiles = s.members * ((s.batch + 127) / 128) * ((s.cols + 127) / 128);
+        if (tiles > 16 * device_.multiProcessorCount) continue;
         for (bool misaligned : {false, true}) {
           if (!problem.empty()) break;
           problem = ensemble_linear(dtype, s, bits, misaligned);
@@ -954,6 +967,7 @@ void Selftest::ensemble_linears() {
             problem = std::to_string(s.members) + " x " + std::to_string(s.batch) + " x " + std::to_string(s.cols) +
                       " x " + std::to_string(s.inner) + (misaligned ? " misaligned: " : ": ") + problem;
         }
+      }
       tally_.note(std::string("ensemble_linear ") + name_of(dtype) + ", mode " + std::to_string(bits), problem);
     }
     std::string problem;
@@ -977,5 +991,5 @@ int main() {
   cudaDeviceProp device;
   ensadv::must(int(cudaGetDeviceProperties(&device, 0)), "cudaGetDeviceProperties");
   printf("%s, sm_%d%d\n", device.name, device.major, device.minor);
-  return ensadv::Selftest().run();
+  return ensadv::Selftest(device).run();
 }
