@@ -108,7 +108,7 @@ def counts() -> dict[str, Counts]:
             if words[0] == "entry":
                 entry = result.setdefault(words[1], Counts())
                 continue
-            opcode, (size, warps, threads, _, sectors, passes, _) = words[1], map(int, words[2:])
+            opcode, (size, warps, threads, _, sectors, passes) = words[1], map(int, words[2:8])
             entry.threads[opcode] += threads
             entry.warps[opcode] += warps
             entry.bytes[opcode] += size * threads

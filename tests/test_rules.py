@@ -41,7 +41,8 @@ ALLOWED = {
     "ops": [STANDARD, r"<torch/csrc/stable/.*>", r"<torch/headeronly/.*>",
             r"<torch/csrc/inductor/aoti_torch/c/shim\.h>", r"kernels/[^/]*\.h", r"kernels/cuda/launch\.h", r"ops/.*"],
     "python": [STANDARD, r"<pybind11/.*>", r"kernels/.*", r"python/.*"],
-    "selftest": [STANDARD, r"<cuda_runtime\.h>", r"<sys/mman\.h>", r"kernels/.*"],
+    "ptx_on_cpu": [STANDARD, r"<cuda_runtime_api\.h>", r"ptx_on_cpu/.*"],
+    "selftest": [STANDARD, r"<cuda_runtime\.h>", r"<sys/mman\.h>", r"kernels/.*", r"selftest/.*"],
 }
 
 

@@ -25,7 +25,8 @@ void Block::fail(const Instruction* i, int thread, const std::string& what) cons
     return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
   };
   std::string where = launch_.entry.name + ", ";
-  if (i) where += "line " + std::to_string(i->line) + " " + std::string(i->opcode) + ", ";
+  where += "line " + std::to_string(i->line) + " " + std::string(i->opcode) + ", ";
+  if (i->source) where += i->source->substr(i->source->rfind('/') + 1) + ":" + std::to_string(i->source_line) + ", ";
   throw Fault(where + "block " + triple(index_) + ", thread " + std::to_string(thread) + ": " + what);
 }
 

@@ -26,7 +26,7 @@ constexpr size_t kSharedOptIn = 99 << 10, kSharedPlain = 48 << 10;
 
 struct Kernel {
   Entry* entry = nullptr;
-  size_t most_dynamic = kSharedPlain;
+  size_t asked_for = 0;  // of dynamic shared memory; until then there is what 48 KiB leave
 };
 struct Pushed {
   dim3 grid, block;
@@ -66,8 +66,7 @@ cudaError_t checked(const Kernel& k, dim3 grid, dim3 block, size_t shared) {
   if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return cudaErrorInvalidConfiguration;
   if (threads > k.entry->most_threads || block.z > 64) return cudaErrorInvalidConfiguration;
   const size_t all = k.entry->static_shared + shared;
-  if (shared > k.most_dynamic || (all > kSharedPlain && k.most_dynamic <= kSharedPlain) || all > kSharedOptIn)
-    return cudaErrorInvalidValue;
+  if ((all > kSharedPlain && shared > k.asked_for) || all > kSharedOptIn) return cudaErrorInvalidValue;
   return broken;
 }
 
@@ -142,7 +141,7 @@ cudaError_t cudaFuncSetAttribute(const void* host, cudaFuncAttribute attribute, 
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return noted(cudaErrorNotSupported);
   Kernel& k = kernels()[host];
   if (!k.entry || value < 0 || size_t(value) + k.entry->static_shared > kSharedOptIn) return noted(cudaErrorInvalidValue);
-  k.most_dynamic = std::max(kSharedPlain, size_t(value));
+  k.asked_for = size_t(value);
   return cudaSuccess;
 }
 

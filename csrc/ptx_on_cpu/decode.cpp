@@ -49,7 +49,8 @@ uint64_t immediate(std::string_view text, const Slot& slot) {
 
 class Decoder {
  public:
-  Decoder(const Source& source, const Function& function, Entry* entry) : function_(function), entry_(*entry) {
+  Decoder(const Source& source, const Function& function, const std::map<uint32_t, std::string>& files, Entry* entry)
+      : function_(function), files_(files), entry_(*entry) {
     entry_.name = function.name;
     entry_.most_threads = function.most_threads;
     place_registers();
@@ -175,6 +176,9 @@ class Decoder {
   Instruction begin(const Statement& s) {
     Instruction i;
     i.line = s.line;
+    i.source_line = s.source_line;
+    const auto file = files_.find(s.file);
+    if (file != files_.end()) i.source = &file->second;
     i.opcode = s.opcode;
     if (!s.guard.empty()) i.guard = operand(s.guard, kSlot<Pred>);
     i.guard_negated = s.guard_negated;
@@ -298,6 +302,7 @@ class Decoder {
   }
 
   const Function& function_;
+  const std::map<uint32_t, std::string>& files_;
   Entry& entry_;
   std::unordered_map<std::string, Row> rows_;
   std::map<std::string_view, uint32_t> labels_, addresses_;
@@ -310,8 +315,9 @@ class Decoder {
 std::unique_ptr<Module> load_module(std::string text) {
   auto module = std::make_unique<Module>();
   module->text = std::move(text);
-  const Source source = parse(module->text);
-  for (const Function& f : source.functions) Decoder(source, f, &module->entries[std::string(f.name)]).run();
+  Source source = parse(module->text);
+  module->files = std::move(source.files);
+  for (const Function& f : source.functions) Decoder(source, f, module->files, &module->entries[std::string(f.name)]).run();
   return module;
 }
 

@@ -14,6 +14,15 @@ uint32_t number_of(const char* variable, uint32_t otherwise) {
   return text ? uint32_t(strtoul(text, nullptr, 10)) : otherwise;
 }
 
+// PTX line, opcode, bytes, warps, threads, taken, sectors, passes, is guarded, source file, its line
+void write_line(FILE* out, const Instruction& i) {
+  using ull = unsigned long long;
+  const Count& c = i.count;
+  fprintf(out, "%u %.*s %d %llu %llu %llu %llu %llu %d %s %u\n", i.line, int(i.opcode.size()), i.opcode.data(),
+          i.bytes * i.elements, ull(c.warps), ull(c.threads), ull(c.taken), ull(c.sectors), ull(c.passes),
+          int(i.guard.exists()), i.source ? i.source->substr(i.source->rfind('/') + 1).c_str() : "-", i.source_line);
+}
+
 }  // namespace
 
 Device& Device::get() {
@@ -78,11 +87,7 @@ void Device::write_counts(const char* file) const {
     if (!m) continue;
     for (const auto& [name, e] : m->entries) {
       fprintf(out, "entry %s %llu %llu\n", name.c_str(), (unsigned long long)e.launches, (unsigned long long)e.blocks);
-      for (const Instruction& i : e.code)
-        fprintf(out, "%u %.*s %u %llu %llu %llu %llu %llu %d\n", i.line, int(i.opcode.size()), i.opcode.data(),
-                i.bytes * i.elements, (unsigned long long)i.count.warps, (unsigned long long)i.count.threads,
-                (unsigned long long)i.count.taken, (unsigned long long)i.count.sectors,
-                (unsigned long long)i.count.passes, int(i.guard.exists()));
+      for (const Instruction& i : e.code) write_line(out, i);
     }
   }
   fclose(out);

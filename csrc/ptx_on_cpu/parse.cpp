@@ -124,6 +124,8 @@ class Parser {
       else if (is_word(".version") || is_word(".target") || is_word(".address_size")) until("\n");
       else if (is_word(".entry")) function();
       else if (is_word(".shared") || is_word(".extern .shared")) source_.variables.push_back(variable(until(";")));
+      else if (is_word(".file")) file(until("\n"));
+      else if (is_word(".section")) until("}");  // names for debuggers
       else fail("does not know what begins here");
     }
     return std::move(source_);
@@ -174,15 +176,30 @@ class Parser {
     } while (depth);
     source_.functions.push_back(std::move(f));
   }
+  // .file 1 "name"
+  void file(std::string_view text) {
+    const auto quote = text.find('"');
+    source_.files[number(text.substr(6))] = text.substr(quote + 1, text.rfind('"') - quote - 1);
+  }
+  // .loc file line column[, function_name ..., inlined_at ...]
+  void location(std::string_view text) {
+    std::vector<std::string_view> words = split(text.substr(5), ' ');
+    file_ = number(words.at(0));
+    source_line_ = number(words.at(1));
+  }
+  static uint32_t number(std::string_view text) {
+    return uint32_t(std::strtoul(std::string(trimmed(text)).c_str(), nullptr, 10));
+  }
   static uint32_t maxntid(std::string_view text) {
     uint32_t product = 1;
-    for (std::string_view n : split(text.substr(8), ',')) product *= uint32_t(std::atoi(std::string(n).c_str()));
+    for (std::string_view n : split(text.substr(8), ',')) product *= number(n);
     return product;
   }
 
   void statement(Function* f) {
     if (is_word(".reg")) return registers(until(";"), &f->registers);
     if (is_word(".shared") || is_word(".local")) return f->variables.push_back(variable(until(";")));
+    if (is_word(".loc")) return location(until("\n"));
     if (is_word(".pragma")) return void(until(";"));  // how much to unroll, which bytes of a load are used
     if (text_[at_] == '.') fail("does not know this directive");
     const size_t end = text_.find_first_of(" \t\n:;", at_);
@@ -194,12 +211,14 @@ class Parser {
       f->body.push_back(s);
     } else {
       f->body.push_back(instruction(until(";"), line));
+      f->body.back().file = file_;
+      f->body.back().source_line = source_line_;
     }
   }
 
   std::string_view text_;
   size_t at_ = 0;
-  uint32_t line_ = 1;
+  uint32_t line_ = 1, file_ = 0, source_line_ = 0;
   Source source_;
 };
 

@@ -1,6 +1,7 @@
 // PTX text as statements. Nothing here knows what an instruction means.
 #pragma once
 
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,6 +13,7 @@ namespace ptx_on_cpu {
 // "@!%p1 ld.global.v2.f32 {%f1, %f2}, [%rd1+8];" Vectors are flattened; `vector` is how many the first of them holds.
 struct Statement {
   uint32_t line = 0;
+  uint32_t file = 0, source_line = 0;  // where the compiler says it comes from; 0: it does not
   std::string_view label;  // alone: a statement without an opcode
   std::string_view guard;
   bool guard_negated = false;
@@ -45,6 +47,7 @@ struct Function {
 struct Source {
   std::vector<Variable> variables;  // of all functions
   std::vector<Function> functions;
+  std::map<uint32_t, std::string> files;
 };
 
 Source parse(std::string_view text);

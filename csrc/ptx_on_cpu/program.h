@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -62,7 +63,8 @@ struct Instruction {
   uint8_t address = 8;   // bytes of the register that holds the address
   int8_t members = -1;   // the operand that names the lanes of a warp-wide instruction; -1: all lanes
   bool is_signed = false, is_store = false;
-  uint32_t line = 0;
+  uint32_t line = 0, source_line = 0;     // of the PTX; of the file it was made from
+  const std::string* source = nullptr;     // that file
   std::string_view opcode;
   mutable Count count;
   mutable size_t buffer = 0;  // the global buffer met last
@@ -87,6 +89,7 @@ struct Entry {
 
 struct Module {
   std::string text;
+  std::map<uint32_t, std::string> files;
   std::unordered_map<std::string, Entry> entries;
 };
 
