@@ -88,6 +88,14 @@ def test_memory_moves_in_16_byte_words(compiled, op):
             f"sm_{arch} {kernel}: {found} 16-byte loads and stores, wanted {wanted}"
 
 
+@pytest.mark.parametrize("op", sorted(SOURCES.keys()))
+def test_the_ptx_is_the_same_for_every_architecture(compiled, op):
+    """So that executing one (csrc/ptx_on_cpu) is executing all."""
+    ptx = compiled[op].ptx
+    for arch, kernel in ptx:
+        assert ptx[arch, kernel] == ptx[ARCHS[0], kernel], f"sm_{arch} {kernel}"
+
+
 @pytest.mark.parametrize("op", sorted(MATRIX))
 def test_products_of_16_bit_numbers_use_the_tensor_cores(compiled, op):
     """And those of float32 do not: they would be TF32's."""

@@ -157,3 +157,36 @@ def test_labels_by_rule(dtype, rule):
     z = compute(call.memory.array, dtype, True).reshape(50, 37)
     got = call.run(rule=rule, weights=False, given=False)["labels"]
     assert np.array_equal(got, (z.argmax(1) if rule == "predicted" else z.argmin(1)))
+
+
+@pytest.mark.parametrize("members", [2, 3, 5, 9])
+@pytest.mark.parametrize("loss", ["cw", "dlr"])
+@pytest.mark.parametrize("kind", ["alike", "confident"])
+def test_margins_of_mixed_probabilities_lose_no_digits(members, loss, kind):
+    """Where probabilities lie close together, or members are sure of one class: differences of rounded probabilities
+    would be off by 1e-4 of the loss and of the gradient and more."""
+    rng = np.random.default_rng(members)
+    for seed in range(30):
+        call = Call(rng, "float32", members, 4, [3, 4, 10, 33][seed % 4])
+        shape = np.array(call.shape)
+        if kind == "alike":
+            z = rng.normal(size=shape) * 1e-3
+        else:
+            z = rng.normal(size=shape)
+            z[..., 0] += 9
+        call.memory.array[:] = z.ravel().astype(np.float32)
+        got = call.run(loss=loss, fuse="probs")
+        z = call.memory.array.reshape(shape).astype(np.float64)
+        grads = got["grad"].reshape(shape)
+        weights = call.weights.astype(np.float64)
+        for b in range(4):
+            value, grad = definition(z[:, b], call.given[b], weights, loss, "probs", False, 0.0)
+            p = softmax(z[:, b])
+            # What the differences are sums of, beside what is left of them.
+            spread, mixed = (weights * (p.max(1) - p.min(1))).sum(), np.sort((weights[:, None] * p).sum(0))
+            lost = max(1.0, spread / (mixed[-1] - mixed[-3])) if loss == "dlr" else 1.0
+            size = max(abs(value), 1.0) if loss == "dlr" else spread
+            assert abs(got["losses"][b] - value) <= 2e-6 * lost * size
+            if loss == "dlr" and abs(abs(value) - 1) < 1e-6:
+                continue  # first and third are label and rival: the gradient is nothing but 1e-12's
+            assert np.abs(grads[:, b] - grad).max() <= 5e-6 * lost * np.abs(grad).max()

@@ -4,9 +4,8 @@ import ctypes
 import re
 
 import numpy as np
-import pytest
-
 import ptx_on_cpu as ptx
+import pytest
 from ptx_on_cpu import Fault
 from test_ptx_instructions import kernel
 
@@ -184,10 +183,12 @@ SHARED = ".shared .align 4 .b8 room[256]; mov.u32 %r1, %tid.x; shl.b32 %r2, %r1,
     (SHARED + "ld.shared.u32 %r5, [%r4];", 32, "nobody wrote"),
     (SHARED + "ld.shared.u32 %r5, [%r4+256];", 32, "outside of shared memory"),
     (SHARED + "st.shared.u32 [%r3], %r1;", 32, "race"),
-    (SHARED + "st.shared.u32 [%r4], %r1; xor.b32 %r6, %r2, 4; add.s32 %r6, %r3, %r6; ld.shared.u32 %r5, [%r6];", 32, "race"),
+    (SHARED + "st.shared.u32 [%r4], %r1; xor.b32 %r6, %r2, 4; add.s32 %r6, %r3, %r6; ld.shared.u32 %r5, [%r6];", 32,
+     "race"),
     (SHARED + "st.shared.u32 [%r4], %r1; bar.warp.sync -1; xor.b32 %r6, %r2, 128; add.s32 %r6, %r3, %r6; "
      "ld.shared.u32 %r5, [%r6];", 64, "race|nobody wrote"),  # of another warp
-    (SHARED + "setp.lt.u32 %p1, %r1, 32; @%p1 bra L; bar.sync 0; bra.uni E; L: bar.sync 0; E:", 64, "divergent barrier"),
+    (SHARED + "setp.lt.u32 %p1, %r1, 32; @%p1 bra L; bar.sync 0; bra.uni E; L: bar.sync 0; E:", 64,
+     "divergent barrier"),
     (SHARED + "setp.lt.u32 %p1, %r1, 32; @%p1 bra E; bar.sync 0; E:", 64, "divergent barrier"),
     (SHARED + "setp.lt.u32 %p1, %r1, 7; @%p1 bra L; bar.sync 0; bra.uni E; L: bar.sync 0; E:", 32, "divergent"),
     (SHARED + "setp.lt.u32 %p1, %r1, 7; @%p1 bra L; shfl.sync.idx.b32 %r5, %r1, 0, 31, -1; L: bar.warp.sync -1;", 32,
@@ -204,9 +205,9 @@ def test_wrong_programs_are_found(body, threads, what):
 def test_right_programs_are_not():
     """Neighbours' words after bar.warp.sync, other warps' after bar.sync, in any order."""
     body = SHARED + "st.shared.u32 [%r4], %r1; bar.warp.sync -1; xor.b32 %r6, %r2, 4; add.s32 %r6, %r3, %r6; " \
-        "ld.shared.u32 %r5, [%r6]; bar.sync 0; xor.b32 %r6, %r2, 128; add.s32 %r6, %r3, %r6; ld.shared.u32 %r7, [%r6]; " \
-        "bar.sync 0; st.shared.u32 [%r6], %r5; ld.param.u64 %d0, [a]; mul.wide.u32 %d1, %r1, 4; add.s64 %d2, %d0, %d1; " \
-        "add.s32 %r7, %r7, %r5; st.global.u32 [%d2], %r7;"
+        "ld.shared.u32 %r5, [%r6]; bar.sync 0; xor.b32 %r6, %r2, 128; add.s32 %r6, %r3, %r6; " \
+        "ld.shared.u32 %r7, [%r6]; bar.sync 0; st.shared.u32 [%r6], %r5; ld.param.u64 %d0, [a]; " \
+        "mul.wide.u32 %d1, %r1, 4; add.s64 %d2, %d0, %d1; add.s32 %r7, %r7, %r5; st.global.u32 [%d2], %r7;"
     for seed in range(10):
         out = np.zeros(64, np.uint32)
         ptx.Module(kernel(body)).launch("k", 1, 64, out, seed=seed, scatter=seed % 2 == 1)

@@ -1,8 +1,7 @@
 """What csrc/ptx_on_cpu makes of single instructions: tiny programs with known answers."""
 import numpy as np
-import pytest
-
 import ptx_on_cpu as ptx
+import pytest
 from ptx_on_cpu import Fault
 
 pytestmark = pytest.mark.skipif(ptx.NVCC is None, reason="no nvcc here: csrc/ptx_on_cpu is not built")
@@ -86,7 +85,8 @@ def test_comparisons_answer_a_nan():
 
 def test_signed_and_unsigned_comparisons():
     assert each("setp.lt.s32", "pred s32 s32", [-1, 1], [1, -1]).tolist() == [1, 0]
-    assert each("setp.lt.u32", "pred u32 u32", np.uint32([2 ** 32 - 1, 1]), np.uint32([1, 2 ** 32 - 1])).tolist() == [0, 1]
+    most = 2 ** 32 - 1
+    assert each("setp.lt.u32", "pred u32 u32", np.uint32([most, 1]), np.uint32([1, most])).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("opcode,wanted", [

@@ -59,7 +59,64 @@ ENSADV_HD float exp_nonpositive(float x) {
   const int32_t half = k >> 1;                                      // 2^n may be subnormal: in two steps
   return p * bits_float(uint32_t(half + 127) << 23) * bits_float(uint32_t(k - half + 127) << 23);
 }
-ENSADV_HD double exp_nonpositive(double x) { return exp(x); }
+// 2 r P(r^2) / (Q(r^2) - r P(r^2)), which is e^r - 1 for |r| <= ln(2) / 2: Cephes' rational.
+ENSADV_HD double exp_less_one(double r) {
+  const double s = r * r;
+  const double p = r * ((1.26177193074810590878e-4 * s + 3.02994407707441961300e-2) * s + 9.99999999999999999910e-1);
+  const double q = ((3.00198505138664455042e-6 * s + 2.52448340349684104192e-3) * s + 2.27265548208155028766e-1) * s + 2.0;
+  return 2.0 * (p / (q - p));
+}
+ENSADV_HD double exp_nonpositive(double x) {
+  x = x < -746.0 ? -746.0 : x;                                      // e^-746 rounds to 0
+  const double shifted = x * 1.4426950408889634 + 6755399441055744.0;  // 1.5 * 2^52 rounds to an integer
+  const double n = shifted - 6755399441055744.0;
+  const double r = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
+  const double p = exp_less_one(r) + 1.0;
+  const int64_t k = double_bits(shifted) - 0x4338000000000000;      // n as an integer
+  const int64_t half = k >> 1;
+  return p * bits_double((half + 1023) << 52) * bits_double((k - half + 1023) << 52);
+}
+
+// 1 - e^-d for d >= 0 without cancellation; NaN stays NaN.
+ENSADV_HD float one_less_exp(float d) {
+  const float r = -d;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return d < 0.34f ? d - p * (r * r) : 1.0f - exp_nonpositive(r);
+}
+ENSADV_HD double one_less_exp(double d) { return d < 0.34 ? -exp_less_one(-d) : 1.0 - exp_nonpositive(-d); }
+
+// e^(a - max) - e^(b - max), where a and b may lie close together.
+template <class A>
+ENSADV_HD A exp_gap(A a, A b, A max) {
+  if (a == b) return A(0);  // also where both are -inf
+  return a < b ? -(exp_nonpositive(b - max) * one_less_exp(b - a)) : exp_nonpositive(a - max) * one_less_exp(a - b);
+}
+
+// log(1 + x) for x > -1, and log(x), in plain arithmetic, so that CPU and CUDA agree: fdlibm's series in
+// s = f / (2 + f), where 1 + x = 2^k (1 + f). Infinity and NaN stay, log(0) is -inf.
+ENSADV_HD double log_one_plus(double x) {
+  const double u = 1.0 + x;
+  if (!(u > 0.0) || u > 1.7976931348623157e308) return u == 0.0 ? -INFINITY : u < 0.0 ? NAN : u;
+  const double lost = u > 2.0 ? 1.0 - (u - x) : x - (u - 1.0);       // of x, when it was added to 1
+  const int64_t bits = double_bits(u);
+  const int64_t k = (bits - 0x3fe6a09e667f3bcd) >> 52;               // u / 2^k lies within sqrt(1/2) and sqrt(2)
+  const double f = k == 0 ? x : bits_double(bits - (k << 52)) - 1.0;
+  const double more = k == 0 ? 0.0 : lost / u;
+  const double s = f / (2.0 + f), z = s * s, half = 0.5 * f * f;
+  const double series = z * (6.666666666666735130e-01 + z * (3.999999999940941908e-01 + z * (2.857142874366239149e-01 +
+                        z * (2.222219843214978396e-01 + z * (1.818357216161805012e-01 + z * (1.531383769920937332e-01 +
+                        z * 1.479819860511658591e-01))))));
+  const double n = double(k);
+  return n * 6.93147180369123816490e-01 - ((half - (s * (half + series) + (n * 1.90821492927058770002e-10 + more))) - f);
+}
+ENSADV_HD float log_one_plus(float x) { return float(log_one_plus(double(x))); }
+ENSADV_HD double log_of(double x) { return log_one_plus(x - 1.0); }
+ENSADV_HD float log_of(float x) { return float(log_one_plus(double(x) - 1.0)); }
 
 // Floats as integers in the order of the numbers, both zeros alike and NaN above all: what argmax compares. The
 // lowest integer stands for no number at all.
@@ -98,6 +155,24 @@ ENSADV_HD double key_value(int64_t k) {
 template <class A>
 constexpr key_t<A> kNoKey = sizeof(A) == 4 ? key_t<A>(INT32_MIN) : key_t<A>(INT64_MIN);
 
+// A row is summed in an order that its length alone fixes, the same on the CPU and on a GPU: in packs of kRowPack
+// entries, each folded by halves; pack i goes to slot i % row_threads, which sums its packs in turn; slots are folded by
+// halves within each 32, and then those results.
+constexpr int kMostRowThreads = 512;
+template <class A>
+constexpr int kRowPack = 16 / int(sizeof(A)) * (sizeof(A) == 4 ? 2 : 1);  // one 16-byte word of float64 or 16 bits
+
+template <class A>
+ENSADV_HD int row_threads(int32_t classes) {
+  const int64_t packs = (int64_t(classes) + kRowPack<A> - 1) / kRowPack<A>;
+  return packs < kMostRowThreads ? int((packs + 31) / 32 * 32) : kMostRowThreads;
+}
+
+ENSADV_HD float fold_pack(const float* v) {
+  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+ENSADV_HD double fold_pack(const double* v) { return v[0] + v[1]; }
+
 template <class A>
 struct Softmax {
   A max = 0;        // of the logits z
@@ -112,7 +187,7 @@ struct Softmax {
     return y == top ? zero() + rest : total() - exp_nonpositive(own - max);
   }
   ENSADV_HD A largest_off(int32_t y) const { return (y == top ? second : A(1)) / total(); }
-  ENSADV_HD A log_probability(A own) const { return (own - max) - log1p(rest) + zero(); }
+  ENSADV_HD A log_probability(A own) const { return (own - max) - log_one_plus(rest) + zero(); }
 };
 
 // log(sum_k w_k p_k) of one class from the members' log-probabilities: shown first to `widen`, then to `add`.
@@ -123,7 +198,7 @@ struct LogMean {
   ENSADV_HD void widen(A weight, A logp) { max = weight > A(0) && logp > max ? logp : max; }
   ENSADV_HD void add(A weight, A logp) { sum += part(weight, logp); }
   ENSADV_HD A part(A weight, A logp) const { return weight > A(0) ? weight * exp_nonpositive(logp - max) : A(0); }
-  ENSADV_HD A value() const { return max + log(sum); }
+  ENSADV_HD A value() const { return max + log_of(sum); }
 };
 
 // The members' log-probabilities of one class, logp(k), mixed.
@@ -178,6 +253,10 @@ ENSADV_HD int64_t choose_label(const LogitGradArgs& args, int64_t b, int32_t fou
 
 // cw or dlr: the loss, and its gradient by the scores, which is zero but at the label, at the largest of the
 // others (shared evenly where several tie, as torch.amax does), and for dlr at the first and third largest.
+//
+// Back through a softmax q it becomes q_j (g_j - sum_i q_i g_i). Where a member is confident, that is the difference of
+// nearly equal numbers at the entry it is confident of; so g is taken less its value there, `shift`, which changes
+// nothing else.
 template <class A>
 struct Margin {
   A loss = 0, base = 0;  // base: 0, or NaN where the margin is
@@ -192,17 +271,18 @@ struct Margin {
   }
 };
 
-// The scores that decide it; first and third are those of dlr.
+// What decides it. Of mixed probabilities the differences are not those of the scores: see exp_gap.
 template <class A>
 struct MarginScores {
-  A own, rival;
-  int32_t ties;  // how many others score `rival`
-  A first = 0, third = 0;
+  A rival;
+  int32_t ties;      // how many others score `rival`
+  A margin;          // the label's score less `rival`
+  A range = 0;       // of dlr: the first score less the third
 };
 
 template <class A>
 ENSADV_HD Margin<A> margin_of(const LogitGradArgs& args, const MarginScores<A>& s, Margin<A> m) {
-  const A margin = s.own - s.rival;
+  const A margin = s.margin;
   m.rival = s.rival;
   if (args.loss == Loss::cw) {
     const A hinge = args.targeted ? A(args.kappa) - margin : margin + A(args.kappa);
@@ -211,7 +291,7 @@ ENSADV_HD Margin<A> margin_of(const LogitGradArgs& args, const MarginScores<A>& 
     m.own = hinge < A(0) ? A(0) : A(-1);  // as torch.clamp: the kink belongs to the slope
     m.base = hinge != hinge ? hinge : A(0);
   } else {
-    const A range = s.first - s.third + A(1e-12), ratio = margin / range;
+    const A range = s.range + A(1e-12), ratio = margin / range;
     m.loss = -ratio;
     m.own = A(-1) / range;
     m.extreme = ratio / range;

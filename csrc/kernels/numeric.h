@@ -70,6 +70,17 @@ ENSADV_HD float bits_float(uint32_t u) {
   return f;
 }
 
+ENSADV_HD int64_t double_bits(double d) {
+  int64_t i;
+  memcpy(&i, &d, 8);
+  return i;
+}
+ENSADV_HD double bits_double(int64_t i) {
+  double d;
+  memcpy(&d, &i, 8);
+  return d;
+}
+
 ENSADV_HD float to_compute(float x) { return x; }
 ENSADV_HD double to_compute(double x) { return x; }
 ENSADV_HD float to_compute(level_t x) { return float(x.level) / 255.0f; }

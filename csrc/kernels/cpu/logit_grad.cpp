@@ -9,8 +9,6 @@
 namespace ensadv {
 namespace {
 
-constexpr int kLanes = 32;  // independent partial sums: one vector or a few in every instruction set
-
 // Loops over one row. `skip0`, `skip1`: entries left out, -1 for none.
 #define ENSADV_ROW_LOOPS(A)                                                                        \
   ENSADV_CLONES key_t<A> best_key(const A* v, int n, A sign, int skip0, int skip1) {               \
@@ -37,18 +35,33 @@ constexpr int kLanes = 32;  // independent partial sums: one vector or a few in 
     return count;                                                                                  \
   }                                                                                                \
   ENSADV_CLONES A sum_of(const A* v, const A* w, int n) { /* of v, or of v * w where w is given */ \
-    A lanes[kLanes] = {};                                                                          \
-    int64_t j = 0; /* not int: see -fwrapv */                                                      \
-    if (w)                                                                                         \
-      for (; j + kLanes <= n; j += kLanes)                                                         \
-        for (int64_t l = 0; l < kLanes; ++l) lanes[l] += v[j + l] * w[j + l];                      \
-    else                                                                                           \
-      for (; j + kLanes <= n; j += kLanes)                                                         \
-        for (int64_t l = 0; l < kLanes; ++l) lanes[l] += v[j + l];                                 \
-    for (int64_t l = 0; j < n; ++j, ++l) lanes[l] += w ? v[j] * w[j] : v[j];                       \
-    for (int half = kLanes / 2; half; half /= 2)                                                   \
-      for (int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];                              \
-    return lanes[0];                                                                               \
+    constexpr int V = kRowPack<A>;                                                                 \
+    A slots[kMostRowThreads] = {};                                                                 \
+    const int64_t threads = row_threads<A>(n); /* not int: see -fwrapv */                          \
+    for (int64_t base = 0; base < n; base += threads * V) {                                        \
+      const int64_t packs = std::min<int64_t>(threads, (n - base) / V), end = base + packs * V;    \
+      if (w)                                                                                       \
+        for (int64_t t = 0; t < packs; ++t) {                                                      \
+          A p[V];                                                                                  \
+          for (int64_t j = 0; j < V; ++j) p[j] = v[base + t * V + j] * w[base + t * V + j];        \
+          slots[t] += fold_pack(p);                                                                \
+        }                                                                                          \
+      else                                                                                         \
+        for (int64_t t = 0; t < packs; ++t) slots[t] += fold_pack(v + base + t * V);               \
+      if (packs == threads || end == n) continue;                                                  \
+      A last[V] = {};                                                                              \
+      for (int64_t j = end; j < n; ++j) last[j - end] = w ? v[j] * w[j] : v[j];                    \
+      slots[packs] += fold_pack(last);                                                             \
+    }                                                                                              \
+    A warps[16] = {};                                                                              \
+    for (int64_t k = 0; k < threads / 32; ++k) {                                                   \
+      for (int half = 16; half; half /= 2)                                                         \
+        for (int64_t l = 0; l < half; ++l) slots[32 * k + l] += slots[32 * k + l + half];          \
+      warps[k] = slots[32 * k];                                                                    \
+    }                                                                                              \
+    for (int half = 8; half; half /= 2)                                                            \
+      for (int64_t l = 0; l < half; ++l) warps[l] += warps[l + half];                              \
+    return warps[0];                                                                               \
   }                                                                                                \
   ENSADV_CLONES void exponentials(const A* v, int n, A max, A* out) {                              \
     ENSADV_INDEPENDENT for (int j = 0; j < n; ++j) out[j] = exp_nonpositive(v[j] - max);           \
@@ -58,6 +71,9 @@ constexpr int kLanes = 32;  // independent partial sums: one vector or a few in 
   }                                                                                                \
   ENSADV_CLONES void margin_grad(const A* v, int n, const Margin<A>& m, A* out) {                  \
     ENSADV_INDEPENDENT for (int j = 0; j < n; ++j) out[j] = m.grad(j, v[j]);                       \
+  }                                                                                                \
+  ENSADV_CLONES void shift_by(A* v, int n, A shift) {                                              \
+    ENSADV_INDEPENDENT for (int j = 0; j < n; ++j) v[j] = v[j] - shift;                            \
   }                                                                                                \
   ENSADV_CLONES void through_softmax(const A* e, const A* g, int n, A mean, A* out) {              \
     ENSADV_INDEPENDENT for (int j = 0; j < n; ++j) out[j] = e[j] * (g[j] - mean);                  \
@@ -184,12 +200,17 @@ class Sample {
   }
   A log_probability(int64_t k) const { return softmax_[size_t(k)].log_probability(logit(k, y_)); }
 
-  Margin<A> margin(const A* v) const {
+  // gap(i, j): the i-th score less the j-th.
+  template <class Gap>
+  Margin<A> margin(const A* v, Gap gap) const {
     Margin<A> m;
     if (!valid_) return m;
-    MarginScores<A> s{v[y_], -std::numeric_limits<A>::infinity(), 0};
+    constexpr A kInf = std::numeric_limits<A>::infinity();
+    MarginScores<A> s{-kInf, 0, gap(y_, y_) + kInf};  // NaN where the score is
     if (n_ > 1) {
-      s.rival = v[best_of(v, n_, A(1), y_)];
+      const int rival = best_of(v, n_, A(1), y_);
+      s.rival = v[rival];
+      s.margin = gap(y_, rival);
       s.ties = count_of(v, n_, s.rival, y_);
     }
     m.y = y_;
@@ -198,24 +219,32 @@ class Sample {
       const int second = best_of(v, n_, A(1), m.first);
       // The third largest: the best but the first two, in one more pass.
       m.third = best_of(v, n_, A(1), m.first, second);
-      s.first = v[m.first];
-      s.third = v[m.third];
+      s.range = gap(m.first, m.third);
     }
     return margin_of(args_, s, m);
   }
 
   A margin_of_logits(const A* z) {
-    const Margin<A> m = margin(z);
+    const Margin<A> m = margin(z, [&](int i, int j) { return z[i] - z[j]; });
     margin_grad(z, n_, m, gradient());
     for (int64_t k = 0; k < args_.members; ++k) write(k, gradient(), weight(k));
     return m.loss;
   }
 
   A margin_of_probabilities(const A* p) {
-    const Margin<A> m = margin(p);
-    margin_grad(p, n_, m, gradient());
+    const Margin<A> m = margin(p, [&](int i, int j) {
+      A sum = 0;
+      for (int64_t k = 0; k < args_.members; ++k) {
+        const Softmax<A>& s = softmax_[size_t(k)];
+        sum += exp_gap(logit(k, i), logit(k, j), s.max) * (weight(k) / s.total());
+      }
+      return sum;
+    });
     for (int64_t k = 0; k < args_.members; ++k) {
       const A total = softmax_[size_t(k)].total();
+      const int top = softmax_[size_t(k)].top;
+      margin_grad(p, n_, m, gradient());
+      shift_by(gradient(), n_, m.grad(top, p[top]));
       through_softmax(row(k), gradient(), n_, sum_of(row(k), gradient(), n_) / total, scratch());
       write(k, scratch(), weight(k) / total);
     }
@@ -226,7 +255,7 @@ class Sample {
     A loss = 0;
     for (int64_t k = 0; k < args_.members; ++k) {
       const A* z = logits(k);
-      const Margin<A> m = margin(z);
+      const Margin<A> m = margin(z, [&](int i, int j) { return z[i] - z[j]; });
       margin_grad(z, n_, m, gradient());
       write(k, gradient(), weight(k));
       loss += weight(k) * m.loss;

@@ -6,14 +6,10 @@
 namespace ensadv {
 namespace {
 
-constexpr int kMostThreads = 512;
+constexpr int kMostThreads = kMostRowThreads;
 constexpr int kWarp = 32;
 constexpr int kGroup = 4;  // members that are loaded, and reduced over, together
 constexpr unsigned kAllLanes = 0xffffffffu;
-
-// Entries of a row that a thread handles at a time: one 16-byte word of float64 or of 16 bits, two of float32.
-template <class A>
-constexpr int kRowPack = 16 / int(sizeof(A)) * (sizeof(A) == 4 ? 2 : 1);
 
 // A score and where it stands; of equal ones the first is the best.
 template <class A>
@@ -246,14 +242,15 @@ struct Sample {
     packs([&](int c, int count) {
 #pragma unroll
       for (int g = 0; g < N; ++g) {
-        A e[V];
+        A e[V], terms[V];
         values(g, c, count, e);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           e[j] = exp_nonpositive(e[j] - s[g].max);
-          const A term = j < count && c + j != s[g].top ? e[j] : A(0);
-          rest[g].take({term, term});
+          terms[j] = j < count && c + j != s[g].top ? e[j] : A(0);
+          rest[g].largest = terms[j] > rest[g].largest ? terms[j] : rest[g].largest;
         }
+        rest[g].sum += fold_pack(terms);
         keep(g, c, e);
       }
     });
@@ -357,13 +354,16 @@ struct Sample {
     return probs ? -mixed.mean.value() : mixed.loss;
   }
 
-  template <class Values>
-  __device__ __forceinline__ Margin<A> margin(Values values, A own) const {
+  // gap(i, j): the i-th value less the j-th.
+  template <class Values, class Gap>
+  __device__ __forceinline__ Margin<A> margin(Values values, Gap gap) const {
     Margin<A> m;
     if (!valid) return m;
-    MarginScores<A> s{own, -A(INFINITY), 0};
+    MarginScores<A> s{-A(INFINITY), 0, gap(y, y) + A(INFINITY)};  // NaN where the score is
     if (args.classes > 1) {
-      s.rival = key_value(best_of(values, A(1), y).key);
+      const Best<A> rival = best_of(values, A(1), y);
+      s.rival = key_value(rival.key);
+      s.margin = gap(y, rival.index);
       Sum<int32_t> ties;
       packs([&](int c, int count) {
         A v[V];
@@ -378,17 +378,26 @@ struct Sample {
       int second = -1;
 #pragma unroll 1
       for (int place = 0; place < 3; ++place) {
-        const Best<A> best = best_of(values, A(1), m.first, second);
-        (place == 0 ? m.first : place == 1 ? second : m.third) = best.index;
-        (place == 0 ? s.first : s.third) = key_value(best.key);
+        const int32_t index = best_of(values, A(1), m.first, second).index;
+        (place == 0 ? m.first : place == 1 ? second : m.third) = index;
       }
+      s.range = gap(m.first, m.third);
     }
     return margin_of(args, s, m);
   }
 
+  // Of mixed logits, or of mixed probabilities.
+  __device__ __forceinline__ A score_gap(int i, int j) const {
+    if constexpr (!kSeveral) return score(i) - score(j);
+    A sum = 0;
+    for (int64_t k = 0; k < args.members; ++k)
+      sum += exp_gap(logit(k, i), logit(k, j), members[k].softmax.max) * members[k].share;
+    return sum;
+  }
+
   __device__ __forceinline__ A margin_of_scores() {
     const auto row = [&](int c, int count, A* f) { scores(c, count, f); };
-    const Margin<A> m = margin(row, score(y));
+    const Margin<A> m = margin(row, [&](int i, int j) { return score_gap(i, j); });
     const auto gradient = [&](int c, int count, A* g) {
       row(c, count, g);
 #pragma unroll
@@ -397,14 +406,17 @@ struct Sample {
     for (int64_t k = 0; k < args.members; ++k) {
       if constexpr (!kSeveral) {
         write(k, weight(k), false, A(0), gradient);
-      } else {  // back through member k's softmax
+      } else {  // back through member k's softmax; see Margin on `shift`
+        const int32_t top = members[k].softmax.top;
+        const A shift = m.grad(top, score(top));
         Sum<A> dot;
         packs([&](int c, int count) {
           A g[V], e[V];
           gradient(c, count, g);
           exponentials(k, c, count, e);
 #pragma unroll
-          for (int j = 0; j < V; ++j) dot.value += j < count ? e[j] * g[j] : A(0);
+          for (int j = 0; j < V; ++j) e[j] = j < count ? e[j] * (g[j] - shift) : A(0);
+          dot.value += fold_pack(e);
         });
         const A mean = reduced(dot).value / members[k].softmax.total();
         write(k, members[k].share, false, A(0), [&](int c, int count, A* v) {
@@ -412,7 +424,7 @@ struct Sample {
           gradient(c, count, g);
           exponentials(k, c, count, v);
 #pragma unroll
-          for (int j = 0; j < V; ++j) v[j] = v[j] * (g[j] - mean);
+          for (int j = 0; j < V; ++j) v[j] = v[j] * (g[j] - shift - mean);
         });
       }
     }
@@ -423,7 +435,7 @@ struct Sample {
     A loss = 0;
     for (int64_t k = 0; k < args.members; ++k) {
       const auto row = [&](int c, int count, A* z) { logits(k, c, count, z); };
-      const Margin<A> m = margin(row, logit(k, y));
+      const Margin<A> m = margin(row, [&](int i, int j) { return logit(k, i) - logit(k, j); });
       write(k, weight(k), false, A(0), [&](int c, int count, A* g) {
         row(c, count, g);
 #pragma unroll
@@ -479,7 +491,7 @@ int run(const LogitGradArgs& args, void* stream) {
   constexpr int64_t V = kRowPack<A>;
   const auto kernel = logit_grad_kernel<A, kSeveral>;
   const int64_t packs = (args.classes + V - 1) / V;
-  const int64_t threads = packs < kMostThreads ? (packs + kWarp - 1) / kWarp * kWarp : kMostThreads;
+  const int threads = row_threads<A>(args.classes);
   const int64_t rows = kSeveral ? args.members : 1;
   int64_t pitch = packs * V, bytes = bytes_of_members<A>(args, kSeveral) + rows * pitch * int64_t(sizeof(A));
   constexpr int64_t kPlain = 40 << 10;  // with what reduce() takes, below the 48 KiB that need no asking
