@@ -506,7 +506,7 @@ BAD = [
     (lambda: ea.pgd()(NET, X, Y, index=torch.zeros(2, dtype=torch.int64)), ValueError, "index must have shape"),
     (lambda: ea.fgsm()(nn.Flatten(2), X, Y), ValueError, r"model must return logits \[N, C\].*got shape \(4, 3, 64\)"),
     (lambda: ea.fgsm(loss="dlr")(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), X, Y % 2), ValueError,
-     "needs at least 3 classes, got 2"),
+     "sample_losses: logits must have at least 3 classes for loss dlr, got 2"),
 ]
 
 
