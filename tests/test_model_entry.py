@@ -256,7 +256,8 @@ BAD = [
     (lambda: ops.model_entry(X, M, M, out=X.byte()), TypeError, "out must be float32.*got uint8"),
     (lambda: ops.model_entry(X, M, M, out=X[:1].clone()), ValueError, "out must have x's shape"),
     (lambda: ops.model_entry(X, M, M, out=X.half(), dtype=torch.float32), ValueError, "dtype must be out's float16"),
-    (lambda: ops.model_entry(X.clone().requires_grad_(), M, M, out=X.clone()), ValueError, "out must be None where x or delta requires grad, got a tensor"),
+    (lambda: ops.model_entry(X.clone().requires_grad_(), M, M, out=X.clone()), ValueError,
+     "out must be None where x or delta requires grad, got a tensor"),
     (lambda: ops.model_entry(X, M, M, out=X), RuntimeError, "out overlaps x in memory"),
 ]
 
