@@ -84,6 +84,82 @@ def test_python_modules_have_a_direction():
     TopologicalSorter(graph).prepare()
 
 
+# ---- references in docstrings ------------------------------------------------------------------------------------
+
+ROLE = re.compile(r":(?:mod|func|class|meth|attr|data|exc):`~?([\w.]+)`")
+
+
+def defined(body: list[ast.stmt], owner: str = "") -> set[str]:
+    """Names that statements define or import, and members of classes as "Class.member"."""
+    found = set()
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(owner + node.name)
+            found |= defined(node.body, f"{owner}{node.name}.") if isinstance(node, ast.ClassDef) else set()
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= {owner + (alias.asname or alias.name.split(".")[0]) for alias in node.names}
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {owner + name.id for t in targets for name in ast.walk(t) if isinstance(name, ast.Name)}
+    return found
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def is_defined(name: str, module: str, names: dict[str, set[str]]) -> bool:
+    """Does `name`, read in `module`, name something? names: those that each module of the package defines."""
+    if name in names:
+        return True
+    head, dot, rest = name.partition(".")
+    if head == "ensadv_fast":
+        inner = max((m for m in names if name.startswith(f"{m}.")), key=len)
+        return is_visible(name.removeprefix(f"{inner}."), [inner], names)
+    faces = [module.rsplit(".", i)[0] for i in range(1, module.count(".") + 1)]
+    return is_visible(name, [module, *faces], names) or any(n.endswith(f".{name}") for n in names[module])
+
+
+def is_visible(name: str, modules: list[str], names: dict[str, set[str]]) -> bool:
+    """Is this a name of one of these modules, or a member of a class or module that is one? The class or module itself
+    may be defined anywhere in the package."""
+    head, dot, _ = name.partition(".")
+    if not any(head in names[module] for module in modules):
+        return False
+    return not dot or any(name in own or name in {f"{module.rpartition('.')[2]}.{n}" for n in own}
+                          for module, own in names.items())
+
+
+def test_references_in_docstrings_name_something():
+    paths = sorted(PACKAGE.rglob("*.py"))
+    names = {module_name(path): defined(ast.parse(path.read_text()).body) for path in paths}
+    found = [(module_name(path), name) for path in paths for name in ROLE.findall(path.read_text())]
+    assert len(found) > 100
+    assert [f"{module}: {name}" for module, name in found if not is_defined(name, module, names)] == []
+
+
+@pytest.mark.parametrize("name, module, there", [
+    ("ensadv_fast.ops.losses", "ensadv_fast.sources.base", True),
+    ("ensadv_fast.ops.losses.sample_losses", "ensadv_fast.sources.base", True),
+    ("ensadv_fast.ops.losses.no_such_loss", "ensadv_fast.sources.base", False),
+    ("ensadv_fast.losses.sample_losses", "ensadv_fast.sources.base", False),
+    ("ensadv_fast.losses", "ensadv_fast.sources.base", False),
+    ("ensadv_fast.Source.calibrate", "ensadv_fast.cli", True),
+    ("Source.calibrate", "ensadv_fast.sources.calibration", True),
+    ("Source.no_such_method", "ensadv_fast.sources.calibration", False),
+    ("signals.Stopped", "ensadv_fast.train.driver", True),
+    ("stopping.Stopped", "ensadv_fast.train.driver", False),
+    ("calibrate", "ensadv_fast.sources.source", True),
+    ("calibrate", "ensadv_fast.sources.stacking", False),
+    ("random_step", "ensadv_fast.ops.sample_eps", True),
+])
+def test_what_counts_as_a_reference_to_something(name, module, there):
+    names = {module_name(path): defined(ast.parse(path.read_text()).body) for path in PACKAGE.rglob("*.py")}
+    assert is_defined(name, module, names) == there
+
+
+# ---- the installed package ---------------------------------------------------------------------------------------
+
 def test_an_installed_package_has_every_folder():
     listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)[1]
     there = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "ensadv_fast").rglob("__init__.py")}

@@ -58,7 +58,7 @@ def in_turn(monkeypatch):
     """Makes ensembles whose members run one after the other."""
     def make(*args, **kw):
         with monkeypatch.context() as patch:
-            patch.setattr(stacking, "chain", lambda model: None)
+            patch.setattr(stacking, "find_chain", lambda model: None)
             made = ea.Ensemble(*args, **kw)
         assert all(len(index) == 1 for index in runs(made))
         return made
@@ -250,7 +250,7 @@ OTHERS = {
 @pytest.mark.filterwarnings("ignore:Source. fold leaves")
 def test_what_is_not_for_sure_an_mlp_is_not_stacked(why):
     source = ea.Source(OTHERS[why](), dtype=torch.float32)
-    assert stacking.chain(source.module) is None
+    assert stacking.find_chain(source.module) is None
     assert runs(ea.Ensemble([source, source])) == [(0,), (1,)]
 
 

@@ -38,7 +38,7 @@ class Attack(Saving, metaclass=Kin):
 
     name: shown by repr. model: a module that gives logits [N, C] of images [N, C, H, W] in [0, 1], or normalised ones
     (:meth:`set_normalization_used`); during an attack in the mode of :meth:`set_model_training_mode`, afterwards as it
-    was. Images and labels are brought to :attr:`device`, that of the model's first parameter.
+    was. Images and labels are brought to the attribute `device`, that of the model's first parameter.
     """
 
     def __init__(self, name: str, model: nn.Module) -> None:
