@@ -31,7 +31,7 @@ def plain(logits, labels, loss, **kw):
     return value.detach(), torch.autograd.grad(value.sum(), z)[0]
 
 
-# Accuracy: at most twice plain PyTorch's error against float64, plus one spacing for the luck of its last rounding
+# Accuracy: at most twice plain PyTorch's error against float64, plus one spacing for its last rounding
 
 
 def not_worse(got, plain, truth, dtype):
@@ -50,7 +50,7 @@ def test_error_is_at_most_twice_plain_pytorchs(loss, dtype, classes, spread, see
     got = ops.logit_grad(z, y, loss=loss, rescale=False)
     top = z.topk(min(4, classes)).values
     if loss == "dlr" and (top[:, 1:] == top[:, :-1]).any():
-        return  # which of tied logits is the third largest is anybody's choice
+        return  # which of tied logits is the third largest is unspecified
     values, grads = plain(z, y, loss)
     true_values, true_grads = plain(z.double(), y, loss)
     not_worse(got.loss, values, true_values, torch.float32)
@@ -320,7 +320,7 @@ def test_sources_use_it(dtype, loss):
     grad, = torch.autograd.grad(value, leaf, got.scale)
     assert torch.equal(got.logits, logits.detach()) and torch.equal(got.labels, y)
     assert torch.allclose(got.loss, value.detach(), rtol=1e-5)
-    # The median: where 16-bit logits tie, dlr's third largest is anybody's choice.
+    # The median: where 16-bit logits tie, dlr's third largest is unspecified.
     assert F.cosine_similarity(got.grad.flatten(1), grad.flatten(1)).median() > 0.9999
 
 

@@ -173,7 +173,7 @@ def test_sign_step_specials(x, grad, center, step, dtype):
     assert_same(ops.sign_step(x, grad, step, **kw), sign_step_reference(x, grad, step, **kw))
 
 
-# Law 1, in exact arithmetic: every number below is a dyadic rational that float64 holds exactly.
+# Law 1 (docs/design.md), in exact arithmetic: every number below is a dyadic rational that float64 holds exactly.
 
 
 def excess(result, center, eps):

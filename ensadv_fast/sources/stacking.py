@@ -182,7 +182,7 @@ class Unit(NamedTuple):
 
 
 def units(sources: Sequence[Source], stack: bool) -> list[Unit]:
-    """The units of an ensemble, in the order of their first members. Without `stack` every member is one of its own.
+    """The units of an ensemble, in the order of their first members. Without `stack` every member is its own unit.
 
     Stacked are folded sources (fold, no compile, crafting "eval", not live, a dtype of ops.ensemble_linear) that are
     MLPs of one architecture and dtype; their normalisations may differ.

@@ -78,7 +78,7 @@ def _fold_pairs(part: nn.Module, graph: fx.Graph, free: set[int], dtype: torch.d
         layer: Any = part.get_submodule(layer_name)
         norm = part.get_submodule(norm_name)
         before = _Folded(layer, layer.weight, layer.bias, norm_name, norm)
-        both_free = all(id(m) in free and not hooked(m) for m in (layer, norm))  # a hook asked for these very values
+        both_free = all(id(m) in free and not hooked(m) for m in (layer, norm))  # hooks must see the values as they are
         if both_free and _fold(layer, norm, dtype):
             part.set_submodule(norm_name, _rest_of(norm))
             folded.append(before)

@@ -41,7 +41,7 @@ def plan_relus(model: nn.Module) -> ReluPlan:
     except tracing.Untraceable:
         return NOTHING_FUSED
     calls = [node for node in traced.graph.nodes if node.op == "call_module"]
-    # A module that the trace does not see through may call any other module, and add whatever it likes.
+    # A module that the trace does not look into may call any other module and compute any sum.
     if traced.opaque or not all(_is_torchs_own(tracing.called_module(model, node)) for node in calls):
         return NOTHING_FUSED
     for relu, inputs in _relu_inputs(model, traced.graph).items():
