@@ -49,7 +49,7 @@ def ensemble_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *,
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if act in ACTS and fast_path.fits(x, weight, bias) and x.dim() > 1 and weight.dim() == 3 and _ours_is_faster(
+    if act in ACTS and fast_path.fits(x, weight, bias) and x.dim() > 1 and weight.dim() == 3 and ours_is_faster(
             x, "forward", weight, x.shape[-2]):
         y, mask = _empty_results(x, weight, act)
         if fast_path.accepted(call, x, weight, bias, y, mask):
@@ -73,7 +73,7 @@ def ensemble_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *,
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, act: str | None) -> tuple[Tensor, Tensor | None]:
     """The op on checked arguments, by our kernel or by torch's, whichever is faster."""
     y, mask = _empty_results(x, weight, act)
-    if _ours_is_faster(x, "forward", weight, x.shape[-2]):
+    if ours_is_faster(x, "forward", weight, x.shape[-2]):
         call(x, weight, bias, y, mask)
         return y, mask
     x = x.expand(len(weight), -1, -1) if x.dim() == 2 else x
@@ -112,7 +112,7 @@ def ensemble_linear_grad(grad: Tensor, weight: Tensor, mask: Tensor | None, *, r
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if fast_path.fits(grad, weight, mask) and grad.dim() == weight.dim() == 3 and _ours_is_faster(
+    if fast_path.fits(grad, weight, mask) and grad.dim() == weight.dim() == 3 and ours_is_faster(
             grad, "gradient", weight, grad.shape[1]):
         out = _empty_gradient(grad, weight, reduce)
         if fast_path.accepted(call_grad, grad, weight, mask, out):
@@ -135,7 +135,7 @@ def ensemble_linear_grad(grad: Tensor, weight: Tensor, mask: Tensor | None, *, r
 def _multiply_back(grad: Tensor, weight: Tensor, mask: Tensor | None, reduce: bool) -> Tensor:
     """The gradient of checked arguments, by our kernel or by torch's, whichever is faster."""
     out = _empty_gradient(grad, weight, reduce)
-    if _ours_is_faster(grad, "gradient", weight, grad.shape[1]):
+    if ours_is_faster(grad, "gradient", weight, grad.shape[1]):
         call_grad(grad, weight, mask, out)
         return out
     if mask is not None:
@@ -174,7 +174,7 @@ def _check_operands(op: str, name: str, x: Tensor, weight: Tensor, shape: str,
     return x.contiguous(), weight.contiguous()
 
 
-def _ours_is_faster(x: Tensor, direction: str, weight: Tensor, batch: int) -> bool:
+def ours_is_faster(x: Tensor, direction: str, weight: Tensor, batch: int) -> bool:
     most = OURS_UP_TO.get((x.device.type, x.dtype, direction, weight.shape[2] >= WIDE))
     return most is None or weight.numel() * batch <= most
 
