@@ -26,8 +26,9 @@ from networks import NETWORKS, Network, images, settled
 from torch import Tensor, nn
 
 import ensadv_fast as ea
-from ensadv_fast import timing
-from ensadv_fast.bench import dumped, stamp
+from ensadv_fast.bench import timing
+from ensadv_fast.bench.quick import to_json
+from ensadv_fast.bench.stamp import stamp
 
 ATTACKS = ("fgsm", "rand_fgsm", "step_ll", "pgd")
 STEPS = 10
@@ -320,7 +321,7 @@ def finish(result: dict, args: argparse.Namespace) -> None:
         old = json.loads(out.read_text())
         rows = named([{"commit": old["commit"], **r} for r in old["rows"]]) | rows
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(dumped({**result, "rows": list(rows.values())}))
+    out.write_text(to_json({**result, "rows": list(rows.values())}))
 
 
 def _line(r: dict) -> str:

@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from ensadv_fast.bench import stamp
+from ensadv_fast.bench.stamp import stamp
 
 ROOT = Path(__file__).parent.parent
 JOBS = 2

@@ -26,7 +26,7 @@ from networks import NETWORKS, Network, images, settled
 from torch import nn
 from train_step import peak_bytes
 
-from ensadv_fast import timing
+from ensadv_fast.bench import timing
 
 EQUAL = {"fgsm": 1.0, "pgd": 0.999}  # share of pixels in which exact results must equal the library's
 OURS = {"ours, exact": {"precision": "exact"}, "ours, fast": {"precision": "fast"}}

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from ensadv_fast.bench import stamp
+from ensadv_fast.bench.stamp import stamp
 
 BEFORE = pytest.StashKey[dict]()
 

@@ -23,10 +23,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ensadv_fast.bench import dumped, stamp
-from ensadv_fast.contenders import DTYPES, copied
+from ensadv_fast.bench.contenders import DTYPES, copied
+from ensadv_fast.bench.quick import to_json
+from ensadv_fast.bench.stamp import stamp
+from ensadv_fast.bench.timing import cache_bytes, sets_to_rotate, time_ratios, time_replay
 from ensadv_fast.ops import ensemble_linear, ensemble_linear_grad
-from ensadv_fast.timing import cache_bytes, sets_to_rotate, time_ratios, time_replay
 
 MODULE = sys.modules["ensadv_fast.ops.ensemble_linear"]
 TABLE = MODULE.OURS_UP_TO
@@ -176,7 +177,7 @@ def main() -> int:
         rows = [old for old in rows if key_of(old) != values] + [{**row, "commit": result["commit"]}]
         print(json.dumps(row), flush=True)
         if args.out:
-            args.out.write_text(dumped({**result, "load_after": stamp()["load_before"], "rows": rows}))
+            args.out.write_text(to_json({**result, "load_after": stamp()["load_before"], "rows": rows}))
     print(summary(rows))
     return 0
 

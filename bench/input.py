@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from pictures import write_pictures  # noqa: E402  it lies beside the tests, which use it too
 
 from ensadv_fast import data  # noqa: E402
-from ensadv_fast.bench import stamp  # noqa: E402
+from ensadv_fast.bench.stamp import stamp  # noqa: E402
 
 Batch = tuple[torch.Tensor, ...]
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from kept import kept_bytes  # noqa: E402  it lies beside the tests that hold the counts
 
 import ensadv_fast as ea  # noqa: E402
-from ensadv_fast.bench import stamp  # noqa: E402
+from ensadv_fast.bench.stamp import stamp  # noqa: E402
 
 NETWORKS = {"resnet18": 224, "resnet50": 224, "vgg11_bn": 224, "densenet121": 224, "inception_v3": 299,
             "mobilenetv2_100": 224}

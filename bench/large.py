@@ -16,8 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-from ensadv_fast import checkpoint
-from ensadv_fast.bench import stamp
+from ensadv_fast.bench.stamp import stamp
+from ensadv_fast.system import files
+from ensadv_fast.train import checkpoints
 
 
 def command(args, out, static):
@@ -70,17 +71,17 @@ def main():
     runs = {"unbroken": train(args, whole, args.static, name)}
     # The same sources, so that the two targets can be compared.
     static = [f"{s}={whole}/models/source-{s.partition(':')[2]}.pt" for s in args.static]
-    steps = checkpoint.load(whole / "models" / f"{name}.pt")["step"]
+    steps = checkpoints.load(whole / "models" / f"{name}.pt")["step"]
     runs["one rank killed"] = train(args, broken, static, name, steps // 3)
     runs["all killed"] = train(args, broken, static, name, 2 * steps // 3, everyone=True)
     runs["resumed"] = train(args, broken, static, name)
-    one, two = (checkpoint.load(d / "models" / f"{name}.pt") for d in (whole, broken))
-    same = {part: checkpoint.digest(one[part]) == checkpoint.digest(two[part])
+    one, two = (checkpoints.load(d / "models" / f"{name}.pt") for d in (whole, broken))
+    same = {part: files.digest(one[part]) == files.digest(two[part])
             for part in ("model", "optimizer", "adversary", "sampler", "rng")}
     lines = [[json.loads(t) for t in (d / "metrics.jsonl").read_text().splitlines()] for d in (whole, broken)]
     last = {k: v for k, v in lines[0][-1].items() if k != "monitor"}
     result = {**start, "model": args.model, "static": args.static, "ranks": args.ranks, "steps": steps,
-              "weights": checkpoint.digest(one["model"]), "same": same, "runs": runs, "last_line": last,
+              "weights": files.digest(one["model"]), "same": same, "runs": runs, "last_line": last,
               "load_after": os.getloadavg()}
     (args.out / "large.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

@@ -29,7 +29,7 @@ def _imagenet(name: str, **timm_only) -> Callable[[], nn.Module]:
             return timm.create_model(name, **timm_only)
         import torchvision
         return torchvision.models.get_model(name, weights=None, **({"init_weights": True, "aux_logits": False}
-                                                                  if name == "inception_v3" else {}))
+                                                                   if name == "inception_v3" else {}))
     return make
 
 

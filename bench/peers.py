@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ensadv_fast.contenders import Setting
+from ensadv_fast.bench.contenders import Setting
 
 ANY = ("float32", "bfloat16", "float16")
 

@@ -169,7 +169,7 @@ def attack_step(file: str) -> str:
         c = r["contenders"]
         size = "x".join(map(str, r["shape"]))
         rows.append([f"{r['network']} {r['attack']}, {size}", *(over(c.get(n, {}).get("ms"), 1, "{:.4g}")
-                                                               for n in ("torchattacks", "ours")),
+                                                                for n in ("torchattacks", "ours")),
                      *(times(c, n) for n in ("torchattacks", "foolbox", "cleverhans", "art", COMPILED)),
                      times(c, "torchattacks", F32), times(c, "torchattacks", EXACT),
                      over(c.get("ours", {}).get("loss_increase"), 1, "{:.3f}"),

@@ -28,8 +28,8 @@ from scale_memory import PRESETS, Network, Preset
 from scale_model import Cluster, Costs, Link
 from torch.utils.flop_counter import FlopCounterMode
 
-from ensadv_fast import workers
-from ensadv_fast.bench import stamp
+from ensadv_fast.bench.stamp import stamp
+from ensadv_fast.system import machine
 
 RESULTS = Path(__file__).parent / "results"
 WORLDS = (8, 64, 512)
@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
         measured = scale_gloo.measure(CHECKED, CHECKED_BATCH)
         nbytes = scale_memory.gradient_bytes(scale_memory.MNIST)
         result["timings"] = {"network": CHECKED, "batch": CHECKED_BATCH, "measured": measured,
-                             **check_gloo(measured, nbytes, workers.cores())}
+                             **check_gloo(measured, nbytes, machine.cores())}
         print(json.dumps({k: result["timings"][k] for k in ("errors", "eat")}, indent=1))
     args.out.write_text(json.dumps({**result, "load_after": os.getloadavg()}, indent=1) + "\n")
     return 0

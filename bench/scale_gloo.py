@@ -22,7 +22,7 @@ from networks import NETWORKS, images
 from torch import nn
 
 import ensadv_fast as ea
-from ensadv_fast import timing
+from ensadv_fast.bench import timing
 
 WORLDS = (1, 2, 4)
 SIZES = tuple(4**k * 1024 for k in range(9))  # bytes of an all-reduce, 1 KiB to 64 MiB

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import ensadv_fast as ea
 from ensadv_fast import data, models
-from ensadv_fast.stacked import units
-from ensadv_fast.timing import time_calls
+from ensadv_fast.bench.timing import time_calls
+from ensadv_fast.sources.stacking import units
 
 EPS, ENOUGH = 0.1, 0.97
 

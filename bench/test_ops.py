@@ -14,9 +14,9 @@ import pytest
 import torch
 from peers import PEERS, peers_of
 
-from ensadv_fast.bench import settings
-from ensadv_fast.contenders import binders, copied, first, rate, streamed_bytes, verify
-from ensadv_fast.timing import cache_bytes, capture, sets_to_rotate, time_calls
+from ensadv_fast.bench.contenders import binders, copied, first, rate, streamed_bytes, verify
+from ensadv_fast.bench.quick import settings
+from ensadv_fast.bench.timing import cache_bytes, capture, sets_to_rotate, time_calls
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 METHODS = ["calls", "graph"] if DEVICE == "cuda" else ["calls"]

@@ -22,7 +22,7 @@ from networks import NETWORKS, Network, images, logits_of
 from torch.profiler import ProfilerActivity, profile
 
 import ensadv_fast as ea
-from ensadv_fast import timing
+from ensadv_fast.bench import timing
 
 BFLOAT16, ALONE = ", live crafting in bfloat16", " alone"
 # Static sources beside the live model; None: the clean step.

@@ -3,8 +3,9 @@ import importlib
 from types import ModuleType
 
 from . import compat, diagnose, evaluate, ops
-from .adversary import AdversarialBatch, EnsembleAdversary, EpsDistribution, mixed_cross_entropy
-from .agreement import Agreement
+from .adversary.adversary import EnsembleAdversary
+from .adversary.batches import AdversarialBatch, EpsDistribution
+from .adversary.loss import mixed_cross_entropy
 from .attacks import (
     Attack,
     AttackResult,
@@ -34,11 +35,12 @@ from .attacks import (
     vmifgsm,
     vnifgsm,
 )
-from .ensemble import Ensemble
+from .attacks.transforms import di, si, ti, vt
 from .ops import LogitGrad, fresh_key, manual_seed, split
-from .protocol import InputGrad
-from .source import Source
-from .transforms import di, si, ti, vt
+from .sources.base import InputGrad
+from .sources.calibration import Agreement
+from .sources.ensemble import Ensemble
+from .sources.source import Source
 
 __all__ = [
     "AdversarialBatch", "Agreement", "Attack", "AttackResult", "AutoAttack", "CwLinf", "Ensemble", "EnsembleAdversary",

@@ -10,7 +10,7 @@ from torch import nn
 import ensadv_fast
 from ensadv_fast import Source, ops
 from ensadv_fast.adversary import EnsembleAdversary, EpsDistribution, mixed_cross_entropy
-from ensadv_fast.adversary import _is_frozen as is_frozen
+from ensadv_fast.adversary.adversary import _is_frozen as is_frozen
 from ensadv_fast.attacks import fgsm, rand_fgsm, step_ll
 
 M = 10
@@ -320,7 +320,7 @@ class Beside:
 def beside(monkeypatch):
     """Streams as on CUDA, as far as the order of things goes."""
     Beside.log = []
-    monkeypatch.setattr(ensadv_fast.adversary, "SideStream", Beside)
+    monkeypatch.setattr("ensadv_fast.adversary.adversary.SideStream", Beside)
     monkeypatch.setattr(EnsembleAdversary, "_overlaps", lambda self, x: any(map(is_frozen, self.sources)))
     return Beside.log
 

@@ -7,7 +7,7 @@ import torch
 from networks import batch, small_net
 
 import ensadv_fast as ea
-from ensadv_fast import auto_attack as adapter
+from ensadv_fast.attacks import auto_attack as adapter
 
 packages = pytest.mark.parametrize("package", [
     pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None,

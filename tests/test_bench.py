@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ensadv_fast import bench, cli, timing
-from ensadv_fast import contenders as who
-from ensadv_fast.eager import EAGER, NO_EAGER
-from ensadv_fast.testing import CASES
+from ensadv_fast import cli
+from ensadv_fast.bench import contenders as who
+from ensadv_fast.bench import quick, timing
+from ensadv_fast.bench.eager import EAGER, NO_EAGER
+from ensadv_fast.ops.cases import CASES
 
 ROOT = Path(__file__).parent.parent
 CASE = {case.name: case for case in CASES}
-SMALL = bench.settings(sizes=["tiny", "mnist"])
-PIXELS = bench.settings(sizes=["cifar"], cases=["sign_step", "random_step-rademacher", "model_entry", "project", "l2"])
+SMALL = quick.settings(sizes=["tiny", "mnist"])
+PIXELS = quick.settings(sizes=["cifar"], cases=["sign_step", "random_step-rademacher", "model_entry", "project", "l2"])
 
 
 def module(name: str):
@@ -41,15 +42,15 @@ def test_every_case_has_an_eager_twin_or_says_why_not():
 
 
 def test_every_case_is_measured_in_every_size_and_in_its_dtypes_and_formats():
-    grid = {(s.case.name, s.size) for s in bench.settings("cpu")}
+    grid = {(s.case.name, s.size) for s in quick.settings("cpu")}
     assert grid == {(name, size) for name in CASE for size in who.SIZES}
-    big = [s for s in bench.settings("cuda", sizes=["roofline"], dtypes=["float32"]) if s.case.sweeps]
+    big = [s for s in quick.settings("cuda", sizes=["roofline"], dtypes=["float32"]) if s.case.sweeps]
     assert {s.case.name for s in big} == {case.name for case in CASES if case.sweeps}
     assert all(4 * torch.Size(s.shape).numel() * (who.MEMBERS if "fused" in s.case.mode else 1) > 2**30 for s in big)
-    entry = {(s.dtype, s.format) for s in bench.settings(sizes=["imagenet"], cases=["model_entry-bfloat16"])}
+    entry = {(s.dtype, s.format) for s in quick.settings(sizes=["imagenet"], cases=["model_entry-bfloat16"])}
     assert entry == {(dtype, fmt) for dtype in who.DTYPES for fmt in who.FORMATS}
-    assert {s.dtype for s in bench.settings(cases=["sign_step", "logit_grad"])} == {"float32", "bfloat16", "float16"}
-    assert {s.shape[-2:] for s in bench.settings(sizes=["imagenet"], cases=["logit_grad"])} == {(256, 1000)}
+    assert {s.dtype for s in quick.settings(cases=["sign_step", "logit_grad"])} == {"float32", "bfloat16", "float16"}
+    assert {s.shape[-2:] for s in quick.settings(sizes=["imagenet"], cases=["logit_grad"])} == {(256, 1000)}
 
 
 @pytest.mark.parametrize("setting", SMALL + PIXELS, ids=lambda s: s.name)
@@ -67,7 +68,7 @@ def test_torch_compile_is_a_contender_of_every_eager_twin():
 
 def test_bytes_of_an_ideal_kernel():
     """Those of the registry's streams where all are of one dtype; the true ones where not."""
-    for setting in bench.settings(sizes=["cifar"], dtypes=["float32"]):
+    for setting in quick.settings(sizes=["cifar"], dtypes=["float32"]):
         args, kw = setting.arguments()
         moved = who.streamed_bytes(setting, args, kw, setting.case.reference(*args, **kw))
         if setting.case.op == "logit_grad":
@@ -76,7 +77,7 @@ def test_bytes_of_an_ideal_kernel():
             assert moved == (4 + 2) * args[0].numel()
         else:
             assert (moved or 0) == setting.case.streams * 4 * (args[0].numel() if setting.case.streams else 0)
-    (setting,) = bench.settings(sizes=["mnist"], dtypes=["uint8"], cases=["model_entry-bfloat16"])
+    (setting,) = quick.settings(sizes=["mnist"], dtypes=["uint8"], cases=["model_entry-bfloat16"])
     args, kw = setting.arguments()
     assert who.streamed_bytes(setting, args, kw, setting.case.reference(*args, **kw)) == (1 + 2) * args[0].numel()
     assert who.rate("ours", 2.0, 3_000_000, 4_000_000, 1.0) == {"gb_per_s": 1.5, "of_copy": 0.375}
@@ -127,7 +128,7 @@ def test_peers_belong_to_cases_and_their_packages_are_not_imported_early():
 
 
 @pytest.mark.filterwarnings("ignore")  # the peers' own
-@pytest.mark.parametrize("setting", bench.settings(sizes=["cifar"], cases=[p.case for p in peers.PEERS]),
+@pytest.mark.parametrize("setting", quick.settings(sizes=["cifar"], cases=[p.case for p in peers.PEERS]),
                          ids=lambda s: s.name)
 def test_peers_compute_the_case(setting):
     args, kw = setting.arguments()
@@ -196,7 +197,7 @@ def test_rotating_buffers_take_five_times_the_cache(one, cache, sets):
 
 
 def test_buffers_to_rotate_share_no_memory():
-    for setting in bench.settings(sizes=["mnist"], dtypes=["float32"]):
+    for setting in quick.settings(sizes=["mnist"], dtypes=["float32"]):
         given = setting.arguments()
         other = who.copied(*given)
         pairs = list(zip([*given[0], *given[1].values()], [*other[0], *other[1].values()], strict=True))
@@ -239,7 +240,7 @@ def test_the_command_writes_stamped_results_and_compares(tmp_path, capsys):
     (tmp_path / "old.json").write_text(json.dumps(old))
     assert cli.main([*command, "--compare", str(tmp_path / "old.json")]) == 1
     assert "slower: sign_step-free mnist float32 contiguous contenders ours" in capsys.readouterr().err
-    assert bench.regressions(result, result, 1.25) == []
+    assert quick.regressions(result, result, 1.25) == []
     with pytest.raises(SystemExit):
         cli.main(["bench", "--device", "cpu", "--sizes", "roofline"])
 
@@ -265,7 +266,7 @@ def test_the_long_form_has_every_case_size_and_contender():
     done = long_form("--collect-only")
     assert done.returncode == 0, done.stdout + done.stderr
     found = set(re.findall(r"test_op\[(.+)-(?:calls|graph)\]", done.stdout))
-    for setting in bench.settings("cuda" if torch.cuda.is_available() else "cpu"):
+    for setting in quick.settings("cuda" if torch.cuda.is_available() else "cpu"):
         names = [*who.binders(setting.case), *(peer.name for peer in peers.peers_of(setting))]
         assert {f"{setting.name}-{name}" for name in names} <= found
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ensadv_fast import ops
 from ensadv_fast.ops.act_grad import reference as grad_reference
 from ensadv_fast.ops.bias_act import reference
-from ensadv_fast.testing import FLOATS
+from ensadv_fast.ops.cases import FLOATS
 
 NARROW = (torch.float16, torch.bfloat16)
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}

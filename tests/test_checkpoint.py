@@ -6,8 +6,9 @@ import warnings
 import pytest
 import torch
 
-from ensadv_fast import checkpoint
-from ensadv_fast.checkpoint import Checkpoints
+from ensadv_fast.system import files
+from ensadv_fast.train import checkpoints
+from ensadv_fast.train.checkpoints import Checkpoints
 
 
 def state(step):
@@ -26,7 +27,7 @@ def test_the_newest_are_kept(three):
     assert three.steps() == [300, 200, 100]
     three.save(state(400))
     assert three.steps() == [400, 300, 200]
-    assert checkpoint.digest(three.newest()) == checkpoint.digest(state(400))
+    assert files.digest(three.newest()) == files.digest(state(400))
     assert three.load(200)["step"] == 200
     assert not list(three.folder.glob("*.tmp"))
 
@@ -108,7 +109,7 @@ def test_other_errors_are_told_as_they_are(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.atomic_write(tmp_path / "c.pt", fail)
+        files.atomic_write(tmp_path / "c.pt", fail)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="keep: got 0"):
         Checkpoints(tmp_path, "a", keep=0)
@@ -116,9 +117,9 @@ def test_other_errors_are_told_as_they_are(tmp_path):
 
 def test_old_ones_go_only_after_the_new_one_is_on_the_disk(three, monkeypatch):
     events = []
-    fsync, unlink = os.fsync, checkpoint.Path.unlink
+    fsync, unlink = os.fsync, checkpoints.Path.unlink
     monkeypatch.setattr(os, "fsync", lambda handle: (events.append("fsync"), fsync(handle))[1])
-    monkeypatch.setattr(checkpoint.Path, "unlink",
+    monkeypatch.setattr(checkpoints.Path, "unlink",
                         lambda path, **options: (events.append(path.name), unlink(path, **options))[1])
     three.save(state(400))
     assert events == ["fsync", "fsync", three.path(100).name]  # the file, its folder, then the oldest goes

@@ -9,10 +9,12 @@ import pytest
 import torch
 from html_reader import read
 
-from ensadv_fast import Source, checkpoint, cli, data, diagnose, models, ops, samples, train
+from ensadv_fast import Source, cli, data, diagnose, models, ops, train
 from ensadv_fast.attacks import fgsm
 from ensadv_fast.evaluate import TransferMatrix
-from ensadv_fast.train import Config
+from ensadv_fast.ops import keys
+from ensadv_fast.report import examples as samples
+from ensadv_fast.train import Config, checkpoints
 
 
 @pytest.fixture
@@ -146,7 +148,7 @@ def test_diagnose_measures_saved_networks(folder, tmp_path, capsys):  # noqa: F8
     index = torch.tensor(results["index"])
     assert len(set(results["index"])) == 12
     x, y = test.batch(index)
-    key = ops.fresh_key("cpu", data.derive_seed(4, "diagnose", "D"))
+    key = ops.fresh_key("cpu", keys.derive_seed(4, "diagnose", "D"))
     norm = diagnose.gradient_norm(nets["target"], x, y)
     assert found["gradient_norm"]["mean_l2"] == pytest.approx(norm.mean_l2)
     cone = diagnose.cone_dimension(nets["target"], x, y, eps=0.1, orders=(1, 4, 16, 36, 64, 100), key=key, index=index)
@@ -252,4 +254,4 @@ def test_the_module_is_the_command(folder, tmp_path):  # noqa: F811
                          capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert "Errors in %" in run.stdout and str(tmp_path / "run") in run.stdout
-    assert checkpoint.load(tmp_path / "run" / "models" / "D-seed0.pt")["step"] == 2
+    assert checkpoints.load(tmp_path / "run" / "models" / "D-seed0.pt")["step"] == 2

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ensadv_fast as ea
 from ensadv_fast import compat
-from ensadv_fast.compat import sources
+from ensadv_fast.compat import source_cache
 from ensadv_fast.compat import torchattacks as ours
 
 peer = pytest.mark.skipif(importlib.util.find_spec("torchattacks") is None,
@@ -460,10 +460,10 @@ def test_fast_normalises():
 def test_a_source_is_made_once_and_noticed_when_it_is_old():
     net, x, y = trained()
     attack = ours.FGSM(net, precision="fast")
-    first = sources.prepared(net)
+    first = source_cache.prepared(net)
     attack(x, y)
-    assert sources.prepared(net) is first and not first.live
-    assert sources.prepared(net, torch.tensor([0.5]), torch.tensor([0.5])) is not first
+    assert source_cache.prepared(net) is first and not first.live
+    assert source_cache.prepared(net, torch.tensor([0.5]), torch.tensor([0.5])) is not first
 
     def changes():
         with torch.no_grad():
@@ -489,17 +489,17 @@ def test_a_source_is_made_once_and_noticed_when_it_is_old():
         yield
 
     for _ in changes():
-        moved = sources.prepared(net)
+        moved = source_cache.prepared(net)
         assert moved.live and moved.module is net
-        settled = sources.prepared(net)
+        settled = source_cache.prepared(net)
         assert not settled.live and settled is not first
-        assert sources.prepared(net) is settled
+        assert source_cache.prepared(net) is settled
         with torch.no_grad():
             assert torch.allclose(settled.logits(x).float(), net(x), atol=0.1, rtol=0.1)
         first = settled
     net[0].weight.data.mul_(2)
-    sources.forget(net)
-    assert sources.prepared(net) is not first
+    source_cache.forget(net)
+    assert source_cache.prepared(net) is not first
 
 
 @pytest.mark.filterwarnings("default")

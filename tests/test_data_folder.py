@@ -18,9 +18,10 @@ import pytest
 import torch
 from pictures import write_pictures
 
-from ensadv_fast import data, samples
+from ensadv_fast import data
 from ensadv_fast.data.decode import decode
 from ensadv_fast.data.folder import FolderSplit
+from ensadv_fast.evaluate import example_images
 
 Image = pytest.importorskip("PIL.Image")
 TRAIN, VAL, CLASSES, PX = 46, 11, 4, 40
@@ -433,7 +434,7 @@ def test_folders_fit_where_sets_in_memory_do(sets):
         def forward(self, x):
             return x.mean((2, 3))
 
-    shown = samples.craft(sets.test, {}, None, None, {"net": Nothing()}, torch.tensor([0, 0]))
+    shown = example_images.craft(sets.test, {}, None, None, {"net": Nothing()}, torch.tensor([0, 0]))
     assert shown.labels.tolist() == [0, 1, 2, 3]
     got = list(sets.to("cpu").test.batches(4))
     assert torch.equal(torch.cat([y for _, y, _ in got]), sets.test.labels)

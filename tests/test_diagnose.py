@@ -620,7 +620,7 @@ def test_the_monitor_leaves_training_alone():
 
 @pytest.mark.parametrize("kw, message", [
     ({"model": 3}, "model must be a torch.nn.Module"), ({"x": torch.rand(0, 3, 8, 8), "y": torch.zeros(0).long()},
-                                                       "x must hold at least one image"),
+                                                        "x must hold at least one image"),
     ({"y": torch.zeros(3).long()}, "y must have shape"), ({"eps": -1}, "eps must be > 0"), ({"steps": 0}, "steps must"),
     ({"every": 0.5}, "every must be an int"), ({"key": torch.zeros(3).long()}, "key must have shape"),
 ])

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from ensadv_fast import checkpoint, models
-from ensadv_fast.ema import EMA
+from ensadv_fast import models
+from ensadv_fast.train import checkpoints
+from ensadv_fast.train.ema import EMA
 
 
 def net():
@@ -99,11 +100,11 @@ def test_checkpoints_give_the_average_unless_the_others_are_asked_for(tmp_path):
         p.data.mul_(2)
     ema.update()
     path = tmp_path / "d.pt"
-    checkpoint.save(path, {"model": model.state_dict(), "ema": ema.state_dict(), "step": 1})
+    checkpoints.save(path, {"model": model.state_dict(), "ema": ema.state_dict(), "step": 1})
     k = "1.weight"
     assert torch.equal(models.build(f"mnist:D={path}").state_dict()[k], ema.average[k])
     assert torch.equal(models.build(f"mnist:D={path}#model").state_dict()[k], 2 * own[k])
-    checkpoint.save(path, {"model": own, "ema": None})
+    checkpoints.save(path, {"model": own, "ema": None})
     assert torch.equal(models.build(f"mnist:D={path}").state_dict()[k], own[k])
     with pytest.raises(FileNotFoundError, match="none.pt"):
         models.build(f"mnist:D={tmp_path / 'none.pt'}#model")

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ensadv_fast import checkpoint, cli, logs, ranks, stopping, train
-from ensadv_fast.train import Config
-from ensadv_fast.training import NONFINITE, Training
+from ensadv_fast import cli, train
+from ensadv_fast.system import files, ranks, signals
+from ensadv_fast.train import Config, checkpoints, logs
+from ensadv_fast.train.trainer import NONFINITE, Training
 
 ENS = "D_ens-seed0"
 SERVER = multiprocessing.get_context("forkserver")
@@ -66,7 +67,7 @@ def terminate(name, step, rank):
 
 def kill_while_writing(name, step, rank):
     """Half of the checkpoint of that step is on the disk."""
-    whole = checkpoint.atomic_write
+    whole = files.atomic_write
 
     def half(path, write):
         if path.name == f"{name}-{step:09d}.pt":
@@ -75,18 +76,18 @@ def kill_while_writing(name, step, rank):
             os.kill(os.getpid(), signal.SIGKILL)
         whole(path, write)
 
-    checkpoint.atomic_write = half
+    files.atomic_write = half
 
 
 def kill_before_it_is_published(name, step, rank):
-    publish = checkpoint.Checkpoints.publish
+    publish = checkpoints.Checkpoints.publish
 
     def late(self, at, path):
         if (self.name, at) == (name, step):
             os.kill(os.getpid(), signal.SIGKILL)
         publish(self, at, path)
 
-    checkpoint.Checkpoints.publish = late
+    checkpoints.Checkpoints.publish = late
 
 
 def poison(name, step, rank):
@@ -143,7 +144,7 @@ def assert_same_weights(a, b):
     for name in names:
         one, two = (torch.load(d / "models" / f"{name}.pt", weights_only=True) for d in (a, b))
         assert one["step"] == two["step"] in (6, 18)
-        assert checkpoint.digest([one["model"], one["rng"], one["sampler"], one["adversary"]]) == checkpoint.digest(
+        assert files.digest([one["model"], one["rng"], one["sampler"], one["adversary"]]) == files.digest(
             [two["model"], two["rng"], two["sampler"], two["adversary"]]), name
     assert not list(b.rglob("*.tmp")) and not list((b / "checkpoints").glob("*"))
     one, two = (json.loads((d / "results.json").read_text())["models"] for d in (a, b))
@@ -190,7 +191,7 @@ def test_sigterm_saves_and_ends_with_status_0(small, unbroken, tmp_path):
     statuses, (text,) = launch(small, run, fault=("terminate", ENS, 5, 0))
     assert statuses == [0] and f"stopped by SIGTERM; step 5 of 18 of {ENS} is saved; " in text
     assert f"--resume {run}" in text
-    assert checkpoint.load(run / "models" / f"{ENS}.pt")["step"] == 5
+    assert checkpoints.load(run / "models" / f"{ENS}.pt")["step"] == 5
     train.run(small, run, resume=True, progress=False, say=lambda text: None)
     assert_same_weights(unbroken[1], run)
 
@@ -200,7 +201,7 @@ def test_sigterm_of_one_rank_stops_all_at_one_step(small, unbroken, tmp_path):
     statuses, texts = launch(small, run, 2, ("terminate", ENS, 5, 1))
     assert statuses == [0, 0], texts
     step = int(re.search(r"stopped by SIGTERM; step (\d+)", texts[0])[1])
-    assert 5 < step <= 5 + 2 * ranks.EVERY and checkpoint.load(run / "models" / f"{ENS}.pt")["step"] == step
+    assert 5 < step <= 5 + 2 * ranks.EVERY and checkpoints.load(run / "models" / f"{ENS}.pt")["step"] == step
     statuses, texts = launch(small, run, 2)
     assert statuses == [0, 0], texts
     assert_same_weights(unbroken[2], run)
@@ -223,12 +224,12 @@ def test_sigterm_reaches_the_workers_of_a_pool(small, unbroken, tmp_path):
 
 def test_the_second_ctrl_c_ends_at_once():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), stopping.signals():
+    with pytest.raises(KeyboardInterrupt), signals.signals():
         os.kill(os.getpid(), signal.SIGINT)
-        assert stopping.asked.value == signal.SIGINT
+        assert signals.asked.value == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before and not stopping.asked.value
-    with pytest.raises(stopping.Stopped), stopping.signals(), stopping.at_once():
+    assert signal.getsignal(signal.SIGINT) is before and not signals.asked.value
+    with pytest.raises(signals.Stopped), signals.signals(), signals.at_once():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -236,7 +237,7 @@ def test_the_second_ctrl_c_ends_at_once():
 
 
 def stopped_at(step, monkeypatch, small, run):
-    save = checkpoint.Checkpoints.save
+    save = checkpoints.Checkpoints.save
 
     def save_and_stop(self, state):
         save(self, state)
@@ -244,7 +245,7 @@ def stopped_at(step, monkeypatch, small, run):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(checkpoint.Checkpoints, "save", save_and_stop)
+        m.setattr(checkpoints.Checkpoints, "save", save_and_stop)
         train.run(small, run, progress=False, say=lambda text: None)
 
 
@@ -283,9 +284,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(small, unbroken, tmp_path, mon
         return Full(path, "w") if full else real(path, mode, **more)
 
     with monkeypatch.context() as m, pytest.raises(OSError, match=f"disk is full.*{ENS}-000000008.pt.*--resume"):
-        m.setattr(checkpoint, "open", crowded, raising=False)
+        m.setattr(files, "open", crowded, raising=False)
         train.run(small, run, progress=False, say=lambda text: None)
-    assert checkpoint.load(run / "models" / f"{ENS}.pt")["step"] == 6
+    assert checkpoints.load(run / "models" / f"{ENS}.pt")["step"] == 6
     train.run(small, run, resume=True, progress=False, say=lambda text: None)
     assert_same_weights(unbroken[1], run)
 
@@ -302,7 +303,7 @@ def test_nan_stops_the_run_and_names_the_images(small, unbroken, tmp_path):
     assert str(run / NONFINITE) in texts[0]
     (line,) = nonfinite(run)
     assert (line["job"], line["step"], line["count"], line["skipped"]) == (ENS, 7, 1, False)
-    state = checkpoint.load(run / "models" / f"{ENS}.pt")
+    state = checkpoints.load(run / "models" / f"{ENS}.pt")
     assert state["step"] == 6  # nothing later is saved
     from ensadv_fast.data import Sampler
     order = Sampler(96, 16, state["sampler"]["seed"]).order(1)[:16]  # the first batch of the second epoch
@@ -318,10 +319,10 @@ def test_nan_is_skipped_by_choice(small, tmp_path, monkeypatch):
 
     def poisoned(self, x, y, index):
         if self.job.name == ENS and self.step in (7, 8):
-            weights.setdefault("before", checkpoint.digest(self.model.state_dict()))
+            weights.setdefault("before", files.digest(self.model.state_dict()))
         result = advance(self, x * torch.nan if self.job.name == ENS and self.step in (7, 8) else x, y, index)
         if self.job.name == ENS and self.step == 9:
-            weights["after"] = checkpoint.digest(self.model.state_dict())
+            weights["after"] = files.digest(self.model.state_dict())
         return result
 
     monkeypatch.setattr(Training, "advance", poisoned)

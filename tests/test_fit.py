@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ensadv_fast import data, models, train
-from ensadv_fast.fit import fit
-from ensadv_fast.job import Job, Run
-from ensadv_fast.recipes import PRESETS
 from ensadv_fast.train import Config
-from ensadv_fast.training import Training
+from ensadv_fast.train.job import Job, Run
+from ensadv_fast.train.loop import fit
+from ensadv_fast.train.recipes import PRESETS
+from ensadv_fast.train.trainer import Training
 
 
 @pytest.fixture
@@ -131,11 +131,11 @@ def test_augmentation_averages_and_a_start_from_weights(small, tmp_path):
 def test_a_checkpoint_of_another_version_is_named(small, tmp_path):
     run, job = made(small, tmp_path / "run")
     torch.save({}, tmp_path / "x.pt")
-    from ensadv_fast import checkpoint
-    checkpoint.save(job.path(run.folder), {"step": 3, "model": models.build("mnist:D").state_dict()})
+    from ensadv_fast.train import checkpoints
+    checkpoints.save(job.path(run.folder), {"step": 3, "model": models.build("mnist:D").state_dict()})
     with pytest.raises(ValueError, match="checkpoint of D in .* is of another version: it has no 'optimizer'"):
         fit(run, job)
-    checkpoint.save(job.path(run.folder), {"step": 18, "seconds": 5.0})  # but what is done is done
+    checkpoints.save(job.path(run.folder), {"step": 18, "seconds": 5.0})  # but what is done is done
     assert fit(run, job) >= 5.0
 
 

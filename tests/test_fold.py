@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations
 
 import ensadv_fast as ea
-from ensadv_fast import graph
+from ensadv_fast.sources.frozen import tracing
 
 PLAIN = {"dtype": torch.float64, "channels_last": False}
 
@@ -341,7 +341,7 @@ def test_nothing_is_said_where_nothing_could_be_folded():
 
 
 def test_opaque_calls_erase_what_they_began():
-    traced = graph.trace(Net(lambda m, x: m.inner(x), inner=Net(early, block=Block(), **conv_norm())).eval())
+    traced = tracing.trace(Net(lambda m, x: m.inner(x), inner=Net(early, block=Block(), **conv_norm())).eval())
     assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["inner"]
     assert list(traced.opaque) == ["inner"]
     traced.graph.lint()

@@ -10,8 +10,8 @@ from networks import batch, gradient, small_net
 from torch import nn
 
 import ensadv_fast as ea
-from ensadv_fast.frozen import FrozenPass
-from ensadv_fast.rectify import Joins
+from ensadv_fast.sources.frozen.frozen_pass import FrozenPass
+from ensadv_fast.sources.frozen.relus import Joins
 
 SHAPE = (2, 4, 9, 10)
 

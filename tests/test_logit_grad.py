@@ -11,9 +11,9 @@ from networks import batch, small_net
 
 import ensadv_fast as ea
 from ensadv_fast import ops
-from ensadv_fast.losses import choose_labels, power_of_two_scale, sample_losses
-from ensadv_fast.ops.logit_grad import FUSES, LOSSES, RULES, reference
-from ensadv_fast.testing import FLOATS
+from ensadv_fast.ops.cases import FLOATS
+from ensadv_fast.ops.logit_grad import FUSES, reference
+from ensadv_fast.ops.losses import LOSSES, RULES, choose_labels, power_of_two_scale, sample_losses
 
 NARROW = (torch.float16, torch.bfloat16)
 KEY = ops.fresh_key(seed=5)

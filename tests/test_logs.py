@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from ensadv_fast import logs
-from ensadv_fast.logs import Log
+from ensadv_fast.train import logs
+from ensadv_fast.train.logs import Log
 
 LINE = {"step": 5, "epoch": 1, "clean_loss": 0.69314, "adv_loss": None, "finite": True, "source": 2,
         "images_per_second": 812.4, "share_data": 0.03, "share_attack": 0.21, "share_train": 0.7, "peak_memory": None,

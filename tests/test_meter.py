@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ensadv_fast import meter
-from ensadv_fast.meter import Meter
+from ensadv_fast.train import meter
+from ensadv_fast.train.meter import Meter
 
 # What makes the host wait for a device: reading values, or shapes that depend on values.
 WAITING_CALLS = {"tolist", "item", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__"}

@@ -10,8 +10,8 @@ from networks import batch, small_net
 
 import ensadv_fast as ea
 from ensadv_fast import ops
+from ensadv_fast.ops.cases import FLOATS, IMAGES
 from ensadv_fast.ops.model_entry import reference
-from ensadv_fast.testing import FLOATS, IMAGES
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 NARROW = (torch.float16, torch.bfloat16)

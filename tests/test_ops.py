@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ensadv_fast import ops
+from ensadv_fast.ops.cases import CASES, FLOATS, IMAGES, Inputs
 from ensadv_fast.ops.l2_step import reference as l2_step_reference
 from ensadv_fast.ops.momentum_step import reference as momentum_step_reference
 from ensadv_fast.ops.sign_step import reference as sign_step_reference
-from ensadv_fast.testing import CASES, FLOATS, IMAGES, Inputs
 
 IMAGE_CASES = [c for c in CASES if c.image]
 NARROW = (torch.float16, torch.bfloat16)

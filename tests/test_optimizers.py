@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from ensadv_fast import optimizers
-from ensadv_fast.config import Config
-from ensadv_fast.rmsprop import RMSPropTF
+from ensadv_fast.train import optimizers
+from ensadv_fast.train.config import Config
+from ensadv_fast.train.rmsprop import RMSPropTF
 
 
 def scalar_rmsprop(w, grads, rates, decay, momentum, eps, weight_decay):
@@ -75,7 +75,7 @@ def test_found_inf_leaves_everything_as_it_is():
 
 def test_the_way_of_a_gpu_skips_a_step_without_looking():
     """What is done with found_inf on CUDA, on the CPU: equal up to the rounding of a scalar that is now a tensor."""
-    from ensadv_fast import rmsprop
+    from ensadv_fast.train import rmsprop
     torch.manual_seed(2)
     start = torch.randn(50)
     w, ms, mom = start.clone(), torch.ones(50), torch.zeros(50)

@@ -8,9 +8,9 @@ from networks import batch
 from torch import nn
 
 import ensadv_fast as ea
-from ensadv_fast import packed
-from ensadv_fast.frozen import FrozenPass
-from ensadv_fast.packed import Packs
+from ensadv_fast.sources.frozen import packing
+from ensadv_fast.sources.frozen.frozen_pass import FrozenPass
+from ensadv_fast.sources.frozen.packing import Packs
 
 LAYERS = {
     "3x3": dict(kernel_size=3, padding=1), "1x1": dict(kernel_size=1), "strided": dict(kernel_size=3, stride=2),
@@ -21,7 +21,7 @@ LAYERS = {
 
 @pytest.fixture(autouse=True)
 def needs_onednn():
-    if not packed.works(torch.float32):
+    if not packing.works(torch.float32):
         pytest.skip("this PyTorch has no packed convolutions")
 
 
@@ -51,7 +51,7 @@ def same(got, wanted):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_values_and_gradients_to_the_bit(name, dtype):
-    if not packed.works(dtype):
+    if not packing.works(dtype):
         pytest.skip(f"no packed convolutions in {dtype} on this processor")
     conv, packs = layer(name, dtype), Packs()
     for x in (images(dtype=dtype), images(3, dtype=dtype), images(size=(20, 9), dtype=dtype)):
@@ -96,14 +96,14 @@ def test_without_the_private_ops_everything_is_as_ever(monkeypatch, missing):
 
     conv, x, packs = layer("3x3"), images(), Packs()
     wanted = passed(conv, x, None)
-    packed.works.cache_clear()
-    monkeypatch.setattr(packed.Packed, "forward", refuse)
+    packing.works.cache_clear()
+    monkeypatch.setattr(packing.Packed, "forward", refuse)
     try:
-        assert not packed.works(torch.float32)
+        assert not packing.works(torch.float32)
         same(passed(conv, x, packs), wanted)
         assert packs._made[id(conv.weight)][2] is None
     finally:
-        packed.works.cache_clear()
+        packing.works.cache_clear()
 
 
 def test_sources_use_them_and_can_be_copied():

@@ -11,22 +11,24 @@ import torch
 from html_reader import read
 from torch import nn
 
-from ensadv_fast import attacks, figures, layouts, ops, page, report, samples, style, train_page
+from ensadv_fast import attacks, ops, report
 from ensadv_fast.data import Split
-from ensadv_fast.page import Number
+from ensadv_fast.evaluate import example_images
+from ensadv_fast.report import examples, figures, layouts, markup, style, train_page
+from ensadv_fast.report.markup import Number
 
 EVIL = "<script>alert('1')</script> & \"x\""
 
 
 def document(*blocks):
-    return read(page.document("t", "v", [], [page.Section("s", blocks)]))
+    return read(markup.document("t", "v", [], [markup.Section("s", blocks)]))
 
 
 # ------------------------------------------------------------------------------------------------- markup
 
 
 def test_text_is_escaped_and_markup_is_not():
-    made = page.tag("p", EVIL, None, [page.tag("b", "x"), "<"], title=EVIL, class_="c", hidden=None, open=False)
+    made = markup.tag("p", EVIL, None, [markup.tag("b", "x"), "<"], title=EVIL, class_="c", hidden=None, open=False)
     assert made.count("<") == 4 and "<b>x</b>&lt;</p>" in made and "hidden" not in made and "open" not in made
     reader = document(made)
     assert EVIL in reader.text
@@ -37,15 +39,15 @@ def test_text_is_escaped_and_markup_is_not():
     (0.1234, ".1%", "12.3"), (1.0, ".1%", "100.0"), (0.5, ".3f", "0.500"), (None, ".1%", "–"), (math.nan, ".1%", "–"),
     (math.inf, ".2f", "–")])
 def test_numbers_as_they_are_shown(value, form, want):
-    assert page.show(value, form) == want
+    assert markup.show(value, form) == want
 
 
 def test_the_best_and_what_ties_with_it():
     cells = [Number(0.5), Number(0.2, spread=0.05), Number(0.28, spread=0.04), Number(None), "words",
              Number(0.3, low=0.26, high=0.4)]
-    assert [getattr(c, "mark", "-") for c in page.mark_best(cells)] == ["", "best", "tied", "", "-", ""]
-    assert [c.mark for c in page.mark_best([0.1, 0.3, 0.3], lower=False)] == ["", "best", "best"]
-    assert [c.mark for c in page.mark_best([0.1, None])] == ["", ""]  # one number is not best of anything
+    assert [getattr(c, "mark", "-") for c in markup.mark_best(cells)] == ["", "best", "tied", "", "-", ""]
+    assert [c.mark for c in markup.mark_best([0.1, 0.3, 0.3], lower=False)] == ["", "best", "best"]
+    assert [c.mark for c in markup.mark_best([0.1, None])] == ["", ""]  # one number is not best of anything
 
 
 # ------------------------------------------------------------------------------------------------- blocks
@@ -53,17 +55,17 @@ def test_the_best_and_what_ties_with_it():
 
 def test_table():
     cell = {"value": 0.25, "low": 0.2, "high": 0.3, "count": 10, "n": 40}
-    reader = document(page.table(["", "a", "b", "c"], [["row", *page.mark_best([0.5, cell]), EVIL]],
-                                 form=[".2%", ".0%", ".1%"], note="In %."))
+    reader = document(markup.table(["", "a", "b", "c"], [["row", *markup.mark_best([0.5, cell]), EVIL]],
+                                   form=[".2%", ".0%", ".1%"], note="In %."))
     assert reader.tables[0] == [["", "a", "b", "c"], ["row", "50.00", "●2520 to 30", EVIL]]
     assert "In %. ● best of its row." in reader.text.replace("\u00a0", " ")
     with pytest.raises(ValueError):
-        page.table(["", "a"], [["row", 1.0, 2.0]])
+        markup.table(["", "a"], [["row", 1.0, 2.0]])
 
 
 def test_a_heatmap_shows_its_numbers_on_colours_in_their_order():
-    reader = document(page.heatmap(["A", EVIL], ["X", "Y", "Z"], [[0.0, 0.5, 1.0], [None, 2.0, Number(0.3, 0.01)]],
-                                   own=[[0, 1]]))
+    reader = document(markup.heatmap(["A", EVIL], ["X", "Y", "Z"], [[0.0, 0.5, 1.0], [None, 2.0, Number(0.3, 0.01)]],
+                                     own=[[0, 1]]))
     assert reader.tables[0][1:] == [["A", "0.0", "50.0", "100.0"], [EVIL, "–", "200.0", "30.0± 1.0"]]
     classes = [a.get("class") for a in reader.all("td")]
     assert classes == ["h0", "h10 own", "h20", None, "h20", "h6"]
@@ -71,15 +73,15 @@ def test_a_heatmap_shows_its_numbers_on_colours_in_their_order():
 
 
 def test_a_checklist_says_its_states_in_words():
-    reader = document(page.checklist([{"state": "good", "claim": "a"}, {"state": "bad", "claim": EVIL, "evidence": "e"},
-                                      {"state": "open", "claim": "c"},
-                                      {"state": "good", "word": "holds", "claim": ""}]))
+    reader = document(markup.checklist([
+        {"state": "good", "claim": "a"}, {"state": "bad", "claim": EVIL, "evidence": "e"},
+        {"state": "open", "claim": "c"}, {"state": "good", "word": "holds", "claim": ""}]))
     for words in ("✓ passed", "✗ suspicious", "? not decidable", "✓ holds", EVIL):
         assert words in reader.text
 
 
 def test_configuration_is_listed_flat():
-    reader = document(page.key_values("C", {"a": 1 / 3, "b": {"c": None, "d": True}, "e": ["x", EVIL], "f": []}))
+    reader = document(markup.key_values("C", {"a": 1 / 3, "b": {"c": None, "d": True}, "e": ["x", EVIL], "f": []}))
     assert reader.tables[0] == [["a", "0.333333"], ["b.c", "–"], ["b.d", "True"], ["e", f"x {EVIL}"], ["f", "–"]]
 
 
@@ -102,19 +104,19 @@ def decoded(uri):
 @pytest.mark.parametrize("shape", [(28, 28), (5, 7, 3), (1, 1)])
 def test_png(shape):
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    assert np.array_equal(decoded(page.png(image)), image)
+    assert np.array_equal(decoded(markup.png(image)), image)
 
 
 @pytest.mark.parametrize("image", [np.zeros((2, 2)), np.zeros((2, 2, 4), np.uint8), np.zeros(3, np.uint8)])
 def test_png_wants_bytes(image):
     with pytest.raises(ValueError, match="png: image: got .*, want uint8"):
-        page.png(image)
+        markup.png(image)
 
 
 def test_images_have_words_and_small_ones_are_enlarged():
-    rows = [page.ImageRow(EVIL, np.zeros((2, 28, 28), np.uint8), ["3", "4"]),
-            page.ImageRow("large", np.zeros((2, 96, 96, 3), np.uint8), label="shown")]
-    reader = document(page.images(["one", "two"], rows))
+    rows = [markup.ImageRow(EVIL, np.zeros((2, 28, 28), np.uint8), ["3", "4"]),
+            markup.ImageRow("large", np.zeros((2, 96, 96, 3), np.uint8), label="shown")]
+    reader = document(markup.images(["one", "two"], rows))
     assert [a["alt"] for a in reader.all("img")] == [f"{EVIL}, one", f"{EVIL}, two", "large, one", "large, two"]
     assert reader.tables[0][1:] == [[EVIL, "3", "4"], ["shown", "", ""]]
     assert [a.get("class") for a in reader.all("td")] == [None, None, "large", "large"]
@@ -237,14 +239,14 @@ def test_print_is_light():
 
 
 def test_samples_come_back_as_they_were_saved(tmp_path):
-    assert samples.load(tmp_path / samples.FILE) is None
+    assert examples.load(tmp_path / examples.FILE) is None
     torch.manual_seed(0)
     split = Split(torch.randint(0, 256, (30, 3, 8, 8), dtype=torch.uint8), torch.arange(30) % 12)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 12))
-    made = samples.craft(split, {"fgsm": attacks.fgsm(0.1)}, EVIL, model, {"m": model, EVIL: model},
-                         ops.fresh_key("cpu", 0))
-    made.save(tmp_path / samples.FILE)
-    back = samples.load(tmp_path / samples.FILE)
+    made = example_images.craft(split, {"fgsm": attacks.fgsm(0.1)}, EVIL, model, {"m": model, EVIL: model},
+                                ops.fresh_key("cpu", 0))
+    made.save(tmp_path / examples.FILE)
+    back = examples.load(tmp_path / examples.FILE)
     assert back.source == EVIL and back.labels.tolist() == list(range(10))
     assert list(back.pictures) == ["clean", "fgsm"] and back.pictures["fgsm"].shape == (10, 8, 8, 3)
     moved = np.abs(back.pictures["fgsm"].astype(int) - back.pictures["clean"])
@@ -252,14 +254,14 @@ def test_samples_come_back_as_they_were_saved(tmp_path):
     for row in back.pictures:
         assert list(back.predictions[row]) == ["m", EVIL]
         assert np.array_equal(back.predictions[row]["m"], made.predictions[row]["m"])
-    (tmp_path / samples.FILE).write_bytes(b"no")
+    (tmp_path / examples.FILE).write_bytes(b"no")
     with pytest.raises(ValueError, match="samples: .* is corrupt"):
-        samples.load(tmp_path / samples.FILE)
+        examples.load(tmp_path / examples.FILE)
 
 
 def test_large_images_are_fewer_and_thinned_out():
     split = Split(torch.randint(0, 256, (12, 3, 224, 224), dtype=torch.uint8), torch.arange(12))
-    made = samples.craft(split, {}, None, None, {}, ops.fresh_key("cpu", 0))
+    made = example_images.craft(split, {}, None, None, {}, ops.fresh_key("cpu", 0))
     assert made.pictures["clean"].shape == (4, 112, 112, 3) and made.source == ""
     assert np.array_equal(made.pictures["clean"][1], split.images[1, :, ::2, ::2].permute(1, 2, 0).numpy())
 
@@ -302,8 +304,9 @@ def run(tmp_path):
     lines = metrics(body["models"]) + metrics(["source-A"])[:1]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     clean = np.random.default_rng(0).integers(0, 256, (3, 28, 28)).astype(np.uint8)
-    samples.Samples("A", np.arange(3), {"clean": clean, "fgsm": clean // 2, EVIL: clean},
-                    {row: {EVIL: np.array([0, 1, 5])} for row in ("clean", "fgsm", EVIL)}).save(tmp_path / samples.FILE)
+    guesses = {row: {EVIL: np.array([0, 1, 5])} for row in ("clean", "fgsm", EVIL)}
+    pictures = {"clean": clean, "fgsm": clean // 2, EVIL: clean}
+    examples.Samples("A", np.arange(3), pictures, guesses).save(tmp_path / examples.FILE)
     return tmp_path
 
 
@@ -379,7 +382,7 @@ def test_speed_is_that_of_the_metrics(run):
 def test_examples_show_what_was_seen_and_what_it_was_taken_for(run):
     report.write(run)
     reader = read((run / "report.html").read_text())
-    found = samples.load(run / samples.FILE)
+    found = examples.load(run / examples.FILE)
     images = reader.all("img")
     assert len(images) == 3 * (1 + 2 + 2)
     assert np.array_equal(decoded(images[0]["src"]), found.pictures["clean"][0])
@@ -433,7 +436,7 @@ def test_results_may_bring_sections_as_data(tmp_path, command):
     for words in ("Suspicious.", "10 images", "50.0 40.0 to 60.0", "? not decidable"):
         assert words in reader.text
     used = {b["block"] for s in SECTIONS for b in s.get("blocks", [])} | {"table", "heatmap", "curves", "surface",
-                                                                         "key_values"}
+                                                                          "key_values"}
     assert used == set(layouts.BLOCKS)
 
 
@@ -536,11 +539,11 @@ def diagnosed(folder):
     rows = {"clean": 10, "fgsm": 30}
     pictures = {row: np.full((2, 8, 8), shade, np.uint8) + np.array([[[0]], [[1]]], np.uint8)
                 for row, shade in rows.items()}
-    samples.Samples(EVIL, np.arange(2), pictures, {row: {EVIL: np.zeros(2, np.int64)} for row in rows}).save(
+    examples.Samples(EVIL, np.arange(2), pictures, {row: {EVIL: np.zeros(2, np.int64)} for row in rows}).save(
         folder / "own.npz")
     full = {"masking": masking, "gradient_norm": {"mean_l2": 0.1234}, "gradient_alignment": {"mean": None},
             "random_start_gap": {"gap": interval(-0.04)}, "label_leaking": {"leaked": {"predicted": 7}, "advantage":
-                                                                          interval(0.2)},
+                                                                            interval(0.2)},
             "cone_dimension": {"at_least": {"1": interval(0.8), "16": interval(0.3), "4": interval(0.5)}},
             "surfaces": [{"other": None, "eps": 0.3, "along": [-0.3, 0.3], "across": [-0.3, 0.3],
                           "loss": [[[0, 1], [2, 3]], [[1, None], [1, 1]]], "labels": [4, 5]}], "examples": "own.npz"}

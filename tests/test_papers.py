@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import ensadv_fast as ea
-from ensadv_fast import checkpoint, data, evaluate
+from ensadv_fast import data, evaluate
+from ensadv_fast.train import checkpoints
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "bench"))  # not first: tests/networks.py is another one
@@ -172,7 +173,7 @@ def net(**changes):
 
 
 def test_a_network_that_was_interrupted_ends_with_the_same_weights(lab, folder, tmp_path, monkeypatch):
-    save = checkpoint.save
+    save = checkpoints.save
 
     def interrupted(path, state):
         save(path, state)
@@ -181,7 +182,7 @@ def test_a_network_that_was_interrupted_ends_with_the_same_weights(lab, folder, 
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mnist").symlink_to(folder)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint, "save", interrupted)
+        patch.setattr(checkpoints, "save", interrupted)
         common.Lab(tmp_path, "cpu").network(net())  # is killed after its first epoch
     said = []
     again = common.Lab(tmp_path, "cpu", said.append).network(net())

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from ensadv_fast import cli, models, presets, train
-from ensadv_fast.config import Config
-from ensadv_fast.job import make_source
-from ensadv_fast.presets import RUNS, configured
+from ensadv_fast import cli, models, train
+from ensadv_fast.train import runs
+from ensadv_fast.train.config import Config
+from ensadv_fast.train.job import make_source
+from ensadv_fast.train.runs import RUNS, make_config
 
 IMAGENET = [name for name in RUNS if name.startswith("imagenet")]
 SMALL = [name for name in RUNS if name not in IMAGENET]
@@ -39,18 +40,18 @@ def test_the_runs_are_those_of_the_papers():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_by_its_name_is_that_config(name):
-    config = configured(preset=name, source_epochs=3)
+    config = make_config(preset=name, source_epochs=3)
     assert config == replace(RUNS[name], source_epochs=3)
     assert config.preset in train.PRESETS  # the name of its recipe: the config says all that is done
 
 
 def test_options_override_a_runs():
-    config = configured(preset="imagenet-eat-ens3", eps=16 / 256, static=("timm:a=a.pt",), lam=1.0, download=True)
+    config = make_config(preset="imagenet-eat-ens3", eps=16 / 256, static=("timm:a=a.pt",), lam=1.0, download=True)
     assert config == replace(RUNS["imagenet-eat-ens3"], eps=0.0625, static=("timm:a=a.pt",), lam=1.0, download=True)
-    assert configured(preset="tramer", epochs=3) == Config(preset="tramer", epochs=3)
-    assert configured() == Config()
+    assert make_config(preset="tramer", epochs=3) == Config(preset="tramer", epochs=3)
+    assert make_config() == Config()
     with pytest.raises(ValueError, match="got 'cifar10-eat', want main or one or more of"):
-        configured(preset="cifar10-eat,plain")
+        make_config(preset="cifar10-eat,plain")
     with pytest.raises(ValueError, match=r"presets\.configured"):
         Config(preset="cifar10-eat")
 
@@ -60,12 +61,12 @@ def test_options_override_a_runs():
     ("imagenet-resnet50-eat", "timm:resnet18, timm:resnet34")])
 def test_no_source_is_trained_unasked(name, missing, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f"no weights for {missing}, .*=FILE.*--download.*--source-epochs N"):
-        configured(preset=name)
-    assert configured(preset=name, download=True).download
+        make_config(preset=name)
+    assert make_config(preset=name, download=True).download
     first = missing.split(", ")[0]
     with pytest.raises(ValueError, match=r"no weights for mnist:D, .*--static timm:x=x.pt mnist:D=FILE;"):
-        configured(preset=name, static=("timm:x=x.pt", "mnist:D"), download=True)
-    assert configured(preset=name, static=(f"{first}=a.pt",)).static == (f"{first}=a.pt",)
+        make_config(preset=name, static=("timm:x=x.pt", "mnist:D"), download=True)
+    assert make_config(preset=name, static=(f"{first}=a.pt",)).static == (f"{first}=a.pt",)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--preset", name]) == 1 and not any(tmp_path.iterdir())  # before anything is written
 
@@ -192,4 +193,4 @@ def test_readme_lists_every_run():
     text = (Path(__file__).parent.parent / "README.md").read_text()
     assert [name for name in RUNS if f"| `{name}` |" not in text] == []
     assert not [k for k in ("static", "held_out") if not isinstance(asdict(RUNS["mnist-eat"])[k], tuple)]
-    assert presets.expanded({"seed": 3}) == {"seed": 3}
+    assert runs.with_run_defaults({"seed": 3}) == {"seed": 3}

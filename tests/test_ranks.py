@@ -9,13 +9,15 @@ import torch.multiprocessing as mp
 from networks import double_net
 from torch import nn
 
-from ensadv_fast import Source, ranks, sync_norm, train
+from ensadv_fast import Source, train
 from ensadv_fast.adversary import EnsembleAdversary, EpsDistribution, Part, weight
 from ensadv_fast.attacks import fgsm
-from ensadv_fast.config import Config
-from ensadv_fast.fit import fit
-from ensadv_fast.job import Job, Run
-from ensadv_fast.recipes import PRESETS, Recipe
+from ensadv_fast.system import ranks
+from ensadv_fast.train import sync_norm
+from ensadv_fast.train.config import Config
+from ensadv_fast.train.job import Job, Run
+from ensadv_fast.train.loop import fit
+from ensadv_fast.train.recipes import PRESETS, Recipe
 
 BATCH, STEPS = 18, 6  # five batches of 18 of the 96 samples, and one of 6: neither is four ranks' equal shares
 STATIC = Recipe("_x", "fgsm", static=True)
@@ -42,7 +44,7 @@ def exact(config, model, crafting="eval", loss="plain"):
 
 
 def trained(name, folder, out, model="networks:double_net", **more):
-    from ensadv_fast import training as module
+    from ensadv_fast.train import trainer as module
 
     recipe, options = CASES[name]
     (out / "models").mkdir(parents=True, exist_ok=True)

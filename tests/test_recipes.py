@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ensadv_fast import auto_attack
+from ensadv_fast.attacks import auto_attack
 from ensadv_fast.models import mnist_d
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +76,7 @@ def test_timm(folder):
     assert weights.keys() == fresh.keys()
     assert all(w.isfinite().all() for w in weights.values())
     normalised = nn.Sequential(nn.BatchNorm2d(1, eps=0.0, affine=False), timm.create_model("resnet10t", in_chans=1,
-                                                                                          num_classes=10))
+                                                                                           num_classes=10))
     given = {"0.running_mean": torch.tensor([0.13]), "0.running_var": torch.tensor([0.31**2]),
              "0.num_batches_tracked": torch.tensor(0), **{f"1.{k}": v for k, v in weights.items()}}
     assert accuracy(given, normalised) > 0.35

@@ -16,8 +16,10 @@ from networks import batch, small_net
 from torch import nn
 
 import ensadv_fast as ea
-from ensadv_fast import overlap, packed, replay
-from ensadv_fast.ops import _checks as check
+from ensadv_fast.ops import checks as check
+from ensadv_fast.sources import cuda_graphs
+from ensadv_fast.sources.frozen import packing
+from ensadv_fast.system import streams as overlap
 
 EXACT = {"dtype": torch.float32, "fold": False, "channels_last": False}
 ATTACKS = {
@@ -74,10 +76,10 @@ class AgainLane:
 @pytest.fixture
 def again(monkeypatch):
     """Sources on the CPU are captured, by AgainLane, and values are not looked at, as on a GPU."""
-    monkeypatch.setitem(replay.LANES, "cpu", AgainLane)
+    monkeypatch.setitem(cuda_graphs.LANES, "cpu", AgainLane)
     monkeypatch.setattr(check, "readable", lambda t: False)
     for dtype in (torch.float32, torch.bfloat16):
-        packed.works(dtype)  # looks at values, once a process
+        packing.works(dtype)  # looks at values, once a process
 
 
 @pytest.fixture
@@ -215,14 +217,14 @@ def test_the_signature_is_what_shapes_the_work(again, monkeypatch):
 
 
 def test_the_least_recently_used_graph_goes_first(again, monkeypatch):
-    monkeypatch.setattr(replay, "KEPT", 2)
+    monkeypatch.setattr(cuda_graphs, "KEPT", 2)
     source, _ = pair()
     x, y = batch()
     for n in (3, 4, 3, 5):
         ea.fgsm()(source, x[:n], y[:n])
     assert [s[1][0] for s in source.replays.graphs] == [3, 5]
     assert source.replays._lane.waits == 1  # memory that a replay may be reading is waited for
-    monkeypatch.setattr(replay, "REMEMBERED", 2)
+    monkeypatch.setattr(cuda_graphs, "REMEMBERED", 2)
     source = ea.Source(small_net(), **EXACT)
     for n in (3, 4, 5, 3):
         ea.fgsm()(source, x[:n], y[:n])
@@ -281,7 +283,7 @@ def test_calibrate_drops_graphs(again, monkeypatch):
     for _ in range(3):
         ea.fgsm()(source, x, y)
     assert source.replays.graphs
-    monkeypatch.setattr("ensadv_fast.source.ENOUGH", 1e9)
+    monkeypatch.setattr("ensadv_fast.sources.source.ENOUGH", 1e9)
     source.calibrate(x, y)
     assert source.dtype == torch.float32
     plain = ea.Source(small_net(), dtype=torch.float32, cuda_graph=False)
@@ -571,7 +573,7 @@ def cuda(monkeypatch):
 
 
 def test_the_lane_captures_by_torchs_rules(cuda):
-    lane = replay.CudaLane(torch.device("cuda", 0))
+    lane = cuda_graphs.CudaLane(torch.device("cuda", 0))
     again, results = lane.capture(lambda: (cuda.work(),))
     assert again is cuda.CUDAGraph.return_value.replay and results == (cuda.work.return_value,)
     cuda.graph.assert_called_once_with(cuda.CUDAGraph.return_value, pool=(0, 7), stream=lane.stream,
@@ -594,7 +596,7 @@ def test_the_lane_cleans_up(cuda, broken):
         cuda.rand.side_effect = RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
     else:
         cuda._cuda_endAllocateToPool.side_effect = RuntimeError("not currently recording to mempool_id")
-    lane = replay.CudaLane(torch.device("cuda", 0))
+    lane = cuda_graphs.CudaLane(torch.device("cuda", 0))
     with pytest.raises(ZeroDivisionError):
         lane.capture(lambda: 1 / 0)
     cuda._cuda_endAllocateToPool.assert_called_once_with(0, (0, 7))

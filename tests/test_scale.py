@@ -12,8 +12,8 @@ import pytest
 import torch
 from kept import kept_bytes
 
-from ensadv_fast.presets import RUNS
-from ensadv_fast.recipes import PRESETS as RECIPES
+from ensadv_fast.train.recipes import PRESETS as RECIPES
+from ensadv_fast.train.runs import RUNS
 
 BENCH = Path(__file__).parent.parent / "bench"
 OWN = ("networks", "scale_model", "scale_memory", "scale_gloo", "scale")

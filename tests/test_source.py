@@ -9,8 +9,8 @@ from networks import batch, gradient, small_net
 from torch import nn
 
 import ensadv_fast as ea
-from ensadv_fast.losses import power_of_two_scale
-from ensadv_fast.source import fast_dtype
+from ensadv_fast.ops.losses import power_of_two_scale
+from ensadv_fast.sources.precision import fast_dtype
 
 EXACT = dict(dtype=torch.float32, fold=False, channels_last=False)
 

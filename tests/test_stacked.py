@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import ensadv_fast as ea
-from ensadv_fast import data, models, stacked
+from ensadv_fast import data, models
 from ensadv_fast.ops.ensemble_linear import grad_reference, reference
+from ensadv_fast.sources import stacking
 
 FUSES = ("logits", "probs", "loss")
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16],
@@ -57,7 +58,7 @@ def in_turn(monkeypatch):
     """Makes ensembles whose members run one after the other."""
     def make(*args, **kw):
         with monkeypatch.context() as patch:
-            patch.setattr(stacked, "chain", lambda model: None)
+            patch.setattr(stacking, "chain", lambda model: None)
             made = ea.Ensemble(*args, **kw)
         assert all(len(index) == 1 for index in runs(made))
         return made
@@ -94,9 +95,9 @@ def test_a_stack_gives_what_its_members_give_in_turn(fuse, normalised, in_turn):
 @pytest.mark.parametrize("shared", [True, False])
 def test_in_float64_it_is_the_members_gradient(shared, in_turn, monkeypatch):
     """The op has no float64; its definition has, and with it the stack's arithmetic is exact to 1e-12."""
-    monkeypatch.setattr(stacked, "DTYPES", (torch.float64,))
-    monkeypatch.setattr(stacked, "ensemble_linear", reference)
-    monkeypatch.setattr(stacked, "ensemble_linear_grad", grad_reference)
+    monkeypatch.setattr(stacking, "DTYPES", (torch.float64,))
+    monkeypatch.setattr(stacking, "ensemble_linear", reference)
+    monkeypatch.setattr(stacking, "ensemble_linear_grad", grad_reference)
     (x, y), std = batch(), [(0.2, 0.3, 0.4), (0.2, 0.3, 0.4) if shared else (0.5, 0.6, 0.7)]
     members = [ea.Source(mlp(seed), dtype=torch.float64, std=std[seed]) for seed in range(2)]
     one, other = ea.Ensemble(copy.deepcopy(members)), in_turn(members)
@@ -249,7 +250,7 @@ OTHERS = {
 @pytest.mark.filterwarnings("ignore:Source. fold leaves")
 def test_what_is_not_for_sure_an_mlp_is_not_stacked(why):
     source = ea.Source(OTHERS[why](), dtype=torch.float32)
-    assert stacked.chain(source.module) is None
+    assert stacking.chain(source.module) is None
     assert runs(ea.Ensemble([source, source])) == [(0,), (1,)]
 
 
@@ -284,7 +285,7 @@ def test_a_member_that_calibrate_switches_leaves_the_stack(trained, monkeypatch)
     members = [ea.Source(net, dtype=torch.bfloat16) for net in trained]
     ensemble = ea.Ensemble(members)
     assert runs(ensemble) == [(0, 1, 2)]
-    monkeypatch.setattr("ensadv_fast.source.ENOUGH", 2.0)  # nothing is enough
+    monkeypatch.setattr("ensadv_fast.sources.source.ENOUGH", 2.0)  # nothing is enough
     members[1].calibrate(x, y)
     assert members[1].dtype == torch.float32 and runs(ensemble) == [(0, 2), (1,)]
     wanted = ea.Ensemble([ea.Source(net, dtype=d) for net, d in

@@ -5,7 +5,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ensadv_fast as ea
-from ensadv_fast.ops import _checks
+from ensadv_fast.ops import checks
 
 EPS = 8 / 255
 SYNCS = {"_local_scalar_dense", "nonzero", "item", "equal", "is_nonzero", "masked_select"}
@@ -44,7 +44,7 @@ class Trace(TorchDispatchMode):
 @pytest.fixture
 def trace(monkeypatch):
     """Trace one attack as if its tensors lay on a GPU, where no value may be looked at."""
-    monkeypatch.setattr(_checks, "readable", lambda t: False)
+    monkeypatch.setattr(checks, "readable", lambda t: False)
 
     def run(attack, y=True, source=lambda m: m, **kw):
         x = torch.rand(4, 3, 32, 32)

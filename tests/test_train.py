@@ -13,9 +13,13 @@ import torch
 from html_reader import read
 from torch import nn
 
-from ensadv_fast import checkpoint, optimizers, report, train
+from ensadv_fast import report, train
+from ensadv_fast.attacks.by_name import make_attack
 from ensadv_fast.evaluate import TransferMatrix
-from ensadv_fast.train import PRESETS, Config, make_attack
+from ensadv_fast.models import specs as specs_module
+from ensadv_fast.system import files
+from ensadv_fast.train import PRESETS, Config, checkpoints, optimizers
+from ensadv_fast.train import results as results_module
 
 
 @pytest.fixture
@@ -134,7 +138,7 @@ def test_the_monitor_changes_no_weight(small, tmp_path):
     assert_same_weights(tmp_path / "watched", tmp_path / "alone")
     lines = [json.loads(line) for line in (tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()]
     assert lines and all(r["monitor"] is None for r in lines)
-    state = checkpoint.load(tmp_path / "watched" / "models" / "D_adv-seed0.pt")
+    state = checkpoints.load(tmp_path / "watched" / "models" / "D_adv-seed0.pt")
     assert state["monitor"]["calls"] == 2
     with pytest.raises(ValueError, match="monitor: got -1"):
         replace(config, monitor=-1)
@@ -177,14 +181,14 @@ def test_kill_9_and_resume_equal_an_unbroken_run(small, tmp_path):
     path = broken / "models" / "D_ens-seed0.pt"
     for _ in range(2):  # killed twice, the second time while going on
         process = start(config, broken, "--resume")
-        before = checkpoint.load(path)["step"] if path.exists() else 0
+        before = checkpoints.load(path)["step"] if path.exists() else 0
         deadline = time.time() + 60
-        while not path.exists() or checkpoint.load(path)["step"] <= before:
+        while not path.exists() or checkpoints.load(path)["step"] <= before:
             assert process.poll() is None and time.time() < deadline, process.stderr.read()
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        assert 0 < checkpoint.load(path)["step"] < 90
+        assert 0 < checkpoints.load(path)["step"] < 90
     out, err = (process := start(config, broken, "--resume", str(broken))).communicate(timeout=120)
     assert process.returncode == 0, err
     assert_same_weights(tmp_path / "unbroken", broken)
@@ -207,24 +211,24 @@ def test_every_preset_goes_on_where_it_stopped(small, tmp_path, monkeypatch, pre
     """Steps 6 and 12 end an epoch; the run is stopped by an exception instead of a signal, which is faster."""
     config = replace(small, preset=preset, seeds=1, static=(), held_out=(), save_every=1)
     train.run(config, tmp_path / "unbroken", progress=False, say=lambda text: None)
-    save = checkpoint.save
+    save = checkpoints.save
 
     def save_and_stop(path, state):
         save(path, state)
         if state["step"] == stop:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save", save_and_stop)
+    monkeypatch.setattr(checkpoints, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         train.run(config, tmp_path / "broken", progress=False, say=lambda text: None)
-    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(checkpoints, "save", save)
     train.run(config, tmp_path / "broken", resume=True, progress=False, say=lambda text: None)
     assert_same_weights(tmp_path / "unbroken", tmp_path / "broken")
 
 
 def test_a_finished_run_is_only_evaluated_again(done, monkeypatch):
     config, run, results, _ = done
-    monkeypatch.setattr(checkpoint, "save", lambda *a: pytest.fail("nothing is left to train"))
+    monkeypatch.setattr(checkpoints, "save", lambda *a: pytest.fail("nothing is left to train"))
     again = train.run(config, run, resume=True, progress=False, say=lambda text: None)
     assert again["models"] == results["models"]
 
@@ -247,68 +251,68 @@ def state():
 
 def test_checkpoints_come_back_as_they_were(tmp_path):
     path = tmp_path / "c.pt"
-    checkpoint.save(path, state())
-    back = checkpoint.load(path)
-    assert checkpoint.digest(back) == checkpoint.digest(state())
+    checkpoints.save(path, state())
+    back = checkpoints.load(path)
+    assert files.digest(back) == files.digest(state())
     assert torch.equal(back["model"]["w"], state()["model"]["w"])
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
 
 def test_the_digest_sees_every_difference():
-    first = checkpoint.digest(state())
+    first = files.digest(state())
     for change in ({"step": 4}, {"lr": 0.2}, {"none": 0}, {"half": torch.ones(3).half()},
                    {"model": {"w": torch.arange(6.0).view(3, 2), "n": torch.tensor(4)}}):
-        assert checkpoint.digest({**state(), **change}) != first
+        assert files.digest({**state(), **change}) != first
     swapped = state()
     swapped["model"]["w"][0, 0] = -0.0
-    assert checkpoint.digest(swapped) != first
+    assert files.digest(swapped) != first
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b"hello" * 100])
 def test_truncated_checkpoints_are_named(tmp_path, damage):
     path = tmp_path / "broken.pt"
-    checkpoint.save(path, state())
+    checkpoints.save(path, state())
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match="broken.pt is corrupt"):
-        checkpoint.load(path)
+        checkpoints.load(path)
 
 
 def test_one_flipped_bit_is_found(tmp_path):
     path = tmp_path / "flipped.pt"
-    checkpoint.save(path, {"w": torch.arange(1000.0)})
+    checkpoints.save(path, {"w": torch.arange(1000.0)})
     raw = bytearray(path.read_bytes())
     at = raw.find(torch.arange(1000.0).numpy().tobytes()[:64]) + 41
     raw[at] ^= 4
     path.write_bytes(raw)
     with pytest.raises(ValueError, match="flipped.pt is corrupt"):
-        checkpoint.load(path)
+        checkpoints.load(path)
     torch.save({"w": torch.arange(5.0), "sha256": "0" * 64}, path)  # whole, but not what was written
     with pytest.raises(ValueError, match="do not match their SHA-256"):
-        checkpoint.load(path)
+        checkpoints.load(path)
 
 
 def test_other_files_are_no_checkpoints(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.pt"):
-        checkpoint.load(tmp_path / "none.pt")
+        checkpoints.load(tmp_path / "none.pt")
     torch.save({"w": torch.zeros(2)}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="no checkpoint of ensadv-fast"):
-        checkpoint.load(tmp_path / "weights.pt")
+        checkpoints.load(tmp_path / "weights.pt")
     torch.save(nn.Linear(1, 1), tmp_path / "module.pt")  # would run code if it were unpickled
     with pytest.raises(ValueError, match="module.pt"):
-        checkpoint.load(tmp_path / "module.pt")
+        checkpoints.load(tmp_path / "module.pt")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "c.pt"
-    checkpoint.save(path, {"step": 1})
+    checkpoints.save(path, {"step": 1})
 
     def fail(f):
         f.write(b"half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.atomic_write(path, fail)
-    assert checkpoint.load(path)["step"] == 1
+        files.atomic_write(path, fail)
+    assert checkpoints.load(path)["step"] == 1
 
 
 def test_a_corrupt_checkpoint_stops_a_resumed_run(small, tmp_path):
@@ -402,11 +406,11 @@ def test_variants_run(small, tmp_path, change):
 
 
 def test_names_of_sources():
-    names = train.unique(("mnist:D", "mnist:D=a.pt", "mnist:B", "timm:B"), {"D": None})
+    names = specs_module.unique(("mnist:D", "mnist:D=a.pt", "mnist:B", "timm:B"), {"D": None})
     assert names == {"D_2": "mnist:D", "D_3": "mnist:D=a.pt", "B": "mnist:B", "B_2": "timm:B"}
     specs = ("mnist:D=x/D_ens-seed0.pt", "mnist:D=D_adv.pt", "mnist:B=b.pt", "mnist:D=y/D_adv.pt")
-    assert list(train.unique(specs, {}, by_file=True)) == ["D_ens-seed0", "D_adv", "B", "D_adv_2"]
-    assert list(train.unique(specs[2:3], {"B": None}, by_file=True)) == ["b"]
+    assert list(specs_module.unique(specs, {}, by_file=True)) == ["D_ens-seed0", "D_adv", "B", "D_adv_2"]
+    assert list(specs_module.unique(specs[2:3], {"B": None}, by_file=True)) == ["b"]
 
 
 # --------------------------------------------------------------------------------------------------- report
@@ -420,14 +424,14 @@ def test_findings_follow_the_numbers():
                 wrong[attack, "A", f"{name}-seed0"] = np.arange(10) < 10 * held_out
                 wrong[attack, f"{name}-seed0", f"{name}-seed0"] = np.arange(10) < 10 * own
         clean = {f"{n}-seed0": np.arange(10) < 1 for n in ("D", "D_adv", "D_ens")}
-        return report.results(TransferMatrix(wrong, clean), "digits", 0.3, {"A": "held_out"},
-                              {n: [0] for n in ("D", "D_adv", "D_ens")},
-                              {"train": {}, "training": 1.0, "evaluation": 1.0, "total": 2.0, "workers": 1,
-                               "threads_per_worker": 1})
+        return results_module.results_of(TransferMatrix(wrong, clean), "digits", 0.3, {"A": "held_out"},
+                                         {n: [0] for n in ("D", "D_adv", "D_ens")},
+                                         {"train": {}, "training": 1.0, "evaluation": 1.0, "total": 2.0, "workers": 1,
+                                          "threads_per_worker": 1})
 
-    text = report.text(results(0.5, 0.3, 0.4, 0.6))
+    text = results_module.text(results(0.5, 0.3, 0.4, 0.6))
     assert "does NOT hold" not in text and "50.0 % → 30.0 %" in text and "FGSM 40.0 %, R+FGSM 60.0 %" in text
-    text = report.text(results(0.3, 0.5, 0.6, 0.4))
+    text = results_module.text(results(0.3, 0.5, 0.6, 0.4))
     assert text.count("does NOT hold here") == 2
 
 

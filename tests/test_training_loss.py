@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import ensadv_fast as ea
-from ensadv_fast.source import Source
-from ensadv_fast.training_loss import TrainingLossSource
+from ensadv_fast.sources.source import Source
+from ensadv_fast.sources.training_loss import TrainingLossSource
 
 
 class Two(nn.Module):

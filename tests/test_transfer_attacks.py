@@ -13,7 +13,7 @@ from networks import batch, gradient, small_net
 from transfer_rules import kernel, resized_and_padded, transfer
 
 import ensadv_fast as ea
-from ensadv_fast import transforms
+from ensadv_fast.attacks import transforms
 from ensadv_fast.ops.random_step import unit_noise
 
 EPS, STEP, STEPS, SIZE = 16 / 255, 1.6 / 255, 6, 20

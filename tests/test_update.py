@@ -8,9 +8,9 @@ from torch import nn
 
 from ensadv_fast import models
 from ensadv_fast.adversary import AdversarialBatch, mixed_cross_entropy
-from ensadv_fast.config import Config
-from ensadv_fast.finite import NonFinite
-from ensadv_fast.update import Update, labels, prepare
+from ensadv_fast.train.config import Config
+from ensadv_fast.train.nonfinite import NonFinite
+from ensadv_fast.train.step import Update, labels, prepare
 
 CPU = torch.device("cpu")
 LAM = 0.3

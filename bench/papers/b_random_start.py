@@ -32,7 +32,7 @@ def run(lab: Lab, sizes: Sizes) -> Result:
     error = {a: estimates(groups, lambda t, a=a: matrix.error(a, t, t), n) for a in TRIED}
     result.block("White-box accuracy", ["clean", *TRIED], [
         (g.label, g.size(lab, n), [number(accuracy(clean[g.label])),
-                                          *(number(accuracy(error[a][g.label]), PAPER.get(a), "V") for a in TRIED)])
+                                   *(number(accuracy(error[a][g.label]), PAPER.get(a), "V") for a in TRIED)])
         for g in groups])
     rand, pgd = ({g.label: accuracy(error[a][g.label]) for g in groups} for a in ("R+FGSM", "PGD-20"))
     result.claims = [

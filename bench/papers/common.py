@@ -16,7 +16,10 @@ import torch
 from torch import nn
 
 import ensadv_fast as ea
-from ensadv_fast import attacks, checkpoint, data, evaluate, ops, train
+from ensadv_fast import attacks, data, evaluate, ops, train
+from ensadv_fast.ops import keys
+from ensadv_fast.system import files
+from ensadv_fast.train import checkpoints
 
 from .claims import Estimate, column, gaps
 
@@ -122,7 +125,7 @@ class Lab:
 
     def _print_of(self, images: Images) -> str:
         split = self.split(images)
-        return checkpoint.digest([split.images, split.labels])
+        return files.digest([split.images, split.labels])
 
     # --------------------------------------------------------------------------------------- networks
 
@@ -147,7 +150,7 @@ class Lab:
         for s in net.static:
             self.spent(s)
         job = self._job(net)
-        self.seconds[job.name] = checkpoint.load(job.path(self.cache))["seconds"]
+        self.seconds[job.name] = checkpoints.load(job.path(self.cache))["seconds"]
         return self.seconds[job.name]
 
     def _job(self, net: Net) -> train.Job:
@@ -156,7 +159,7 @@ class Lab:
             self.network(s)
             static.append(f"{s.spec}={self._job(s).path(self.cache)}")
         return train.Job(f"{net.name}-{net.role}-{net.seed}-{self.identity(net)}", net.spec, net.recipe,
-                         data.derive_seed(net.seed, net.role), net.epochs, tuple(static))
+                         keys.derive_seed(net.seed, net.role), net.epochs, tuple(static))
 
     # ------------------------------------------------------------------------------------------ cells
 
@@ -166,7 +169,7 @@ class Lab:
         path = self.cache / "cells" / f"{fingerprint('cell', parts)}.npz"
         if not path.exists():
             made = make()
-            checkpoint.atomic_write(path, lambda f: np.savez_compressed(f, **made))
+            files.atomic_write(path, lambda f: np.savez_compressed(f, **made))
         with np.load(path) as found:
             made = {k: found[k] for k in found}
         self.seconds[path.stem] = float(made.pop("seconds"))
@@ -200,7 +203,7 @@ class Lab:
             crafting = self.network(source) if as_it_is else ea.Source(self.network(source))
         begin = time.perf_counter()
         matrix = evaluate.transfer_matrix(networks, {s: crafting}, {a: attack}, self.split(test).batches(250),
-                                          key=ops.fresh_key("cpu", data.derive_seed("papers", test.data)))
+                                          key=ops.fresh_key("cpu", keys.derive_seed("papers", test.data)))
         return {**{f"wrong{i}": matrix.wrong[a, s, t] for i, t in enumerate(targets)},
                 **{f"clean{i}": matrix.clean[t] for i, t in enumerate(targets)},
                 "seconds": np.float64(time.perf_counter() - begin)}
@@ -282,4 +285,4 @@ def write(path: Path, name: str, preset: str, sizes: Sizes, result: Result, lab:
             "sizes": essence(sizes), "seconds": sum(lab.seconds.values()), "title": result.title,
             "about": result.about, "blocks": result.blocks, "claims": result.claims, "load_after": os.getloadavg()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.atomic_write(path, lambda f: f.write((json.dumps(made, indent=1) + "\n").encode()))
+    files.atomic_write(path, lambda f: f.write((json.dumps(made, indent=1) + "\n").encode()))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ensadv_fast import attacks, data, evaluate, ops
+from ensadv_fast.ops import keys
 
 from . import fetch
 from .claims import claim, estimate, greater
@@ -90,7 +91,7 @@ def run(lab: Lab, sizes: SizesG) -> Result:
                 split = data.Split(*photographs(folder, sizes.images)).to(lab.device)
                 begin = time.perf_counter()
                 matrix = evaluate.transfer_matrix({"net": model}, {"net": model}, {a: attack}, split.batches(20),
-                                                  key=ops.fresh_key("cpu", data.derive_seed("papers", "photographs")))
+                                                  key=ops.fresh_key("cpu", keys.derive_seed("papers", "photographs")))
                 return {"wrong": matrix.wrong[a, "net", "net"], "clean": matrix.clean["net"],
                         "seconds": np.float64(time.perf_counter() - begin)}
 

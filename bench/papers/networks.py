@@ -6,8 +6,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ensadv_fast.cifar import convnet, convnet24, convnet48, convnet64, resnet8, resnet14, resnet18, resnet34
 from ensadv_fast.models import mnist_b
+from ensadv_fast.models.cifar import convnet, convnet24, convnet48, convnet64, resnet8, resnet14, resnet18, resnet34
 
 __all__ = ["convnet", "convnet24", "convnet48", "convnet64", "resnet8", "resnet14", "resnet18", "resnet34"]
 

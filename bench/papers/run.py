@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "bench"))
 
-from ensadv_fast.bench import stamp  # noqa: E402
+from ensadv_fast.bench.stamp import stamp  # noqa: E402
 from papers.common import Lab, Missing, write  # noqa: E402
 
 TABLES = {module[0]: module for module in (

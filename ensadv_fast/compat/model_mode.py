@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from ..running_statistics import still
+from ..sources.modes import still
 
 
 @contextmanager

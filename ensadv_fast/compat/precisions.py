@@ -1,5 +1,5 @@
 """Exact or fast: chosen once for the process, or for one attack."""
-from ..ops import _checks as check
+from ..ops import checks
 
 PRECISIONS = ("exact", "fast")
 _current = "exact"
@@ -19,7 +19,7 @@ class precision:
 
     def __init__(self, which: str):
         global _current
-        check.choice("compat.precision", "which", which, PRECISIONS)
+        checks.choice("compat.precision", "which", which, PRECISIONS)
         self._before, _current = _current, which
 
     def __enter__(self) -> "precision":

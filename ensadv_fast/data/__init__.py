@@ -4,11 +4,12 @@
 in [0, 1] by their positions. :class:`Split` holds them in memory as uint8, :class:`FolderSplit` decodes files.
 `Sampler` is the order, `Stream` gives the batches, `Augment` crops and mirrors. Nothing is downloaded.
 """
+from ..ops.keys import derive_seed
 from .augment import Augment
 from .cifar import cifar10, cifar100
 from .folder import FolderSplit, image_folder
 from .mnist import digits, idx_dataset
-from .sampler import Sampler, derive_seed
+from .sampler import Sampler
 from .sets import Dataset, ImageSplit, Split
 from .stream import CorruptImages, Stream
 

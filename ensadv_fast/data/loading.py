@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from .. import workers as processes
+from ..system import processes
 from .folder import FolderSplit
 from .sampler import Sampler
 

@@ -74,6 +74,6 @@ def idx_dataset(name: str, folder: str | Path | None = None) -> Dataset:
         images, labels = find(part, "images", 3), find(part, "labels", 1)
         if images is None or labels is None:
             raise missing(name, "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
-                           "t10k-labels-idx1-ubyte, plain or .gz", looked)
+                          "t10k-labels-idx1-ubyte, plain or .gz", looked)
         splits.append(make_split(_idx(images, 3)[:, None], _idx(labels, 1), 10, images))
     return Dataset(name, splits[0], splits[1], 10)

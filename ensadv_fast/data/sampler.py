@@ -1,17 +1,12 @@
 """The order in which samples come: a function of seed and epoch, for any batch size and any number of ranks."""
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-
-def derive_seed(*parts: int | str) -> int:
-    """A seed in [0, 2^63) that is a fixed function of `parts`: the same on every machine, rank and version."""
-    text = "/".join(map(str, parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+from ..ops.keys import derive_seed
 
 
 class Sampler:

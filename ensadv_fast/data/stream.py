@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..overlap import SideStream
+from ..ops.keys import derive_seed
+from ..system.streams import SideStream
 from .augment import Augment
 from .folder import FolderSplit, middle
 from .loading import Loader
-from .sampler import Sampler, derive_seed, upload
+from .sampler import Sampler, upload
 from .sets import ImageSplit, Split
 
 LEAST = 10  # corrupt images that are borne in any set, where the limit is a share

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..losses import sample_losses
-from ..ops import _checks as check
-from ..protocol import BaseSource
-from ..source import as_source
+from ..ops import checks
+from ..ops.losses import sample_losses
+from ..sources.base import BaseSource
+from ..sources.source import as_source
 
 Model = BaseSource | nn.Module
 Data = Tensor | Iterable  # images, or batches (x, y) or (x, y, index)
@@ -67,11 +67,11 @@ def over(op: str, model: Model, x: Data, y: Tensor | None, index: Tensor | None,
 def _batches(op: str, source: BaseSource, x: Data, y: Tensor | None, index: Tensor | None,
              batch_size: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
     if isinstance(x, Tensor):
-        x = check.images(op, x, check.FLOATS)
+        x = checks.images(op, x, checks.FLOATS)
         if x.device != source.device:
             raise ValueError(f"{op}: x must be on the model's device {source.device}, got {x.device}")
-        y = check.labels(op, "y", y, len(x), x.device)
-        index = check.index(op, index, len(x), x.device)
+        y = checks.labels(op, "y", y, len(x), x.device)
+        index = checks.index(op, index, len(x), x.device)
         index = torch.arange(len(x), device=x.device) if index is None else index
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"{op}: batch_size must be an int >= 1, got {batch_size!r}")
@@ -87,10 +87,10 @@ def _batches(op: str, source: BaseSource, x: Data, y: Tensor | None, index: Tens
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
             raise ValueError(f"{op}: x must give batches (x, y) or (x, y, index), got {type(batch).__name__}")
         images, *rest = (t.to(source.device) if isinstance(t, Tensor) else t for t in batch)
-        images = check.images(op, images, check.FLOATS)
-        labels = check.labels(op, "y", rest[0], len(images), images.device)
+        images = checks.images(op, images, checks.FLOATS)
+        labels = checks.labels(op, "y", rest[0], len(images), images.device)
         n = len(images)
-        at = check.index(op, rest[1] if rest[1:] else None, n, images.device)
+        at = checks.index(op, rest[1] if rest[1:] else None, n, images.device)
         if n:
             yield widened(images), labels, torch.arange(seen, seen + n, device=images.device) if at is None else at
         seen += n
@@ -103,7 +103,7 @@ def widened(x: Tensor) -> Tensor:
 
 def child_keys(op: str, key: Tensor | None, n: int) -> list[Tensor]:
     """n keys on the CPU from `key` (int64 [2]), or from the package's next one."""
-    key = ops.fresh_key("cpu") if key is None else check.key(op, key, key.device if isinstance(key, Tensor) else None)
+    key = ops.fresh_key("cpu") if key is None else checks.key(op, key, key.device if isinstance(key, Tensor) else None)
     return list(ops.split(key.cpu(), n).unbind())
 
 
@@ -141,7 +141,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def eps_of(op: str, eps: float) -> float:
-    if check.finite(op, "eps", eps) <= 0:
+    if checks.finite(op, "eps", eps) <= 0:
         raise ValueError(f"{op}: eps must be > 0, got {eps}")
     return float(eps)
 

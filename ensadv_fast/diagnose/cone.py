@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..protocol import BaseSource
+from ..sources.base import BaseSource
 from . import batches
 from .batches import Data, Model, Result
 from .hadamard import ORDERS, regular_hadamard

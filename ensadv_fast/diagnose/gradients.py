@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..protocol import BaseSource
+from ..sources.base import BaseSource
 from . import batches
 from .batches import Data, Model, Result
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .. import attacks, ops
 from ..attacks import Attack
-from ..protocol import BaseSource
-from ..source import as_source
+from ..sources.base import BaseSource
+from ..sources.source import as_source
 from . import batches, gradients, perturbations
 from .batches import Data, Model, Result, Rows
 from .statistics import Interval, average, difference, proportion

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import attacks
-from ..ops import _checks as check
-from ..protocol import BaseSource
+from ..ops import checks
+from ..sources.base import BaseSource
 from . import batches
 from .batches import Result
 
@@ -61,10 +61,10 @@ class OverfittingMonitor:
         op = "OverfittingMonitor"
         if not isinstance(model, nn.Module):
             raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
-        self.x = check.images(op, x, check.FLOATS)
+        self.x = checks.images(op, x, checks.FLOATS)
         if not len(x):
             raise ValueError(f"{op}: x must hold at least one image, got none")
-        self.y = check.labels(op, "y", y, len(x), x.device)
+        self.y = checks.labels(op, "y", y, len(x), x.device)
         self.model, self.eps = model, batches.eps_of(op, eps)
         self.every = batches.count_of(op, "every", every)
         self.attacks = {"fgsm": attacks.fgsm(self.eps),

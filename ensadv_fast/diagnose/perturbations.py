@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import attacks
 from ..attacks import Attack
-from ..protocol import BaseSource
+from ..sources.base import BaseSource
 from . import batches
 from .batches import Data, Model, Result
 from .statistics import Interval, difference, proportion, share

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..protocol import BaseSource
-from ..source import as_source
+from ..sources.base import BaseSource
+from ..sources.source import as_source
 from . import batches
 from .batches import Data, Model, Result
 

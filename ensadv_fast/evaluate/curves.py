@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..attacks import BaseAttack
-from ..ops import _checks as check
+from ..ops import checks
 from .matrix import TransferMatrix
 from .run import Model, Sources
 from .statistics import Rate
@@ -70,7 +70,7 @@ def accuracy_curves(targets: Mapping[str, Model], sources: Sources, attacks: Map
     have one eps. The other arguments are those of :func:`transfer_matrix`. Raises ValueError, TypeError.
     """
     op = "accuracy_curves"
-    values = sorted({check.finite(op, "eps_values", eps) for eps in eps_values})
+    values = sorted({checks.finite(op, "eps_values", eps) for eps in eps_values})
     if not values or values[0] < 0:
         raise ValueError(f"{op}: eps_values: want at least one, each >= 0, got {values}")
     at = {(a, eps): f"{a} at eps {eps!r}" for eps in values if eps for a in attacks}

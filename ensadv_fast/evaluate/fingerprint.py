@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint
-from ..ensemble import Ensemble
-from ..ops._reference import widen
-from ..source import Source
+from ..ops.memory import widen
+from ..sources.ensemble import Ensemble
+from ..sources.source import Source
+from ..system import files
 
 ELEMENTS = 1 << 18  # looked at together: bounds the memory that checksums take
 
@@ -28,7 +28,7 @@ def describe(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (Tensor, np.ndarray)):
-        return {"shape": list(value.shape), "sha256": checkpoint.digest(torch.as_tensor(value))}
+        return {"shape": list(value.shape), "sha256": files.digest(torch.as_tensor(value))}
     if isinstance(value, dict):
         return {str(k): describe(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -44,7 +44,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, nn.Module):
         state = dict(itertools.chain(value.named_parameters(), value.named_buffers()))
         return {"class": type(value).__qualname__, "layers": fingerprint(_plain_repr(value)),
-                "sha256": checkpoint.digest(state)}
+                "sha256": files.digest(state)}
     if is_dataclass(value) and not isinstance(value, type):
         return {"class": type(value).__qualname__, **{f.name: describe(getattr(value, f.name)) for f in fields(value)}}
     if hasattr(value, "__qualname__"):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkpoint
+from ..system import files
 from .statistics import Rate, ties, wilson
 
 
@@ -165,7 +165,7 @@ class TransferMatrix:
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`to_dict` with its bits as one JSON file, atomically."""
-        checkpoint.write_json(Path(path), self.to_dict(bits=True), indent=1)
+        files.write_json(Path(path), self.to_dict(bits=True), indent=1)
 
     @classmethod
     def load(cls, path: str | Path) -> TransferMatrix:

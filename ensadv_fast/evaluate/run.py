@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..attacks import BaseAttack
-from ..data import derive_seed
-from ..ops._reference import widen
-from ..protocol import BaseSource
-from ..source import as_source
-from ..versions import versions
-from .batches import Batch
+from ..ops.keys import derive_seed
+from ..ops.memory import widen
+from ..sources.base import BaseSource
+from ..sources.source import as_source
+from ..system.machine import versions
 from .fingerprint import describe, fingerprint
 from .journal import Journal
+from .loader import Batch
 from .matrix import TransferMatrix
 from .sets import FORMAT, AdversarialSet, Rows, SetWriter, to_levels
 from .verdicts import Arrivals, judge, pack, unpack

@@ -32,9 +32,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from .. import checkpoint
-from ..ops._reference import widen
-from .batches import Batch
+from ..ops.memory import widen
+from ..system import files
+from .loader import Batch
 
 FORMAT = "ensadv_fast adversarial set, version 1"
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
@@ -171,7 +171,7 @@ class SetWriter:
                 raise ValueError(f"save_set: {self.folder} holds a set crafted from other images or batches: give "
                                  "another folder, or delete it")
             return None
-        if about["sha256"] != checkpoint.digest(parts):
+        if about["sha256"] != files.digest(parts):
             return None
         self._list(path, parts["x_adv"], batch)
         return widen(parts["x_adv"])
@@ -181,9 +181,9 @@ class SetWriter:
         index, labels, checksums = batch.identity.cpu().unbind(1)
         parts = {"x_adv": x_adv.cpu(), "labels": labels, "index": index, "checksums": checksums, "counted": counted}
         parts = {name: t.contiguous() for name, t in parts.items()}
-        about = {"cell": self.head["cell"], "batch": digest, "sha256": checkpoint.digest(parts)}
+        about = {"cell": self.head["cell"], "batch": digest, "sha256": files.digest(parts)}
         path = self.folder / self._name()
-        checkpoint.atomic_write(path, lambda f: f.write(to_bytes(parts, metadata={ABOUT: json.dumps(about)})))
+        files.atomic_write(path, lambda f: f.write(to_bytes(parts, metadata={ABOUT: json.dumps(about)})))
         self._list(path, x_adv, digest)
 
     def _name(self) -> str:
@@ -196,7 +196,7 @@ class SetWriter:
     def finish(self) -> AdversarialSet:
         """Write the manifest: from here on it is a set."""
         body = {**self.head, "shape": self._shape, "n": sum(s["n"] for s in self._shards), "shards": self._shards}
-        checkpoint.write_json(self.folder / "manifest.json", {**body, "sha256": _manifest_sha256(body)}, indent=1)
+        files.write_json(self.folder / "manifest.json", {**body, "sha256": _manifest_sha256(body)}, indent=1)
         return AdversarialSet(self.folder)
 
 

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from .. import ops
 from ..attacks import BaseAttack
-from ..data import derive_seed
-from ..ops import _checks as check
-from .batches import read
+from ..ops import checks
+from ..ops.keys import derive_seed
 from .journal import Journal
+from .loader import read
 from .matrix import TransferMatrix
 from .run import OP, Model, Run, Sources
 from .sets import DTYPES, AdversarialSet, load_set, set_folder
@@ -100,7 +100,7 @@ def measure(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str
     kept = folder is not None or save_sets is not None
     if key is None:
         key = ops.fresh_key("cpu", 0 if kept else None)
-    check.key(OP, key, getattr(key, "device", torch.device("cpu")))
+    checks.key(OP, key, getattr(key, "device", torch.device("cpu")))
     run = Run(targets, sources, kept)
     run.plan(attacks, derive_seed(*key.tolist()), white_box, noise or {}, set_dtype if save_sets is not None else None)
     if loader is None and not (run.cells and all(cell.saved for cell in run.cells)):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..protocol import BaseSource
+from ..sources.base import BaseSource
 
 
 def judge(model: BaseSource, x: Tensor, y: Tensor, key: Tensor) -> Tensor:

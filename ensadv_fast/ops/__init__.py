@@ -1,5 +1,5 @@
 """The ops: fused kernels behind plain functions, on the CPU and CUDA, safe under torch.compile and CUDA graphs."""
-from . import _library
+from . import library
 from .act_grad import act_grad
 from .bias_act import bias_act
 from .ensemble_linear import ensemble_linear, ensemble_linear_grad
@@ -14,7 +14,7 @@ from .random_step import random_step
 from .sample_eps import sample_eps
 from .sign_step import sign_step
 
-build_info = _library.build_info
+build_info = library.build_info
 
 __all__ = [
     "LogitGrad", "act_grad", "bias_act", "build_info", "ensemble_linear", "ensemble_linear_grad", "fresh_key",

@@ -2,10 +2,10 @@
 import torch
 from torch import Tensor
 
-from . import _checks as check
-from . import _reference as ref
-from ._library import register_fake
+from . import checks, fast_path, memory
+from . import reference as ref
 from .bias_act import check_mask, check_slope
+from .library import register_fake
 
 call = torch.ops.ensadv_fast.act_grad.default
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -33,24 +33,24 @@ def act_grad(grad: Tensor, mask: Tensor, *, slope: float | None = None, channels
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if channels_last is None and slope is None and check.direct(grad, mask, out):
+    if channels_last is None and slope is None and fast_path.direct(grad, mask, out):
         result = torch.empty_like(grad) if out is None else out
-        if check.tried(call, grad, mask, result):
-            return result if out is None else check.written(result)
+        if fast_path.tried(call, grad, mask, result):
+            return result if out is None else memory.written(result)
     op = "act_grad"
-    grad = check.tensor(op, "grad", grad)
+    grad = checks.tensor(op, "grad", grad)
     mask = check_mask(op, mask, grad, of="grad's")
     slope = None if slope is None else check_slope(op, slope)
-    check.output(op, out, grad, (grad.dtype,), of="grad's")
+    checks.output(op, out, grad, (grad.dtype,), of="grad's")
     grad = grad.contiguous(memory_format=_layout(op, grad, channels_last))
-    to = check.Destination(grad, out)
+    to = memory.Destination(grad, out)
     call(grad, mask, to.dense, slope)
     return to.result()
 
 
 def _layout(op: str, grad: Tensor, channels_last: bool | None) -> torch.memory_format:
     if channels_last is None:
-        return check.memory_format(grad) or torch.contiguous_format
+        return memory.memory_format(grad) or torch.contiguous_format
     if not isinstance(channels_last, bool):
         raise TypeError(f"{op}: channels_last must be True, False or None, got {type(channels_last).__name__}")
     if channels_last and grad.dim() not in _LAST:
@@ -68,7 +68,7 @@ def reference(grad: Tensor, mask: Tensor, *, slope: float | None = None,
     kept = bits.view_as(grad.movedim(1, -1)).movedim(-1, 1) if last else bits.view_as(grad)
     rest = torch.zeros((), dtype=grad.dtype, device=grad.device)
     if slope is not None:
-        rest = (ref.widen(grad) * slope).to(grad.dtype)
+        rest = (memory.widen(grad) * slope).to(grad.dtype)
     return torch.where(kept, grad, rest)
 
 

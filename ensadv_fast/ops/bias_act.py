@@ -2,9 +2,9 @@
 import torch
 from torch import Tensor
 
-from . import _checks as check
-from . import _reference as ref
-from ._library import register_fake
+from . import checks, fast_path, memory
+from . import reference as ref
+from .library import register_fake
 
 call = torch.ops.ensadv_fast.bias_act.default
 ACTS = ("relu", "hardtanh", "leaky_relu")  # in the order of Act in csrc/kernels/bias_act.h
@@ -43,38 +43,38 @@ def bias_act(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, 
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
     how = _direct(act, lo, hi, slope)
-    if how is not None and check.direct(x, bias, residual, out, mask) and (
-            bias is None or bias.dtype is ref.compute_dtype(x.dtype)):
+    if how is not None and fast_path.direct(x, bias, residual, out, mask) and (
+            bias is None or bias.dtype is memory.compute_dtype(x.dtype)):
         y = torch.empty_like(x) if out is None else out
         bits: Tensor | None = mask_for(x) if mask is None else mask
-        if check.tried(call, x, bias, residual, y, bits, *how):
+        if fast_path.tried(call, x, bias, residual, y, bits, *how):
             if mask is not None:
-                check.written(mask)
-            return y if out is None else check.written(y), bits
+                memory.written(mask)
+            return y if out is None else memory.written(y), bits
     op = "bias_act"
-    x = check.images(op, x, check.FLOATS)
+    x = checks.images(op, x, checks.FLOATS)
     if x.dim() < 2:
         raise ValueError(f"{op}: x must have shape [N, C, ...], got {tuple(x.shape)}")
     bias = _channels(op, bias, x)
-    residual = None if residual is None else check.like(op, "residual", residual, x, (x.dtype,))
-    kind = check.choice(op, "act", act, (*ACTS, None))
+    residual = None if residual is None else checks.like(op, "residual", residual, x, (x.dtype,))
+    kind = checks.choice(op, "act", act, (*ACTS, None))
     numbers: tuple[float, ...] = ()
     if act == "hardtanh":
-        numbers = (kind, *check.bounds(op, lo, hi, x.dtype))
+        numbers = (kind, *checks.bounds(op, lo, hi, x.dtype))
     elif act == "leaky_relu":
         numbers = (kind, 0.0, 0.0, check_slope(op, slope))
-    check.output(op, out, x, (x.dtype,))
+    checks.output(op, out, x, (x.dtype,))
     if mask is not None:
         if act is None:
             raise ValueError(f"{op}: mask must be None where act is None, got a tensor")
         check_mask(op, mask, x)
-    layout = check.memory_format(x) or torch.contiguous_format
-    to = check.Destination(x, torch.empty_like(x, memory_format=layout) if out is None else out)
+    layout = memory.memory_format(x) or torch.contiguous_format
+    to = memory.Destination(x, torch.empty_like(x, memory_format=layout) if out is None else out)
     bits = mask_for(x) if act is not None and mask is None else mask
     x, residual = to.input(x), to.input(residual)
     call(x, bias, residual, to.dense, bits, *numbers)
     if mask is not None:
-        check.written(mask)
+        memory.written(mask)
     return to.result(), bits
 
 
@@ -82,7 +82,7 @@ def _direct(act: object, lo: object, hi: object, slope: object) -> tuple[object,
     """act and its numbers as the op takes them, where it may be tried on these; else None."""
     if act == "relu":
         return ()
-    if act == "hardtanh" and check.direct_bounds(lo, hi):
+    if act == "hardtanh" and fast_path.direct_bounds(lo, hi):
         return 1, lo, hi
     if act == "leaky_relu" and type(slope) is float and 0 <= slope < float("inf"):
         return 2, 0.0, 0.0, slope
@@ -90,7 +90,7 @@ def _direct(act: object, lo: object, hi: object, slope: object) -> tuple[object,
 
 
 def check_slope(op: str, slope: object) -> float:
-    slope = check.finite(op, "slope", slope)
+    slope = checks.finite(op, "slope", slope)
     if slope < 0:
         raise ValueError(f"{op}: slope must be >= 0, got {slope}")
     return slope
@@ -102,8 +102,8 @@ def mask_for(x: Tensor) -> Tensor:
 
 
 def check_mask(op: str, mask: object, like: Tensor, *, of: str = "x's") -> Tensor:
-    mask = check.tensor(op, "mask", mask, (torch.uint8,))
-    check.same_device(op, "mask", mask, like, of)
+    mask = checks.tensor(op, "mask", mask, (torch.uint8,))
+    checks.same_device(op, "mask", mask, like, of)
     wanted = (like.numel() + 7) // 8
     if mask.shape != (wanted,) or not mask.is_contiguous():
         raise ValueError(f"{op}: mask must be contiguous, of shape [{wanted}]: a bit for each of {of} {like.numel()} "
@@ -114,9 +114,9 @@ def check_mask(op: str, mask: object, like: Tensor, *, of: str = "x's") -> Tenso
 def _channels(op: str, bias: object, x: Tensor) -> Tensor | None:
     if bias is None:
         return None
-    wide = ref.compute_dtype(x.dtype)
-    bias = check.tensor(op, "bias", bias, tuple(dict.fromkeys((x.dtype, torch.float32))))
-    check.same_device(op, "bias", bias, x)
+    wide = memory.compute_dtype(x.dtype)
+    bias = checks.tensor(op, "bias", bias, tuple(dict.fromkeys((x.dtype, torch.float32))))
+    checks.same_device(op, "bias", bias, x)
     if bias.shape != x.shape[1:2]:
         raise ValueError(f"{op}: bias must have shape [C] = [{x.shape[1]}], got {tuple(bias.shape)}")
     return bias.to(wide).contiguous()
@@ -124,17 +124,17 @@ def _channels(op: str, bias: object, x: Tensor) -> Tensor | None:
 
 def in_memory(t: Tensor) -> Tensor:
     """t's elements in the order in which they lie, where it is contiguous or channels_last, else as if contiguous."""
-    layout = check.memory_format(t)
+    layout = memory.memory_format(t)
     return (t if layout in (None, torch.contiguous_format) else t.movedim(1, -1)).reshape(-1)
 
 
 def reference(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, act: str | None = "relu",
               lo: float = -1.0, hi: float = 1.0, slope: float = 0.01) -> tuple[Tensor, Tensor | None]:
     """The same in plain PyTorch."""
-    v = ref.widen(x)
+    v = memory.widen(x)
     v = v if bias is None else v + bias.to(v.dtype).view(-1, *[1] * (x.dim() - 2))
     v = v if residual is None else v + residual.to(v.dtype)
-    layout = check.memory_format(x) or torch.contiguous_format
+    layout = memory.memory_format(x) or torch.contiguous_format
     if act == "relu":
         v = v.relu()
     elif act == "hardtanh":

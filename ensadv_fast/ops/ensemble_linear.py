@@ -4,9 +4,9 @@ import itertools
 import torch
 from torch import Tensor
 
-from . import _checks as check
-from . import _reference as ref
-from ._library import register_fake
+from . import checks, fast_path
+from . import reference as ref
+from .library import register_fake
 
 call = torch.ops.ensadv_fast.ensemble_linear.default
 call_grad = torch.ops.ensadv_fast.ensemble_linear_grad.default
@@ -49,10 +49,10 @@ def ensemble_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *,
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if act in ACTS and check.direct(x, weight, bias) and x.dim() > 1 and weight.dim() == 3 and _ours(
+    if act in ACTS and fast_path.direct(x, weight, bias) and x.dim() > 1 and weight.dim() == 3 and _ours(
             x, "forward", weight, x.shape[-2]):
         y, mask = _results(x, weight, act)
-        if check.tried(call, x, weight, bias, y, mask):
+        if fast_path.tried(call, x, weight, bias, y, mask):
             return y, mask
     op = "ensemble_linear"
     x, weight = _operands(op, "x", x, weight, "[K, B, I] or [B, I]", (2, 3))
@@ -60,8 +60,8 @@ def ensemble_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *,
         raise ValueError(f"{op}: weight must have shape [K, O, I] for x [K, B, I] or [B, I], got {tuple(weight.shape)} "
                          f"for {tuple(x.shape)}")
     if bias is not None:
-        bias = check.tensor(op, "bias", bias, (x.dtype,))
-        check.same_device(op, "bias", bias, x)
+        bias = checks.tensor(op, "bias", bias, (x.dtype,))
+        checks.same_device(op, "bias", bias, x)
         if bias.shape != weight.shape[:2]:
             raise ValueError(f"{op}: bias must have shape [K, O] = {list(weight.shape[:2])}, got {tuple(bias.shape)}")
         bias = bias.contiguous()
@@ -118,10 +118,10 @@ def ensemble_linear_grad(grad: Tensor, weight: Tensor, mask: Tensor | None, *, r
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if check.direct(grad, weight, mask) and grad.dim() == weight.dim() == 3 and _ours(
+    if fast_path.direct(grad, weight, mask) and grad.dim() == weight.dim() == 3 and _ours(
             grad, "gradient", weight, grad.shape[1]):
         out = _result(grad, weight, reduce)
-        if check.tried(call_grad, grad, weight, mask, out):
+        if fast_path.tried(call_grad, grad, weight, mask, out):
             return out
     op = "ensemble_linear_grad"
     grad, weight = _operands(op, "grad", grad, weight, "[K, B, O]", (3,))
@@ -129,8 +129,8 @@ def ensemble_linear_grad(grad: Tensor, weight: Tensor, mask: Tensor | None, *, r
         raise ValueError(f"{op}: weight must have shape [K, O, I] = [{grad.shape[0]}, {grad.shape[2]}, I], got "
                          f"{tuple(weight.shape)}")
     if mask is not None:
-        mask = check.tensor(op, "mask", mask, (torch.uint8,))
-        check.same_device(op, "mask", mask, grad)
+        mask = checks.tensor(op, "mask", mask, (torch.uint8,))
+        checks.same_device(op, "mask", mask, grad)
         if mask.shape != _mask_shape(grad):
             raise ValueError(f"{op}: mask must have shape [K, B, ceil(O / 8)] = {list(_mask_shape(grad))}, got "
                              f"{tuple(mask.shape)}")
@@ -173,12 +173,12 @@ def _mask_shape(y: Tensor) -> tuple[int, int, int]:
 def _operands(op: str, name: str, x: Tensor, weight: Tensor, shape: str,
               dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Contiguous, of one dtype and device, and of so many dimensions."""
-    x = check.tensor(op, name, x, DTYPES)
+    x = checks.tensor(op, name, x, DTYPES)
     if x.dim() not in dims:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(x.shape)}")
     if not (x.is_cpu or x.is_cuda or x.is_meta):
         raise ValueError(f"{op}: {name} must be on the CPU or a CUDA device, got {x.device}")
-    weight = check.tensor(op, "weight", weight, (x.dtype,))
+    weight = checks.tensor(op, "weight", weight, (x.dtype,))
     if weight.device != x.device:
         raise ValueError(f"{op}: weight must be on {name}'s device {x.device}, got {weight.device}")
     if weight.dim() != 3:

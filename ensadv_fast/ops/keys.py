@@ -3,12 +3,16 @@
 A key is an int64 tensor [2] = (seed, offset). Ops that draw take one as an argument and are functions of it; torch's
 generators are never drawn from. :func:`next_key` is the package's own stream of keys, for whoever gives none.
 """
+from __future__ import annotations
+
+import hashlib
+
 import torch
 from torch import Tensor
 
-from . import _checks as check
-from . import _reference as ref
-from ._library import register_fake
+from . import checks
+from . import reference as ref
+from .library import register_fake
 
 _streams: dict[torch.device, Tensor] = {}
 _seed: int | None = None
@@ -67,7 +71,7 @@ def split(key: Tensor, n: int = 2) -> Tensor:
         raise TypeError(f"split: n must be an int, got {type(n).__name__}")
     if n < 0:
         raise ValueError(f"split: n must be >= 0, got {n}")
-    key = check.key("split", key, key.device if isinstance(key, Tensor) else torch.device("cpu"))
+    key = checks.key("split", key, key.device if isinstance(key, Tensor) else torch.device("cpu"))
     out = torch.empty(n, 2, dtype=torch.int64, device=key.device)
     torch.ops.ensadv_fast.split_key.default(key, out)
     return out
@@ -83,3 +87,9 @@ def split_reference(key: Tensor, n: int = 2) -> Tensor:
 
 
 register_fake("split_key")
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2^63) that is a fixed function of `parts`: the same on every machine, rank and version."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

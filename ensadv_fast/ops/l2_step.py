@@ -2,9 +2,9 @@
 import torch
 from torch import Tensor
 
-from . import _checks as check
-from . import _reference as ref
-from ._library import register_fake
+from . import checks, fast_path, memory
+from . import reference as ref
+from .library import register_fake
 from .sign_step import as_step_gradient
 
 call = torch.ops.ensadv_fast.l2_step.default
@@ -32,27 +32,27 @@ def l2_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor | N
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    sizes = check.direct_step(x, step, center, eps, lo, hi, grad, out)
+    sizes = fast_path.direct_step(x, step, center, eps, lo, hi, grad, out)
     if sizes:
-        result = check.fresh(x) if out is None else out
-        if check.tried(call, x, grad, center, *sizes, lo, hi, check.scratch(x, 2), result):
-            return result if out is None else check.written(out)
+        result = memory.fresh(x) if out is None else out
+        if fast_path.tried(call, x, grad, center, *sizes, lo, hi, memory.scratch(x, 2), result):
+            return result if out is None else memory.written(out)
     op = "l2_step"
-    x = check.images(op, x)
-    grad = as_step_gradient(check.like(op, "grad", grad, x), x)
-    step_n, step_1 = check.per_sample(op, "step", step, x, size=False)
-    center, eps_n, eps_1 = check.ball(op, center, eps, x)
-    check.output(op, out, x, check.out_dtypes(x))
-    lo, hi = check.bounds(op, lo, hi, x.dtype if out is None else out.dtype)
+    x = checks.images(op, x)
+    grad = as_step_gradient(checks.like(op, "grad", grad, x), x)
+    step_n, step_1 = checks.per_sample(op, "step", step, x, size=False)
+    center, eps_n, eps_1 = checks.ball(op, center, eps, x)
+    checks.output(op, out, x, checks.out_dtypes(x))
+    lo, hi = checks.bounds(op, lo, hi, x.dtype if out is None else out.dtype)
     return run(x, grad, center, step_n, eps_n, step_1, eps_1, lo, hi, out)
 
 
 def run(x: Tensor, grad: Tensor | None, center: Tensor | None, step_n: Tensor | None, eps_n: Tensor | None,
         step: float, eps: float, lo: float, hi: float, out: Tensor | None) -> Tensor:
     """The op on checked arguments; without a gradient the projection alone."""
-    to = check.Destination(x, out)
+    to = memory.Destination(x, out)
     x, grad, center = to.input(x), to.input(grad), to.input(center)
-    call(x, grad, center, step_n, eps_n, step, eps, lo, hi, check.scratch(x, 2), to.dense)
+    call(x, grad, center, step_n, eps_n, step, eps, lo, hi, memory.scratch(x, 2), to.dense)
     return to.result()
 
 
@@ -64,12 +64,12 @@ def norms(t: Tensor) -> Tensor:
 def reference(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor | None = None,
               eps: float | Tensor | None = None, lo: float = 0.0, hi: float = 1.0) -> Tensor:
     """The same in plain PyTorch; sums in PyTorch's order."""
-    wide = ref.widen(x)
+    wide = memory.widen(x)
     g = grad.to(wide.dtype).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
     norm = norms(g).to(wide.dtype)
     usable = (norm > 0) & (norm < torch.inf)
     v = torch.where(usable, wide + ref.scalars(step, x) * (g / norm), wide)
-    return project_reference(v, center, eps, lo, hi, wide, ref.result_dtype(x))
+    return project_reference(v, center, eps, lo, hi, wide, memory.result_dtype(x))
 
 
 def project_reference(v: Tensor, center: Tensor | None, eps: float | Tensor | None, lo: float, hi: float,
@@ -77,7 +77,7 @@ def project_reference(v: Tensor, center: Tensor | None, eps: float | Tensor | No
     """v projected on the ball where there is one, rounded to `dtype` toward its center (x where there is none)."""
     if center is None or eps is None:
         return ref.finish(v, x, (v - x).abs(), lo, hi, dtype)
-    center = ref.widen(center)
+    center = memory.widen(center)
     delta = v - center
     moved = v.double() - center.double()
     length = norms(torch.where(moved.isnan(), 0.0, moved)).to(v.dtype)

@@ -5,11 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _checks as check
-from . import _reference as ref
-from . import keys
-from ._library import register_fake
-from ._losses import LOSSES, RULES, choose_labels, power_of_two_scale, sample_losses
+from . import checks, fast_path, keys, memory
+from .library import register_fake
+from .losses import LOSSES, RULES, choose_labels, power_of_two_scale, sample_losses
 
 FUSES = ("logits", "probs", "loss")
 call = torch.ops.ensadv_fast.logit_grad.default
@@ -71,38 +69,38 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
     op = "logit_grad"
-    logits = check.tensor(op, "logits", logits)
+    logits = checks.tensor(op, "logits", logits)
     used = key if rule == "random" else None
     if (rule in _RULES and loss in _LOSSES and fuse in _FUSES and type(kappa) is float and kappa == kappa
             and logits.dim() == (2 if fuse is None else 3) and (weights is None or fuse is not None)
-            and (used is not None or rule != "random") and check.direct(logits, labels, weights, index, used)):
+            and (used is not None or rule != "random") and fast_path.direct(logits, labels, weights, index, used)):
         result = _empty(logits, labels)
-        if check.tried(call, logits, labels, weights, used, index, _RULES[rule], _LOSSES[loss], _FUSES[fuse],
-                       bool(targeted), kappa, bool(rescale), *result):
+        if fast_path.tried(call, logits, labels, weights, used, index, _RULES[rule], _LOSSES[loss], _FUSES[fuse],
+                           bool(targeted), kappa, bool(rescale), *result):
             return result
-    check.choice(op, "rule", rule, RULES)
-    check.choice(op, "loss", loss, LOSSES)
+    checks.choice(op, "rule", rule, RULES)
+    checks.choice(op, "loss", loss, LOSSES)
     if logits.dim() not in (2, 3):
         raise ValueError(f"{op}: logits must have shape [B, C] or [K, B, C], got {tuple(logits.shape)}")
     if (fuse is None) != (logits.dim() == 2):
         raise ValueError(f"{op}: fuse must be one of {', '.join(FUSES)} for logits [K, B, C] and None for [B, C], "
                          f"got {fuse!r} for shape {tuple(logits.shape)}")
     if fuse is not None:
-        check.choice(op, "fuse", fuse, FUSES)
+        checks.choice(op, "fuse", fuse, FUSES)
     members, n, classes = (1, *logits.shape) if fuse is None else logits.shape
     if members < 1 or classes < 1:
         raise ValueError(f"{op}: logits must have at least one member and one class, got {tuple(logits.shape)}")
     if labels is not None:
-        labels = check.labels(op, "labels", labels, n, logits.device, classes, shape="[B]",
-                              of="logits'", whose="")
+        labels = checks.labels(op, "labels", labels, n, logits.device, classes, shape="[B]",
+                               of="logits'", whose="")
     if weights is not None and fuse is None:
         raise ValueError(f"{op}: weights are for logits [K, B, C], got logits of shape {tuple(logits.shape)}")
-    weights = member_weights(op, weights, members, logits.device, ref.compute_dtype(logits.dtype))
-    kappa = check.number(op, "kappa", kappa)
-    index = check.index(op, index, n, logits.device)
+    weights = member_weights(op, weights, members, logits.device, memory.compute_dtype(logits.dtype))
+    kappa = checks.number(op, "kappa", kappa)
+    index = checks.index(op, index, n, logits.device)
     if rule == "random" and key is None:
         key = keys.next_key(logits.device)
-    key = None if key is None else check.key(op, key, logits.device)
+    key = None if key is None else checks.key(op, key, logits.device)
     return unchecked(logits, labels, rule, targeted, loss, kappa, fuse, weights, index, key, rescale)
 
 
@@ -127,7 +125,7 @@ def unchecked(logits: Tensor, labels: Tensor | None, rule: str, targeted: bool, 
 
 
 def _empty(logits: Tensor, labels: Tensor | None) -> LogitGrad:
-    n, wide = logits.size(-2), ref.compute_dtype(logits.dtype)
+    n, wide = logits.size(-2), memory.compute_dtype(logits.dtype)
     value = logits.new_empty(n) if logits.dtype == wide else logits.new_empty(n, dtype=wide)
     chosen = logits.new_empty(n, dtype=torch.int64) if labels is None else torch.empty_like(labels)
     return LogitGrad(torch.empty_like(logits), chosen, value, torch.empty_like(value))
@@ -142,13 +140,13 @@ def member_weights(op: str, weights: Sequence[float] | Tensor | None, members: i
     if not given:
         if not isinstance(weights, Sequence):
             raise TypeError(f"{op}: weights must be numbers or a tensor, got {type(weights).__name__}")
-        weights = torch.tensor([check.number(op, "weights", w) for w in weights], dtype=dtype)
-    weights = check.tensor(op, "weights", weights)
+        weights = torch.tensor([checks.number(op, "weights", w) for w in weights], dtype=dtype)
+    weights = checks.tensor(op, "weights", weights)
     if weights.shape != (members,):
         raise ValueError(f"{op}: weights must have shape [K] = [{members}], got {tuple(weights.shape)}")
     if given and weights.device != device:
         raise ValueError(f"{op}: weights must be on logits' device {device}, got {weights.device}")
-    if check.readable(weights) and not (bool((weights >= 0).all()) and 0 < float(weights.sum()) < torch.inf):
+    if checks.readable(weights) and not (bool((weights >= 0).all()) and 0 < float(weights.sum()) < torch.inf):
         raise ValueError(f"{op}: weights must be >= 0, finite and not all 0, got {weights.tolist()}")
     return weights.to(device, dtype).contiguous()
 
@@ -158,7 +156,7 @@ def reference(logits: Tensor, labels: Tensor | None = None, *, rule: str = "true
               weights: Sequence[float] | Tensor | None = None, index: Tensor | None = None,
               key: Tensor | None = None, rescale: bool = True) -> LogitGrad:
     """The same by plain PyTorch and its autograd, in float64, then rounded."""
-    wide = ref.compute_dtype(logits.dtype)
+    wide = memory.compute_dtype(logits.dtype)
     with torch.enable_grad():
         z = logits.detach().double().requires_grad_()
         members = z[None] if fuse is None else z

@@ -5,12 +5,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import _checks as check
-from . import _reference as ref
-from ._library import register_fake
+from . import checks, fast_path, memory
+from . import reference as ref
+from .library import register_fake
 
 call = torch.ops.ensadv_fast.model_entry.default
-_DTYPES = (None, *check.FLOATS)
+_DTYPES = (None, *checks.FLOATS)
 _Given = TypeVar("_Given", Tensor, Tensor | None)
 _LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -40,33 +40,33 @@ def model_entry(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if check.direct(x, mean, std, delta, out) and _direct_channels(x, mean, std) and dtype in _DTYPES and (
+    if fast_path.direct(x, mean, std, delta, out) and _direct_channels(x, mean, std) and dtype in _DTYPES and (
             out is None or dtype in (None, out.dtype)) and x.dim() == 4:
-        result = _empty(x, dtype or ref.result_dtype(x), _LAYOUTS[bool(channels_last)]) if out is None else out
-        if check.tried(call, x, delta, mean, std, bool(clamp), result):
-            return result if out is None else check.written(out)
+        result = _empty(x, dtype or memory.result_dtype(x), _LAYOUTS[bool(channels_last)]) if out is None else out
+        if fast_path.tried(call, x, delta, mean, std, bool(clamp), result):
+            return result if out is None else memory.written(out)
     op = "model_entry"
     _images(op, x)
-    wide = ref.compute_dtype(x.dtype)
+    wide = memory.compute_dtype(x.dtype)
     if delta is not None:
-        check.like(op, "delta", delta, x)
+        checks.like(op, "delta", delta, x)
     mean, std = _channels(op, "mean", mean, 0.0, x, wide), _channels(op, "std", std, 1.0, x, wide)
-    if check.readable(std) and not bool(std.all()):
+    if checks.readable(std) and not bool(std.all()):
         raise ValueError(f"{op}: std must not be 0, got {std.tolist()}")
     wants_grad = torch.is_grad_enabled() and (x.requires_grad or (delta is not None and delta.requires_grad))
     if out is not None:
-        check.output(op, out, x, check.FLOATS)
+        checks.output(op, out, x, checks.FLOATS)
         if wants_grad:
             raise ValueError(f"{op}: out must not be given where x or delta requires grad")
         if dtype not in (None, out.dtype):
-            raise ValueError(f"{op}: dtype must be out's {check.names([out.dtype])} or None, got {dtype}")
-        to = check.Destination(out, out)
+            raise ValueError(f"{op}: dtype must be out's {checks.names([out.dtype])} or None, got {dtype}")
+        to = memory.Destination(out, out)
         _forward(x, delta, mean, std, bool(clamp), to.dense)
         return to.result()
     if dtype is None:
-        dtype = ref.result_dtype(x)
-    elif dtype not in check.FLOATS:
-        raise ValueError(f"{op}: dtype must be {check.names(check.FLOATS)} or None, got {dtype}")
+        dtype = memory.result_dtype(x)
+    elif dtype not in checks.FLOATS:
+        raise ValueError(f"{op}: dtype must be {checks.names(checks.FLOATS)} or None, got {dtype}")
     layout = _LAYOUTS[bool(channels_last)]
     if wants_grad:
         return _Entry.apply(x, delta, mean, std, bool(clamp), dtype, layout)
@@ -75,12 +75,12 @@ def model_entry(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[
 
 def _direct_channels(x: Tensor, mean: object, std: object) -> bool:
     """Are these tensors of the type that is computed in?"""
-    wide = ref.compute_dtype(x.dtype)
+    wide = memory.compute_dtype(x.dtype)
     return isinstance(mean, Tensor) and isinstance(std, Tensor) and mean.dtype is std.dtype is wide
 
 
 def _images(op: str, x: Tensor) -> None:
-    check.images(op, x)
+    checks.images(op, x)
     if x.dim() != 4:
         raise ValueError(f"{op}: x must have shape [N, C, H, W], got {tuple(x.shape)}")
 
@@ -91,9 +91,9 @@ def _channels(op: str, name: str, values: Sequence[float] | Tensor | None, defau
     if values is None:
         return torch.full((channels,), default, dtype=wide, device=x.device)
     if not isinstance(values, Tensor):
-        values = torch.tensor([check.number(op, name, v) for v in values], dtype=wide, device=x.device)
-    values = check.tensor(op, name, values)
-    check.same_device(op, name, values, x)
+        values = torch.tensor([checks.number(op, name, v) for v in values], dtype=wide, device=x.device)
+    values = checks.tensor(op, name, values)
+    checks.same_device(op, name, values, x)
     if values.shape != (channels,):
         raise ValueError(f"{op}: {name} must have shape [C] = [{channels}], got {tuple(values.shape)}")
     return values.to(wide).contiguous()
@@ -105,7 +105,7 @@ def _empty(x: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor
 
 def _dense(t: _Given) -> _Given:
     """Contiguous or channels_last: as it is where it is either."""
-    return t if t is None or check.memory_format(t) is not None else t.contiguous()
+    return t if t is None or memory.memory_format(t) is not None else t.contiguous()
 
 
 def _forward(x: Tensor, delta: Tensor | None, mean: Tensor, std: Tensor, clamp: bool, out: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class _Entry(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, delta: Tensor | None, mean: Tensor, std: Tensor, clamp: bool,
                 dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
         x, delta = _dense(x), _dense(delta)
-        ctx.clamp, ctx.layout = clamp, check.memory_format(x)
+        ctx.clamp, ctx.layout = clamp, memory.memory_format(x)
         ctx.dtypes = x.dtype, None if delta is None else delta.dtype
         ctx.save_for_backward(std, *((x, delta) if clamp else (None, None)))
         return _forward(x, delta, mean, std, clamp, _empty(x, dtype, layout))
@@ -156,7 +156,7 @@ def reference(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[fl
               delta: Tensor | None = None, dtype: torch.dtype | None = None, channels_last: bool = True,
               clamp: bool = True) -> Tensor:
     """The same in plain PyTorch, differentiable by its autograd."""
-    wide = ref.compute_dtype(x.dtype)
+    wide = memory.compute_dtype(x.dtype)
     mean, std = (None if v is None else torch.as_tensor(v, dtype=wide, device=x.device).view(-1, 1, 1)
                  for v in (mean, std))
     v = x.to(wide) / 255 if x.dtype == torch.uint8 else x.to(wide)
@@ -164,7 +164,7 @@ def reference(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[fl
     v = ref.clamp_open(v, 0, 1) if clamp else v
     v = v if mean is None else v - mean
     v = v if std is None else v / std
-    return v.to(dtype or ref.result_dtype(x)).contiguous(memory_format=_LAYOUTS[bool(channels_last)])
+    return v.to(dtype or memory.result_dtype(x)).contiguous(memory_format=_LAYOUTS[bool(channels_last)])
 
 
 register_fake("model_entry")

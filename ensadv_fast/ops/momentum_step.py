@@ -4,9 +4,9 @@ import math
 import torch
 from torch import Tensor
 
-from . import _checks as check
-from . import _reference as ref
-from ._library import register_fake
+from . import checks, fast_path, memory
+from . import reference as ref
+from .library import register_fake
 from .sign_step import as_step_gradient
 from .sign_step import reference as sign_step_reference
 
@@ -37,29 +37,29 @@ def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tenso
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted; nothing is changed then.
     """
-    sizes = check.direct_step(x, step, center, eps, lo, hi, grad, momentum, out)
+    sizes = fast_path.direct_step(x, step, center, eps, lo, hi, grad, momentum, out)
     if sizes and type(decay) is float and math.isfinite(decay):
-        result = check.fresh(x) if out is None else out
-        if check.tried(call, x, grad, momentum, center, *sizes[:2], decay, *sizes[2:], lo, hi,
-                       check.scratch(x, 1), result):
-            check.written(momentum)
-            return result if out is None else check.written(out)
+        result = memory.fresh(x) if out is None else out
+        if fast_path.tried(call, x, grad, momentum, center, *sizes[:2], decay, *sizes[2:], lo, hi,
+                           memory.scratch(x, 1), result):
+            memory.written(momentum)
+            return result if out is None else memory.written(out)
     op = "momentum_step"
-    x = check.images(op, x)
-    grad = check.like(op, "grad", grad, x)
+    x = checks.images(op, x)
+    grad = checks.like(op, "grad", grad, x)
     wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
-    check.output(op, momentum, x, (wanted,), name="momentum")
-    step_n, step_1 = check.per_sample(op, "step", step, x, size=False)
-    decay = check.finite(op, "decay", decay)
-    center, eps_n, eps_1 = check.ball(op, center, eps, x)
-    check.output(op, out, x, check.out_dtypes(x))
-    lo, hi = check.bounds(op, lo, hi, x.dtype if out is None else out.dtype)
-    to = check.Destination(x, out)
-    kept = check.Destination(x, momentum)
+    checks.output(op, momentum, x, (wanted,), name="momentum")
+    step_n, step_1 = checks.per_sample(op, "step", step, x, size=False)
+    decay = checks.finite(op, "decay", decay)
+    center, eps_n, eps_1 = checks.ball(op, center, eps, x)
+    checks.output(op, out, x, checks.out_dtypes(x))
+    lo, hi = checks.bounds(op, lo, hi, x.dtype if out is None else out.dtype)
+    to = memory.Destination(x, out)
+    kept = memory.Destination(x, momentum)
     if kept.dense is not momentum:
         kept.dense.copy_(momentum)
     x, grad, center = to.input(x), to.input(as_step_gradient(grad, x)), to.input(center)
-    call(x, grad, kept.dense, center, step_n, eps_n, decay, step_1, eps_1, lo, hi, check.scratch(x, 1), to.dense)
+    call(x, grad, kept.dense, center, step_n, eps_n, decay, step_1, eps_1, lo, hi, memory.scratch(x, 1), to.dense)
     kept.result()
     return to.result()
 

@@ -2,8 +2,8 @@
 import torch
 from torch import Tensor
 
-from . import _checks as check
-from ._library import register_fake
+from . import checks, memory
+from .library import register_fake
 
 
 def null(x: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -16,9 +16,9 @@ def null(x: Tensor, *, out: Tensor | None = None) -> Tensor:
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    x = check.images("null", x, check.FLOATS)
-    check.output("null", out, x, (x.dtype,))
-    to = check.Destination(x, out)
+    x = checks.images("null", x, checks.FLOATS)
+    checks.output("null", out, x, (x.dtype,))
+    to = memory.Destination(x, out)
     x = to.input(x)
     torch.ops.ensadv_fast.null.default(x, to.dense)
     return to.result()

@@ -2,8 +2,7 @@
 import torch
 from torch import Tensor
 
-from . import _checks as check
-from . import _reference as ref
+from . import checks, fast_path, memory
 from .l2_step import call as l2_call
 from .l2_step import project_reference
 from .l2_step import run as l2_run
@@ -27,24 +26,24 @@ def project(x: Tensor, center: Tensor, eps: float | Tensor, *, norm: str = "linf
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    sizes = check.direct_step(x, 0.0, center, eps, lo, hi, out)
+    sizes = fast_path.direct_step(x, 0.0, center, eps, lo, hi, out)
     if sizes and center is not None and norm in NORMS and x.dtype != torch.uint8:
         result = torch.empty_like(x) if out is None else out
-        if (check.tried(l2_call, x, None, center, *sizes, lo, hi, check.scratch(x, 2), result)
+        if (fast_path.tried(l2_call, x, None, center, *sizes, lo, hi, memory.scratch(x, 2), result)
                 if norm == "l2" else
-                check.tried(sign_step_call, x, x, center, *sizes, lo, hi, result)):
-            return result if out is None else check.written(out)
+                fast_path.tried(sign_step_call, x, x, center, *sizes, lo, hi, result)):
+            return result if out is None else memory.written(out)
     op = "project"
-    x = check.images(op, x)
-    check.choice(op, "norm", norm, NORMS)
-    ball, eps_n, eps_1 = check.ball(op, center, eps, x)
+    x = checks.images(op, x)
+    checks.choice(op, "norm", norm, NORMS)
+    ball, eps_n, eps_1 = checks.ball(op, center, eps, x)
     if ball is None:
         raise TypeError(f"{op}: center must be a torch.Tensor, got None")
-    check.output(op, out, x, check.out_dtypes(x))
-    lo, hi = check.bounds(op, lo, hi, x.dtype if out is None else out.dtype)
+    checks.output(op, out, x, checks.out_dtypes(x))
+    lo, hi = checks.bounds(op, lo, hi, x.dtype if out is None else out.dtype)
     if norm == "l2":
         return l2_run(x, None, ball, None, eps_n, 0.0, eps_1, lo, hi, out)
-    to = check.Destination(x, out)
+    to = memory.Destination(x, out)
     x, center = to.input(x), to.input(ball)
     grad = x if x.dtype != torch.uint8 else torch.zeros_like(x, dtype=torch.float16)  # a step of 0 follows anything
     torch.ops.ensadv_fast.sign_step.default(x, grad, center, None, eps_n, 0.0, eps_1, lo, hi, to.dense)
@@ -57,5 +56,5 @@ def reference(x: Tensor, center: Tensor, eps: float | Tensor, *, norm: str = "li
     if norm == "linf":
         return sign_step_reference(x, torch.zeros_like(x, dtype=torch.float32), 0.0, center=center, eps=eps, lo=lo,
                                    hi=hi)
-    wide = ref.widen(x)
-    return project_reference(wide, center, eps, lo, hi, wide, ref.result_dtype(x))
+    wide = memory.widen(x)
+    return project_reference(wide, center, eps, lo, hi, wide, memory.result_dtype(x))

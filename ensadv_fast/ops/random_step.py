@@ -4,9 +4,9 @@ import math
 import torch
 from torch import Tensor
 
-from . import _checks as check
-from . import _reference as ref
-from ._library import register_fake
+from . import checks, fast_path, memory
+from . import reference as ref
+from .library import register_fake
 
 KINDS = ("rademacher", "uniform", "truncated_normal", "normal")
 _IDS = {kind: i for i, kind in enumerate(KINDS)}
@@ -47,20 +47,20 @@ def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rad
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    e = check.as_given(eps)
-    if e and clip and kind in _IDS and check.direct_bounds(lo, hi) and check.direct(x, key, index, e[0], out):
-        result = check.fresh(x) if out is None else out
-        if check.tried(call, x, key, index, *e, _IDS[kind], lo, hi, result):
-            return result if out is None else check.written(out)
+    e = fast_path.as_given(eps)
+    if e and clip and kind in _IDS and fast_path.direct_bounds(lo, hi) and fast_path.direct(x, key, index, e[0], out):
+        result = memory.fresh(x) if out is None else out
+        if fast_path.tried(call, x, key, index, *e, _IDS[kind], lo, hi, result):
+            return result if out is None else memory.written(out)
     op = "random_step"
-    x = check.images(op, x)
-    key = check.key(op, key, x.device)
-    kind_id = check.choice(op, "kind", kind, KINDS)
-    eps_n, eps_1 = check.per_sample(op, "eps", eps, x, size=True)
-    index = check.index(op, index, x.shape[0], x.device)
-    lo, hi = check.bounds(op, lo, hi, x.dtype if out is None else out.dtype) if clip else (-math.inf, math.inf)
-    check.output(op, out, x, check.out_dtypes(x) if x.dtype == torch.uint8 else (x.dtype,))
-    to = check.Destination(x, out)
+    x = checks.images(op, x)
+    key = checks.key(op, key, x.device)
+    kind_id = checks.choice(op, "kind", kind, KINDS)
+    eps_n, eps_1 = checks.per_sample(op, "eps", eps, x, size=True)
+    index = checks.index(op, index, x.shape[0], x.device)
+    lo, hi = checks.bounds(op, lo, hi, x.dtype if out is None else out.dtype) if clip else (-math.inf, math.inf)
+    checks.output(op, out, x, checks.out_dtypes(x) if x.dtype == torch.uint8 else (x.dtype,))
+    to = memory.Destination(x, out)
     x = to.input(x)
     call(x, key, index, eps_n, eps_1, kind_id, lo, hi, to.dense)
     return to.result()
@@ -90,9 +90,9 @@ def reference(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "radem
     inner = x.numel() // max(1, x.shape[0])
     # The noise is float32 in every dtype, so that it does not depend on it.
     noise = ref.scalars(eps, x).float() * unit_noise(kind, key, ids, inner).reshape(x.shape)
-    wide = ref.widen(x)
+    wide = memory.widen(x)
     reach = ref.scalars(eps if kind != "normal" else math.inf, x)
-    return ref.finish(wide + noise, wide, reach, lo, hi, dtype or ref.result_dtype(x))
+    return ref.finish(wide + noise, wide, reach, lo, hi, dtype or memory.result_dtype(x))
 
 
 register_fake("random_step")

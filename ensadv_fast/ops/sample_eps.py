@@ -4,9 +4,9 @@ import math
 import torch
 from torch import Tensor
 
-from . import _checks as check
-from . import _reference as ref
-from ._library import register_fake
+from . import checks
+from . import reference as ref
+from .library import register_fake
 
 DISTRIBUTIONS = ("fixed", "uniform", "truncated_normal")
 
@@ -43,10 +43,10 @@ def sample_eps(n: int, key: Tensor, *, dist: str = "truncated_normal", eps_max: 
     if n < 0:
         raise ValueError(f"{op}: n must be >= 0, got {n}")
     device = key.device if isinstance(key, Tensor) else torch.device("cpu")
-    key = check.key(op, key, device)
-    dist_id = check.choice(op, "dist", dist, DISTRIBUTIONS)
+    key = checks.key(op, key, device)
+    dist_id = checks.choice(op, "dist", dist, DISTRIBUTIONS)
     eps_max, sigma = parameters(eps_max, sigma)
-    index = check.index(op, index, n, device)
+    index = checks.index(op, index, n, device)
     out = torch.empty(n, dtype=torch.float32, device=device)
     torch.ops.ensadv_fast.sample_eps.default(key, index, dist_id, eps_max, sigma, out)
     return out
@@ -54,10 +54,10 @@ def sample_eps(n: int, key: Tensor, *, dist: str = "truncated_normal", eps_max: 
 
 def parameters(eps_max: float, sigma: float | None) -> tuple[float, float]:
     """Checked eps_max and sigma; where eps_max is 0 any sigma serves."""
-    eps_max = check.number("sample_eps", "eps_max", eps_max)
+    eps_max = checks.number("sample_eps", "eps_max", eps_max)
     if not 0 <= eps_max < math.inf:
         raise ValueError(f"sample_eps: eps_max must be finite and >= 0, got {eps_max}")
-    sigma = (eps_max / 2 or 1.0) if sigma is None else check.number("sample_eps", "sigma", sigma)
+    sigma = (eps_max / 2 or 1.0) if sigma is None else checks.number("sample_eps", "sigma", sigma)
     if not 0 < sigma < math.inf:
         raise ValueError(f"sample_eps: sigma must be finite and > 0, got {sigma}")
     return eps_max, sigma

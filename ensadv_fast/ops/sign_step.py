@@ -2,9 +2,9 @@
 import torch
 from torch import Tensor
 
-from . import _checks as check
-from . import _reference as ref
-from ._library import register_fake
+from . import checks, fast_path, memory
+from . import reference as ref
+from .library import register_fake
 
 call = torch.ops.ensadv_fast.sign_step.default
 
@@ -38,21 +38,21 @@ def sign_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    sizes = check.direct_step(x, step, center, eps, lo, hi, grad, out)
+    sizes = fast_path.direct_step(x, step, center, eps, lo, hi, grad, out)
     if sizes:
-        result = check.fresh(x) if out is None else out
-        if check.tried(call, x, grad, center, *sizes, lo, hi, result):
-            return result if out is None else check.written(out)
+        result = memory.fresh(x) if out is None else out
+        if fast_path.tried(call, x, grad, center, *sizes, lo, hi, result):
+            return result if out is None else memory.written(out)
     op = "sign_step"
-    x = check.images(op, x)
-    grad = check.like(op, "grad", grad, x)
-    step_n, step_1 = check.per_sample(op, "step", step, x, size=False)
-    center, eps_n, eps_1 = check.ball(op, center, eps, x)
-    check.output(op, out, x, check.out_dtypes(x))
-    lo, hi = check.bounds(op, lo, hi, x.dtype if out is None else out.dtype)
+    x = checks.images(op, x)
+    grad = checks.like(op, "grad", grad, x)
+    step_n, step_1 = checks.per_sample(op, "step", step, x, size=False)
+    center, eps_n, eps_1 = checks.ball(op, center, eps, x)
+    checks.output(op, out, x, checks.out_dtypes(x))
+    lo, hi = checks.bounds(op, lo, hi, x.dtype if out is None else out.dtype)
     if grad.dtype == torch.float64 != x.dtype:
         grad = grad.sign()  # only the sign counts, and it must survive: a small double would be zero as a float
-    to = check.Destination(x, out)
+    to = memory.Destination(x, out)
     x, grad, center = to.input(x), to.input(as_step_gradient(grad, x)), to.input(center)
     call(x, grad, center, step_n, eps_n, step_1, eps_1, lo, hi, to.dense)
     return to.result()
@@ -69,13 +69,13 @@ def reference(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
               eps: float | Tensor | None = None, lo: float = 0.0, hi: float = 1.0,
               dtype: torch.dtype | None = None) -> Tensor:
     """The same in plain PyTorch; `dtype` is that of the result (default: x's)."""
-    dtype = dtype or ref.result_dtype(x)
-    wide = ref.widen(x)
+    dtype = dtype or memory.result_dtype(x)
+    wide = memory.widen(x)
     step = ref.scalars(step, x)
     v = wide + step * grad.nan_to_num(nan=0.0).sign().to(wide.dtype)
     if center is None or eps is None:
         return ref.finish(v, wide, step.abs(), lo, hi, dtype)
-    center, eps = ref.widen(center), ref.scalars(eps, x)
+    center, eps = memory.widen(center), ref.scalars(eps, x)
     v = torch.minimum(torch.maximum(v, center - eps), center + eps)
     return ref.finish(v, center, eps, lo, hi, dtype)
 

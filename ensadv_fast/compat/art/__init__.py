@@ -39,16 +39,15 @@ from types import ModuleType
 from typing import Any
 
 from ..installing import library
-
-library("art")  # an ImportError that says how to get it
-
-from .fast_gradient import FastGradientMethod  # noqa: E402
-from .projected import (  # noqa: E402
+from .fast_gradient import FastGradientMethod
+from .projected import (
     BasicIterativeMethod,
     MomentumIterativeMethod,
     ProjectedGradientDescent,
     ProjectedGradientDescentPyTorch,
 )
+
+library("art")  # an ImportError that says how to get it
 
 __version__ = "1.20.1"
 __all__ = ["BasicIterativeMethod", "FastGradientMethod", "MomentumIterativeMethod", "ProjectedGradientDescent",

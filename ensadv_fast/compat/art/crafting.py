@@ -9,7 +9,7 @@ from art.config import ART_NUMPY_DTYPE
 from art.estimators.classification.pytorch import PyTorchClassifier
 from torch.utils.data import DataLoader, TensorDataset
 
-from ...attack import Attack as FastAttack
+from ... import attacks
 from ..precisions import checked, is_fast
 from .steps import batches
 from .target import Target
@@ -72,8 +72,8 @@ class Crafting(EvasionAttack, Precise):  # ART's first: Python then lets an obje
             return None
         box = {"lo": -torch.inf, "hi": torch.inf} if target.lo is None else {"lo": target.lo, "hi": target.hi}
         random = {"start": "uniform", "restarts": self.num_random_init} if self.num_random_init else {}
-        attack = FastAttack(type(self).__name__, float(self.eps), targeted=self.targeted,
-                            direction="l2" if self.norm == 2 else "sign", **box, **random, **how)
+        attack = attacks.Attack(type(self).__name__, float(self.eps), targeted=self.targeted,
+                                direction="l2" if self.norm == 2 else "sign", **box, **random, **how)
         with torch.inference_mode(False):
             source, result = target.source(), np.empty(x.shape, ART_NUMPY_DTYPE)
             for batch in batches(target, x, targets, None, self.eps, self.eps_step, self.batch_size):

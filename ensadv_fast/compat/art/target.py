@@ -11,8 +11,8 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_std
 from torch import Tensor, nn
 
-from ... import Source
-from .. import sources
+from ...sources.source import Source
+from .. import source_cache
 from ..model_mode import model_mode
 
 # A number, or a tensor that broadcasts over images, or None. Any, as torch annotates clamp for one or the other.
@@ -106,4 +106,4 @@ class Target:
 
     def source(self) -> Source:
         mean, std = ((torch.tensor(v).flatten() for v in self.statistics[0]) if self.statistics else (None, None))
-        return sources.prepared(self.estimator.model, mean, std)
+        return source_cache.prepared(self.estimator.model, mean, std)

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import attacks, ops
-from ...attack import Attack as FastAttack
-from ...attack import wide
-from ...protocol import for_autograd
-from ...running_statistics import still
-from .. import sources
+from ...attacks.base import wide
+from ...sources.base import for_autograd
+from ...sources.modes import still
+from .. import source_cache
 from ..installing import library
 from ..precisions import checked, is_fast
 
@@ -146,7 +145,7 @@ class Run:
             self.clean = wide(self.images)
         self.how: dict[str, Any] = {"targeted": targeted, "lo": self.lo, "hi": self.hi}
 
-    def result(self, fast: Callable[[], FastAttack], exact: Callable[[], Tensor], eps: float,
+    def result(self, fast: Callable[[], attacks.Attack], exact: Callable[[], Tensor], eps: float,
                why: str | None) -> Tensor:
         """By our attack where that is wanted and can be, else by the exact steps; detached, in `dtype`."""
         with torch.inference_mode(False), torch.no_grad():
@@ -154,7 +153,7 @@ class Run:
                 why = why or self._why_exact()
                 if why is None:
                     assert self.module is not None  # or _why_exact had said so
-                    return fast()(sources.prepared(self.module), self.images, self.labels)
+                    return fast()(source_cache.prepared(self.module), self.images, self.labels)
                 warnings.warn(f"{self.op}: is exact, not fast, since {why}", stacklevel=3)
             with still(self.module):
                 point = exact()

@@ -4,21 +4,31 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ... import ops
-from ...attack import wide
-from ...protocol import for_autograd
-from ...running_statistics import still
+from ...attacks.base import wide
+from ...sources.base import for_autograd
+from ...sources.modes import still
 from ..installing import library
 from ..precisions import is_fast
 from .models import View, module_of, viewed, why_no_source
 
-if TYPE_CHECKING:
-    from .descent import GradientDescent
+
+class Caller(Protocol):
+    """What a call asks of its attack, which is a :class:`ensadv_fast.compat.foolbox.descent.GradientDescent`."""
+
+    untargeted: bool
+    distance: Any
+    get_loss_fn: Callable[..., Any]
+
+    @property
+    def precision(self) -> str | None: ...
+
+    def why_exact(self) -> str | None: ...
 
 
 @functools.cache
@@ -33,7 +43,7 @@ def wrapped(t: Tensor) -> Any:
 
 
 @contextmanager
-def called(attack: "GradientDescent", model: Any, inputs: Any, criterion: Any,
+def called(attack: Caller, model: Any, inputs: Any, criterion: Any,
            several: bool = False) -> Iterator["Call"]:
     """A call, and while it lasts autograd is off and running statistics stay."""
     with torch.inference_mode(False), torch.no_grad(), still(module_of(model)):
@@ -48,7 +58,7 @@ class Call:
     view: the source that gradients are taken on, None: on the model itself.
     """
 
-    def __init__(self, attack: "GradientDescent", model: Any, inputs: Any, criterion: Any, several: bool):
+    def __init__(self, attack: Caller, model: Any, inputs: Any, criterion: Any, several: bool):
         theirs = library("foolbox")
         self.attack, self.model, self.several = attack, model, several
         self.restore: Callable[[Tensor], Any] = (lambda t: t) if isinstance(inputs, Tensor) else wrapped

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...attack import Attack
+from ...attacks.gradient import Attack
 from ..precisions import checked
 from ..steps import linf_step
 from .call import Call, called, wrapped

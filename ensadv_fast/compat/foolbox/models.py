@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...source import Source
-from .. import sources
+from ...sources.source import Source
+from .. import source_cache
 from ..installing import library
 
 
@@ -59,7 +59,7 @@ def viewed(model: Any, images: Tensor) -> View:
     mean, std = (None if v is None else _per_channel(v.raw, images) for v in (mean, std))
     if axes is None:
         axes = ()
-    return View(sources.prepared(module, mean, std), (axes,) if isinstance(axes, int) else tuple(axes))
+    return View(source_cache.prepared(module, mean, std), (axes,) if isinstance(axes, int) else tuple(axes))
 
 
 def _per_channel(values: Tensor, images: Tensor) -> Tensor | None:

@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import ops
-from ...attack import Attack as FastAttack
-from ...attack import wide
-from ...protocol import for_autograd
-from ...source import Source
-from .. import sources
+from ... import attacks, ops
+from ...attacks.base import wide
+from ...sources.base import for_autograd
+from ...sources.source import Source
+from .. import source_cache
 from ..steps import linf_step
 from .attack import Attack
 
@@ -56,7 +55,7 @@ class GradientAttack(Attack):
         """The library's own numbers, in iterates' dtype."""
         raise NotImplementedError
 
-    def _fast(self) -> FastAttack:
+    def _fast(self) -> attacks.Attack:
         """The attack of ours that this is."""
         raise NotImplementedError
 
@@ -77,7 +76,7 @@ class GradientAttack(Attack):
         return "it takes no step" if self.steps < 1 else None
 
     def _source(self) -> Source:
-        return sources.prepared(self.model, **(self.normalization_used or {}))
+        return source_cache.prepared(self.model, **(self.normalization_used or {}))
 
 
 class Run:

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import attacks, ops
-from .gradient import FastAttack, GradientAttack, Run, Size, flat
+from .gradient import GradientAttack, Run, Size, flat
 
 
 class FGSM(GradientAttack):
@@ -16,7 +16,7 @@ class FGSM(GradientAttack):
     def _exact(self, run: Run) -> Tensor:
         return ops.sign_step(run.images, run.gradient(run.images), flat(run.eps))
 
-    def _fast(self) -> FastAttack:
+    def _fast(self) -> attacks.Attack:
         return attacks.fgsm(float(self.eps), targeted=self.targeted)
 
 
@@ -34,8 +34,8 @@ class FFGSM(GradientAttack):
         point = noise.add_(run.clean).clamp_(0, 1)
         return run.sign_step(point, run.gradient(point))
 
-    def _fast(self) -> FastAttack:
-        return FastAttack("ffgsm", float(self.eps), start="uniform", step=float(self.alpha), targeted=self.targeted)
+    def _fast(self) -> attacks.Attack:
+        return attacks.Attack("ffgsm", float(self.eps), start="uniform", step=float(self.alpha), targeted=self.targeted)
 
 
 class _Steps(GradientAttack):
@@ -72,7 +72,7 @@ class BIM(_Steps):
                                   out=None if point is run.clean else point)
         return point
 
-    def _fast(self) -> FastAttack:
+    def _fast(self) -> attacks.Attack:
         return attacks.ifgsm(float(self.eps), float(self.alpha), self.steps, targeted=self.targeted)
 
 
@@ -88,9 +88,9 @@ class RFGSM(_Steps):
     def _start(self, run: Run) -> Tensor:
         return torch.randn_like(run.images).sign_().to(run.clean.dtype).mul_(run.alpha).add_(run.clean).clamp_(0, 1)
 
-    def _fast(self) -> FastAttack:
-        return FastAttack("rfgsm", float(self.eps), start="rademacher", alpha=float(self.alpha), step=float(self.alpha),
-                          steps=self.steps, targeted=self.targeted)
+    def _fast(self) -> attacks.Attack:
+        return attacks.Attack("rfgsm", float(self.eps), start="rademacher", alpha=float(self.alpha),
+                              step=float(self.alpha), steps=self.steps, targeted=self.targeted)
 
     def _why_exact(self, images: Tensor, labels: Tensor) -> str | None:
         why = super()._why_exact(images, labels)
@@ -109,7 +109,7 @@ class PGD(_Steps):
     def _start(self, run: Run) -> Tensor:
         return run.uniform_start() if self.random_start else run.clean
 
-    def _fast(self) -> FastAttack:
+    def _fast(self) -> attacks.Attack:
         return attacks.pgd(float(self.eps), float(self.alpha), self.steps, self.random_start, targeted=self.targeted)
 
 
@@ -147,7 +147,7 @@ class PGDL2(_Steps):
             point = delta.add_(run.clean).clamp_(0, 1)
         return point
 
-    def _fast(self) -> FastAttack:
+    def _fast(self) -> attacks.Attack:
         return attacks.pgd_l2(float(self.eps), float(self.alpha), self.steps, self.random_start,
                               targeted=self.targeted)
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import attacks
-from ...transforms import ti
-from .gradient import FastAttack, GradientAttack, Run, Size
+from ...attacks.transforms import ti
+from .gradient import GradientAttack, Run, Size
 
 # (point, momentum, is it the last step) -> the gradient that the momentum takes in
 Followed = Callable[[Tensor, Tensor, bool], Tensor]
@@ -48,10 +48,10 @@ class MIFGSM(GradientAttack):
         """Where Nesterov's momentum looks."""
         return point + self.decay * run.alpha * momentum
 
-    def _fast(self) -> FastAttack:
+    def _fast(self) -> attacks.Attack:
         return self._like(attacks.mifgsm)
 
-    def _like(self, make: Callable[..., FastAttack], **kw: Any) -> FastAttack:
+    def _like(self, make: Callable[..., attacks.Attack], **kw: Any) -> attacks.Attack:
         return make(float(self.eps), float(self.alpha), self.steps, self.decay, targeted=self.targeted, **kw)
 
 
@@ -63,7 +63,7 @@ class NIFGSM(MIFGSM):
     def _gradients(self, run: Run) -> Followed:
         return lambda point, momentum, last: run.gradient(self._ahead(point, momentum, run))
 
-    def _fast(self) -> FastAttack:
+    def _fast(self) -> attacks.Attack:
         return self._like(attacks.nifgsm)
 
 
@@ -99,7 +99,7 @@ class DIFGSM(MIFGSM):
     def _gradients(self, run: Run) -> Followed:
         return lambda point, momentum, last: run.gradient(point, self.input_diversity)
 
-    def _fast(self) -> FastAttack:
+    def _fast(self) -> attacks.Attack:
         start = "uniform" if self.random_start else None
         return self._like(attacks.difgsm, rate=self.resize_rate, prob=self.diversity_prob, start=start)
 
@@ -156,7 +156,7 @@ class TIFGSM(DIFGSM):
         diverse = super()._gradients(run)
         return lambda *step: F.conv2d(diverse(*step), kernel, padding="same", groups=channels)
 
-    def _fast(self) -> FastAttack:
+    def _fast(self) -> attacks.Attack:
         start = "uniform" if self.random_start else None
         smooth = ti(self.kernel_name, self.len_kernel, float(self.nsig))
         return self._like(attacks.difgsm, rate=self.resize_rate, prob=self.diversity_prob, start=start,
@@ -192,7 +192,7 @@ class SINIFGSM(MIFGSM):
 
         return mean
 
-    def _fast(self) -> FastAttack:
+    def _fast(self) -> attacks.Attack:
         return self._like(attacks.sinifgsm, m=self.m)
 
 
@@ -229,7 +229,7 @@ class VMIFGSM(MIFGSM):
 
         return followed
 
-    def _fast(self) -> FastAttack:
+    def _fast(self) -> attacks.Attack:
         return self._like(attacks.vmifgsm, n=self.N, beta=self.beta)
 
 
@@ -241,5 +241,5 @@ class VNIFGSM(VMIFGSM):
     def _seen(self, point: Tensor, momentum: Tensor, run: Run) -> Tensor:
         return self._ahead(point, momentum, run)
 
-    def _fast(self) -> FastAttack:
+    def _fast(self) -> attacks.Attack:
         return self._like(attacks.vnifgsm, n=self.N, beta=self.beta)

@@ -1,0 +1,1 @@
+"""`ensadv-fast bench`: every op beside what one would write without it."""

@@ -1,0 +1,43 @@
+"""The command line: `ensadv-fast train | evaluate | diagnose | bench | info`, also `python -m ensadv_fast ...`."""
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ..data import CorruptImages
+
+COMMANDS = {
+    "train": "train sources and targets, and evaluate them",
+    "evaluate": "errors of saved models under attacks",
+    "diagnose": "are saved models robust, or do they only mask their gradients?",
+    "bench": "time the ops beside what one would write without them",
+    "info": "what was built and what is found here",
+}
+
+
+def make_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser of all commands, with the options of this one alone: the code of the others is not loaded."""
+    parser = argparse.ArgumentParser(prog="ensadv-fast", allow_abbrev=False, description="Fast adversarial examples "
+                                     "and ensemble adversarial training.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))
+    for name, text in COMMANDS.items():
+        options = commands.add_parser(name, allow_abbrev=False, help=text)
+        if name == command:
+            importlib.import_module(f".{name}", __name__).add_command(options)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 1 for an error with a message, 2 for wrong usage, 130 for Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = make_parser(argv[0] if argv else None).parse_args(argv)
+        return args.run(args)
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, CorruptImages) as e:
+        print(f"ensadv-fast: error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nensadv-fast: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130

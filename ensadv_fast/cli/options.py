@@ -1,0 +1,53 @@
+"""What the commands' options share: how numbers are read, and defaults."""
+from __future__ import annotations
+
+import argparse
+import types
+import typing
+from dataclasses import fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RUNS = Path("runs")  # where folders go that are given no name
+
+
+class Defaults(NamedTuple):
+    """Defaults that evaluate and diagnose share with train. Here they are written again, as they load no training."""
+
+    data: str = "digits"
+    eps: float = 0.3
+    alpha: float = 1 / 6
+    eval_steps: int = 10
+    eval_batch_size: int = 250
+    device: str = "auto"
+
+
+DEFAULTS = Defaults()
+
+
+def number(text: str) -> float:
+    """A float, or a fraction such as 8/255."""
+    try:
+        return float(Fraction(text.replace(" ", ""))) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"got {text!r}, want a number such as 0.3 or 8/255") from None
+
+
+def add_config_options(parser: argparse.ArgumentParser, config: type) -> None:
+    """One option for each field of the config; only those that are given end up in the namespace."""
+    kinds = typing.get_type_hints(config)
+    for f in fields(config):
+        flag, kind, text = "--" + f.name.replace("_", "-"), kinds[f.name], f.metadata["help"]
+        optional = isinstance(kind, types.UnionType)
+        if optional:
+            kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        shown = " ".join(f.default) if isinstance(f.default, tuple) else f.default
+        text = text.replace("%", "%%") + ("" if optional else f" (default: {shown})")
+        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        elif typing.get_origin(kind) is tuple:
+            parser.add_argument(flag, nargs="*", metavar="SPEC", **options)
+        else:
+            parser.add_argument(flag, type=number if kind is float else kind, metavar=f.name.upper(), **options)

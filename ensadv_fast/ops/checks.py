@@ -1,0 +1,184 @@
+"""Argument checks and memory formats, shared by the ops. Errors name the op, the argument, what came, what is wanted.
+
+Types, shapes and Python numbers are always checked. Values inside tensors are checked where that needs no
+synchronisation: on the CPU, or anywhere with ENSADV_CHECK=1 in the environment. Nothing is read while
+torch.compile traces.
+"""
+import math
+import os
+from collections.abc import Sequence
+from numbers import Real
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+IMAGES = (*FLOATS, torch.uint8)
+NARROW = (torch.float16, torch.bfloat16)
+Given = TypeVar("Given", Tensor, Tensor | None)
+CHECK_CUDA = os.environ.get("ENSADV_CHECK") == "1"
+
+
+def readable(t: Tensor) -> bool:
+    """May the values of `t` be looked at?"""
+    return (t.device.type == "cpu" or CHECK_CUDA) and not torch.compiler.is_compiling()
+
+
+def names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def tensor(op: str, name: str, t: object, dtypes: Sequence[torch.dtype] = FLOATS) -> Tensor:
+    """t, detached; :func:`like` and its kin check the device."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
+    if t.layout != torch.strided:
+        raise ValueError(f"{op}: {name} must be a dense tensor, got {t.layout}")
+    if t.dtype not in dtypes:
+        raise TypeError(f"{op}: {name} must be {names(dtypes)}, got {names([t.dtype])}")
+    return t.detach() if t.requires_grad else t
+
+
+def images(op: str, t: object, dtypes: Sequence[torch.dtype] = IMAGES) -> Tensor:
+    t = tensor(op, "x", t, dtypes)
+    if t.dim() == 0:
+        raise ValueError(f"{op}: x must have shape [N, ...], got a 0-dimensional tensor")
+    if not (t.is_cpu or t.is_cuda or t.is_meta):
+        raise ValueError(f"{op}: x must be on the CPU or a CUDA device, got {t.device}")
+    return t
+
+
+def like(op: str, name: str, t: object, x: Tensor, dtypes: Sequence[torch.dtype] = FLOATS,
+         of: str = "x's") -> Tensor:
+    t = tensor(op, name, t, dtypes)
+    same_device(op, name, t, x, of)
+    if t.shape != x.shape:
+        raise ValueError(f"{op}: {name} must have {of} shape {tuple(x.shape)}, got {tuple(t.shape)}")
+    return t
+
+
+def same_device(op: str, name: str, t: Tensor, x: Tensor, of: str = "x's") -> None:
+    if t.device != x.device:
+        raise ValueError(f"{op}: {name} must be on {of} device {x.device}, got {t.device}")
+
+
+def out_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
+    """What `out` may be: x's dtype, a narrower one for a float32 iterate, float32 for uint8 images."""
+    if x.dtype == torch.float32:
+        return (x.dtype, *NARROW, torch.uint8)
+    return (torch.float32, x.dtype) if x.dtype == torch.uint8 else (x.dtype,)
+
+
+def output(op: str, out: Tensor | None, x: Tensor, dtypes: Sequence[torch.dtype], name: str = "out",
+           of: str = "x's") -> None:
+    if out is None:
+        return
+    like(op, name, out, x, dtypes, of)
+    if out.requires_grad:
+        raise ValueError(f"{op}: {name} must not require grad: the op writes into it and is not differentiable")
+
+
+def number(op: str, name: str, value: object) -> float:
+    if type(value) is not float:  # the check by abstract base class takes ten times as long
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+        value = float(value)
+    if value != value:
+        raise ValueError(f"{op}: {name} must not be NaN")
+    return value
+
+
+def finite(op: str, name: str, value: object) -> float:
+    value = number(op, name, value)
+    if math.isinf(value):
+        raise ValueError(f"{op}: {name} must be finite, got {value}")
+    return value
+
+
+def bounds(op: str, lo: object, hi: object, dtype: torch.dtype) -> tuple[float, float]:
+    lo, hi = number(op, "lo", lo), number(op, "hi", hi)
+    if lo > hi:
+        raise ValueError(f"{op}: lo must not exceed hi, got lo={lo}, hi={hi}")
+    if dtype in NARROW and lo == hi and torch.tensor(lo, dtype=dtype).item() != lo:
+        raise ValueError(f"{op}: [lo, hi] = [{lo}, {hi}] holds no {names([dtype])} value")
+    return lo, hi
+
+
+def per_sample(op: str, name: str, value: object, x: Tensor, *, size: bool) -> tuple[Tensor | None, float]:
+    """A number, or a tensor with one per sample, as the pair (tensor or None, number) that schemas take.
+
+    `size`: it measures something, so it must not be negative.
+    """
+    if not isinstance(value, Tensor):
+        value = number(op, name, value)
+        if size and value < 0:
+            raise ValueError(f"{op}: {name} must be >= 0, got {value}")
+        return None, value
+    value = tensor(op, name, value)
+    same_device(op, name, value, x)
+    if value.shape != x.shape[:1]:
+        raise ValueError(f"{op}: {name} must be a number or have shape [N] = [{x.shape[0]}], got {tuple(value.shape)}")
+    if readable(value):
+        bad = value.isnan() | (value < 0) if size else value.isnan()
+        if bad.any():
+            i = int(bad.nonzero()[0])
+            wanted = ">= 0" if size else "a number"
+            raise ValueError(f"{op}: {name} must be {wanted}, got {value[i].item()} for sample {i}")
+    return value.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous(), 0.0
+
+
+def key(op: str, t: object, device: torch.device) -> Tensor:
+    t = tensor(op, "key", t, (torch.int64,))
+    if t.shape != (2,):
+        raise ValueError(f"{op}: key must have shape [2] = (seed, offset), got {tuple(t.shape)}")
+    if t.device != device:
+        raise ValueError(f"{op}: key must be on {device}, got {t.device}: make one with fresh_key({str(device)!r})")
+    return t.contiguous()
+
+
+def index(op: str, t: object, n: int, device: torch.device) -> Tensor | None:
+    if t is None:
+        return None
+    t = tensor(op, "index", t, (torch.int64,))
+    if t.shape != (n,):
+        raise ValueError(f"{op}: index must have shape [N] = [{n}], got {tuple(t.shape)}")
+    if t.device != device:
+        raise ValueError(f"{op}: index must be on {device}, got {t.device}")
+    if readable(t) and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < 2**32:
+        raise ValueError(f"{op}: index must lie in [0, 2^32), got [{int(t.min())}, {int(t.max())}]")
+    return t.contiguous()
+
+
+def labels(op: str, name: str, t: object, n: int, device: torch.device, classes: int | None = None, *,
+           shape: str = "[N]", of: str = "x's", whose: str = ", the model's classes") -> Tensor:
+    """int64 [n] on the device, and within [0, classes) where that is known and looking costs no synchronisation.
+
+    shape, of, whose: the words of the caller's documentation for the batch, the owner of the device and the classes.
+    """
+    t = tensor(op, name, t, (torch.int64,))
+    if t.shape != (n,):
+        raise ValueError(f"{op}: {name} must have shape {shape} = [{n}], got {tuple(t.shape)}")
+    if t.device != device:
+        raise ValueError(f"{op}: {name} must be on {of} device {device}, got {t.device}")
+    if classes is not None and n and readable(t):
+        low, high = (int(v) for v in t.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(f"{op}: {name} must lie in [0, {classes}){whose}, got [{low}, {high}]")
+    return t
+
+
+def choice(op: str, name: str, value: str | None, known: Sequence[str | None]) -> int:
+    if value not in known:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(map(str, known))}, got {value!r}")
+    return known.index(value)
+
+
+def ball(op: str, center: object, eps: object, x: Tensor) -> tuple[Tensor | None, Tensor | None, float]:
+    """center, and eps as :func:`per_sample` gives it; both or neither."""
+    if (center is None) != (eps is None):
+        raise ValueError(f"{op}: center and eps go together, got only {'eps' if center is None else 'center'}")
+    if center is None:
+        return None, None, 0.0
+    eps_n, eps_1 = per_sample(op, "eps", eps, x, size=True)
+    return like(op, "center", center, x, (x.dtype,)), eps_n, eps_1

@@ -1,0 +1,77 @@
+"""Which label an attack looks at, and the loss that it follows: both from one forward pass's logits."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import reference as ref
+
+RULES = ("true", "predicted", "least_likely", "random")
+LOSSES = ("ce", "cw", "dlr")
+
+
+def choose_labels(logits: Tensor, y: Tensor | None, rule: str, key: Tensor | None = None,
+                  index: Tensor | None = None) -> Tensor:
+    """Labels int64 [N] from logits [N, C] by `rule`; ties go to the lowest index.
+
+    - ``true``: y, or the prediction where y is None, so that nothing leaks (Kurakin et al. 2017, section 4.3);
+    - ``predicted``: the model's own prediction, the remedy against label leaking;
+    - ``least_likely``: argmin (Step-LL, Iter-LL);
+    - ``random``: uniform over the classes other than y (or the prediction): with the Philox word 0 of block 0 of
+      the sample, w * (C - 1) >> 32, counted over the other classes in order.
+    """
+    if rule == "least_likely":
+        return logits.argmin(1)
+    if rule == "predicted" or y is None:
+        y = logits.argmax(1)
+    if rule != "random":
+        return y
+    if key is None:
+        raise ValueError("rule random: needs a key")
+    ids = ref.sample_ids(len(logits), index, logits.device)
+    word = ref.draw(key, torch.zeros_like(ids), ids)[:, 0]
+    other = word * (logits.shape[1] - 1) >> 32
+    return other + (other >= y)
+
+
+def sample_losses(logits: Tensor, labels: Tensor, loss: str = "ce", *, targeted: bool = False,
+                  kappa: float = 0.0) -> Tensor:
+    """Loss per sample [N], at least float32, from logits [N, C]. Untargeted attacks ascend it, targeted ones descend.
+
+    - ``ce``: cross-entropy with the label;
+    - ``cw``: the margin Z_y - max_{i != y} Z_i as a hinge (Carlini and Wagner 2017; the PGD of Tramer et al. 2018):
+      -max(0, Z_y - max Z_i + kappa), targeted max(0, max Z_i - Z_y + kappa); its gradient vanishes once the
+      margin is reached;
+    - ``dlr``: difference of logits ratio (Croce and Hein 2020): -(Z_y - max_{i != y} Z_i) / (Z_(1) - Z_(3)), Z_(k)
+      the k-th largest; needs three classes.
+
+    A label outside [0, C), possible only where it could not be looked at, gives NaN and a zero gradient.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    valid = (labels >= 0) & (labels < logits.shape[1])
+    labels = labels.clamp(0, logits.shape[1] - 1)
+    if loss == "ce":
+        value = F.cross_entropy(logits, labels, reduction="none")
+    else:
+        own = logits.gather(1, labels[:, None]).squeeze(1)
+        margin = own - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+        if loss == "cw":
+            value = ref.clamp_open(kappa - margin, 0) if targeted else -ref.clamp_open(margin + kappa, 0)
+        else:
+            if logits.shape[1] < 3:
+                raise ValueError(f"loss dlr: needs at least 3 classes, got {logits.shape[1]}")
+            top = logits.topk(3, dim=1).values
+            value = -margin / (top[:, 0] - top[:, 2] + 1e-12)
+    return torch.where(valid, value, torch.nan)
+
+
+def power_of_two_scale(logits: Tensor, labels: Tensor, loss: str) -> Tensor:
+    """A power of two per sample [N] that lifts the cross-entropy's gradient by the logits, p - y, into a range where
+    no dtype underflows: its largest entry off the label comes to lie in [1, 2). Sign steps do not feel it, and
+    dividing by it is exact. The gradients of the margins are of order 1 already: scale 1."""
+    wide = logits.detach() if logits.dtype == torch.float64 else logits.detach().float()
+    if loss != "ce":
+        return torch.ones_like(wide[:, 0])
+    labels = labels.clamp(0, logits.shape[1] - 1)
+    largest = wide.softmax(1).scatter(1, labels[:, None], 0.0).amax(1)
+    lift = (1 - torch.frexp(largest).exponent).clamp(max=100)  # what is smaller than 2^-100 may stay so
+    return torch.ldexp(torch.ones_like(largest), torch.where(largest > 0, lift, 0))

@@ -1,0 +1,85 @@
+"""Memory formats, dtypes and results of ops."""
+import torch
+from torch import Tensor
+
+from .checks import Given
+
+
+def memory_format(x: Tensor) -> torch.memory_format | None:
+    """The format in which the kernels can walk `x` as flat memory, or None."""
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return torch.channels_last_3d
+    return None
+
+
+def chunks(inner: int) -> int:
+    """How many partial sums a per-sample reduction keeps: `chunks_of` of csrc/kernels/reduce.h."""
+    size = -(-inner // 64)
+    size = 16384 if size <= 16384 else -(-size // 2048) * 2048
+    return max(1, -(-inner // size))
+
+
+def scratch(x: Tensor, sums: int) -> Tensor:
+    """float64 room for `sums` per-sample sums over x."""
+    n = x.size(0)
+    return x.new_empty(sums * n * chunks(x.numel() // n if n else 0), dtype=torch.float64)
+
+
+def fresh(x: Tensor) -> Tensor:
+    """Where the result of a step goes that is given no `out`."""
+    return torch.empty_like(x, dtype=torch.float32) if x.dtype == torch.uint8 else torch.empty_like(x)
+
+
+def written(out: Tensor) -> Tensor:
+    """Let autograd notice if somebody saved the old value of `out`: our kernels bypass its bookkeeping."""
+    if not torch.compiler.is_compiling() and not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+    return out
+
+
+class Destination:
+    """Where a kernel writes: `out` itself, or a dense stand-in that is copied to it afterwards.
+
+    `format` is the memory format that every input must be brought to.
+    """
+
+    __slots__ = ("dense", "format", "given", "out")
+
+    def __init__(self, x: Tensor, out: Tensor | None) -> None:
+        self.format = memory_format(x) or torch.contiguous_format
+        self.given = out is not None
+        self.out = self.dense = out = fresh(x) if out is None else out
+        if not self._flat(out):
+            self.dense = torch.empty_like(out, memory_format=self.format)
+
+    def _flat(self, t: Tensor) -> bool:
+        plain = self.format is torch.contiguous_format
+        return t.is_contiguous() if plain else t.is_contiguous(memory_format=self.format)
+
+    def input(self, t: Given) -> Given:
+        return t if t is None or self._flat(t) else t.contiguous(memory_format=self.format)
+
+    def result(self) -> Tensor:
+        if self.dense is not self.out:
+            self.out.copy_(self.dense)
+        elif self.given:
+            written(self.out)
+        return self.out
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of an op's result where no `out` is given."""
+    return torch.float32 if x.dtype == torch.uint8 else x.dtype
+
+
+def widen(x: Tensor) -> Tensor:
+    """x in its compute dtype; uint8 images stand for level / 255."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x.to(compute_dtype(x.dtype))

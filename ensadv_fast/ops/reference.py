@@ -1,0 +1,150 @@
+"""The numbers' definition in plain PyTorch: what every kernel must reproduce bit for bit."""
+import math
+
+import torch
+from torch import Tensor
+
+from .memory import compute_dtype
+
+_MASK = 0xFFFFFFFF
+
+
+def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
+    """Philox-4x32-10 (Salmon et al., SC'11) on int64 tensors that hold 32-bit words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps modulo 2^64, as wanted
+        c0, c1, c2, c3 = (p1 >> 32 & _MASK) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32 & _MASK) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = k0 + 0x9E3779B9 & _MASK, k1 + 0xBB67AE85 & _MASK
+    return [c0, c1, c2, c3]
+
+
+def halves(v: Tensor) -> tuple[Tensor, Tensor]:
+    return v & _MASK, v >> 32 & _MASK
+
+
+def draw(key: Tensor, block: Tensor, sample: Tensor) -> Tensor:
+    """Words [..., 4] of `block` of `sample` (int64, broadcast) under `key`; the layout of API.md, Keys."""
+    seed, offset = halves(key[0]), halves(key[1])
+    block, sample = torch.broadcast_tensors(block, sample)
+    return torch.stack(philox([block & _MASK, sample & _MASK, *map(torch.broadcast_to, offset, [block.shape] * 2)],
+                              list(seed)), dim=-1)
+
+
+def sample_ids(n: int, index: Tensor | None, device: torch.device) -> Tensor:
+    return torch.arange(n, device=device) if index is None else index
+
+
+def scalars(value: float | Tensor, x: Tensor) -> Tensor:
+    """A number or one per sample, in x's compute dtype, shaped to broadcast over x."""
+    dtype = compute_dtype(x.dtype)
+    if isinstance(value, Tensor):
+        return value.to(dtype).reshape(-1, *[1] * (x.dim() - 1))
+    return torch.tensor(value, dtype=dtype, device=x.device)
+
+
+def pack_bits(flags: Tensor) -> Tensor:
+    """bool [..., n] as uint8 [..., ceil(n / 8)]: bit i % 8 of byte i / 8; bits beyond n are 0."""
+    bits = torch.nn.functional.pad(flags, (0, -flags.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (bits << torch.arange(8, device=flags.device)).sum(-1).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, n: int) -> Tensor:
+    """:func:`pack_bits` undone: bool [..., n]."""
+    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
+    return bits.flatten(-2)[..., :n].bool()
+
+
+def _ordered(t: Tensor) -> Tensor:
+    """16-bit floats as integers in the order of the numbers; both zeros are 0."""
+    bits = t.view(torch.int16).to(torch.int32) & 0xFFFF
+    return torch.where(bits >= 0x8000, -(bits & 0x7FFF), bits)
+
+
+def _unordered(k: Tensor, dtype: torch.dtype) -> Tensor:
+    bits = torch.where(k < 0, 0x8000 | -k, k)
+    return torch.where(bits >= 0x8000, bits - 0x10000, bits).to(torch.int16).view(dtype)
+
+
+def inward(value: float, dtype: torch.dtype, toward: int) -> Tensor:
+    """`value`, rounded to float32, as the nearest 16-bit number on the side `toward` (+1: not below it)."""
+    exact = torch.tensor(value, dtype=torch.float32)
+    k = _ordered(exact.to(dtype))
+    off = (exact.double() - _unordered(k, dtype).double()) * toward > 0
+    return k + toward * off
+
+
+def clamp_open(v: Tensor, lo: float | None = None, hi: float | None = None) -> Tensor:
+    """v.clamp(lo, hi), its gradient 1 wherever nothing was cut, the ends included, and 0 elsewhere (NaN too).
+
+    torch.clamp itself passed the gradient at its ends in 2.13 and no longer does in 2.15. Ours must not change
+    with it: images have many pixels at exactly 0 and 1.
+    """
+    cut = v.detach().clamp(lo, hi)
+    return torch.where(v.detach() == cut, v, cut)
+
+
+def finish(v: Tensor, center: Tensor, eps: Tensor, lo: float, hi: float, dtype: torch.dtype) -> Tensor:
+    """Clamp v to [lo, hi] and round it to `dtype`, no further from `center` than eps (law 1 of the numbers).
+
+    float32 and float64 are the plain expression. uint8 results are the nearest of the levels allowed. 16-bit results
+    are rounded to nearest, then moved to the neighbour toward `center` where they left the ball; distances are exact
+    (TwoSum in float64).
+    """
+    if dtype == torch.uint8:
+        return _finish_levels(v, center, eps, lo, hi)
+    v = v.clamp(scalars(lo, v).item(), scalars(hi, v).item())
+    if dtype not in (torch.float16, torch.bfloat16):
+        return v
+    r, c, eps = v.to(dtype), center.double(), eps.double()
+    a = r.double()
+    d = a - c
+    back = d - a
+    e = (a - (d - back)) + (-c - back)
+    above = (d > eps) | ((d == eps) & (e > 0))
+    below = (d < -eps) | ((d == -eps) & (e < 0))
+    k = _ordered(r) - above.int() + below.int()
+    k = torch.maximum(k, inward(lo, dtype, +1).to(k))
+    k = torch.minimum(k, inward(hi, dtype, -1).to(k))
+    return torch.where(v.isnan(), r, _unordered(k, dtype))
+
+
+def _finish_levels(v: Tensor, center: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
+    level = (center * 255 + 0.5).floor()
+    reach = (eps * 255).clamp(0, 255).floor()
+    low, high = (min(max(255 * float(b), 0), 255) for b in (lo, hi))
+    v = torch.where(v.isnan(), center, v.clamp(0, 1))
+    k = torch.minimum(torch.maximum((v * 255 + 0.5).floor(), level - reach), level + reach)
+    return k.clamp(math.ceil(low - 1e-4), math.floor(high + 1e-4)).to(torch.uint8)
+
+
+def quantile(q: Tensor) -> Tensor:
+    """Phi^-1(1/2 + q) in float32: Wichura's AS 241, PPND7 (Applied Statistics 37, 1988), step by step as kernels do."""
+    a = q.abs()
+    r = 0.180625 - q * q
+    central = q * _poly(r, 59.109374720, 159.29113202, 50.434271938, 3.3871327179) / _poly(
+        r, 67.187563600, 78.757757664, 17.895169469, 1.0)
+    # By way of float64, as torch's float32 square root is not always the nearest number.
+    t = (-_log(0.5 - a)).double().sqrt().float() - 1.6
+    tail = _poly(t, 0.17023821103, 1.3067284816, 2.7568153900, 1.4234372777) / _poly(
+        t, 0.12021132975, 0.73700164250, 1.0)
+    return torch.where(a <= 0.425, central, torch.where(q < 0, -tail, tail))
+
+
+def _poly(x: Tensor, *coefficients: float) -> Tensor:
+    value = torch.full_like(x, coefficients[0])
+    for c in coefficients[1:]:
+        value = value * x + c
+    return value
+
+
+def _log(x: Tensor) -> Tensor:
+    """log x for normal float32 x > 0 (Cephes' polynomial), step by step as the kernels."""
+    u = x.view(torch.int32) - 0x3F3504F3
+    e = (u >> 23).float()
+    m = ((u & 0x007FFFFF) + 0x3F3504F3).view(torch.float32) - 1
+    p = _poly(m, 7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+              -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
+    square = m * m
+    return m + (m * square * p - 2.12194440e-4 * e - 0.5 * square) + 0.693359375 * e

@@ -1,0 +1,161 @@
+"""Batch normalisations folded into the layers before them."""
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .tracing import Trace, Untraceable, called, flattens, hooked, node_of, passes_on, trace, trace_parts
+
+
+def fold_batch_norms(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, str]:
+    """Fold every batch normalisation that follows a convolution or linear layer into that layer's weights, in place.
+
+    W' = W * s and b' = (b - mean) * s + beta per output channel, s = gamma / sqrt(var + eps), computed in float64 and
+    rounded once to `dtype` (None: the layer's own). The normalisation becomes nn.Identity; what else it did, as
+    timm's BatchNormAct2d does dropout and an activation, stays. Both must be in eval mode, called once, on each
+    other alone, of exactly these classes, registered once, with no hooks, and their tensors read by nobody else; and
+    a second trace must find the forward on the same course.
+
+    Returns the names of the parts that still hold normalisations because they could not be traced, and why.
+    """
+    if not any(isinstance(m, _BatchNorm) for m in model.modules()):
+        return {}
+    traces, left = trace_parts(model, _BatchNorm)
+    names = Counter(id(m) for _, m in model.named_modules(remove_duplicate=False))
+    calls: Counter[int] = Counter()
+    read: set[int] = set()
+    for prefix, traced in traces.items():
+        part = model.get_submodule(prefix)
+        calls.update(id(part.get_submodule(n.target)) for n in traced.graph.nodes if n.op == "call_module")
+        read |= traced.read
+
+    def alone(module: nn.Module) -> bool:
+        own = (*module._parameters.values(), *module._buffers.values())
+        return calls[id(module)] == names[id(module)] == 1 and read.isdisjoint(map(id, own))
+
+    for prefix, traced in traces.items():
+        part = model.get_submodule(prefix)
+        done = {}
+        for layer_name, norm_name in _pairs(part, traced.graph):
+            layer, norm = part.get_submodule(layer_name), part.get_submodule(norm_name)
+            before = layer.weight, layer.bias
+            free = not (hooked(layer) or hooked(norm))  # a hook asked for these very values
+            if free and alone(layer) and alone(norm) and _fold(layer, norm, dtype):
+                part.set_submodule(norm_name, _rest_of(norm))
+                done[norm_name] = layer, before, norm
+        if done and not _same_course(part, traced, done):
+            for norm_name, (layer, before, norm) in done.items():
+                layer.weight, layer.bias = before
+                part.set_submodule(norm_name, norm)
+            left[prefix] = "its forward looks at its normalisations"
+    return {name: why for name, why in left.items()
+            if any(isinstance(m, _BatchNorm) for m in model.get_submodule(name).modules())}
+
+
+def _same_course(part: nn.Module, before: Trace, leaves: Iterable[str]) -> bool:
+    """Does the part's forward still call the same on the same, now that `leaves` are of other classes?"""
+    try:
+        after = trace(part, leaves)
+    except Untraceable:
+        return False
+    one, other = ([(n.op, n.target, [i.name for i in n.all_input_nodes]) for n in t.graph.nodes]
+                  for t in (before, after))
+    return one == other
+
+
+# ---- pairs of a layer and the normalisation of its output --------------------------------------------------------
+
+_NORM_OF = {
+    nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d, nn.Linear: nn.BatchNorm1d,
+    nn.ConvTranspose1d: nn.BatchNorm1d, nn.ConvTranspose2d: nn.BatchNorm2d, nn.ConvTranspose3d: nn.BatchNorm3d,
+}
+# Of timm, known by name because it need not be installed: a convolution that pads by itself, and a normalisation with
+# what it does after normalising.
+_SAME_CONV = ("timm.layers.conv2d_same", "Conv2dSame")
+_NORM_ACT = ("timm.layers.norm_act", "BatchNormAct2d")
+
+
+def _named(module: nn.Module, name: tuple[str, str]) -> bool:
+    return (type(module).__module__, type(module).__qualname__) == name
+
+
+def _layer_kind(module: nn.Module) -> type[nn.Module] | None:
+    kind = nn.Conv2d if _named(module, _SAME_CONV) else type(module)
+    return kind if kind in _NORM_OF and "forward" not in vars(module) else None
+
+
+def _norm_kind(module: nn.Module) -> type[nn.Module] | None:
+    kind = nn.BatchNorm2d if _named(module, _NORM_ACT) else type(module)
+    known = kind in (*_NORM_OF.values(), nn.SyncBatchNorm) and "forward" not in vars(module)
+    return kind if known and not module.training and module.running_mean is not None else None
+
+
+def _rest_of(norm: Any) -> nn.Module:
+    """What a folded normalisation still has to do."""
+    rest = nn.Sequential(norm.drop, norm.act) if _named(norm, _NORM_ACT) else nn.Identity()
+    return rest.train(norm.training)
+
+
+def _pairs(part: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
+    """(layer, normalisation) where the latter is the only use of the former's output."""
+    found = []
+    for node in graph.nodes:
+        if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+            continue
+        norm_kind, source = _norm_kind(called(part, node)), node.args[0]
+        if norm_kind is None or not isinstance(source, fx.Node):
+            continue
+        while passes_on(part, source) and len(source.users) == 1:
+            source = node_of(source.args[0])
+        if source.op != "call_module" or len(source.users) != 1:
+            continue
+        kind = _layer_kind(called(part, source))
+        if kind is None or norm_kind not in (_NORM_OF[kind], nn.SyncBatchNorm):
+            continue
+        # Of [N, L, C], which a linear layer takes too, BatchNorm1d normalises L.
+        if kind is not nn.Linear or _is_matrix(part, source.args[0]):
+            found.append((str(source.target), str(node.target)))
+    return found
+
+
+def _is_matrix(part: nn.Module, node: object) -> bool:
+    """Does the graph prove that this value has two dimensions?"""
+    if not isinstance(node, fx.Node):
+        return False
+    if flattens(part, node):
+        return True
+    if node.op == "call_module":
+        module = called(part, node)
+        keeps = type(module) in (nn.Linear, nn.BatchNorm1d, nn.Identity, nn.Dropout)
+        keeps |= type(module).__module__ == "torch.nn.modules.activation" and len(node.args) == 1
+        return keeps and _is_matrix(part, node.args[0])
+    if node.target in ("view", "reshape"):
+        return len(node.args) == 3
+    elementwise = node.target in (torch.relu, F.relu, "relu", torch.tanh, "tanh", F.gelu, F.silu)
+    return elementwise and _is_matrix(part, node.args[0])
+
+
+def _fold(layer: Any, norm: Any, dtype: torch.dtype | None) -> bool:
+    """Multiply the normalisation into the layer's weights; False, and nothing done, where `dtype` cannot hold them."""
+    dtype = layer.weight.dtype if dtype is None else dtype
+
+    def wide(t: Tensor | None, default: float) -> Tensor:
+        return torch.full_like(norm.running_mean, default, dtype=torch.float64) if t is None else t.detach().double()
+
+    s = wide(norm.weight, 1.0) * (norm.running_var.double() + norm.eps).rsqrt()
+    weight = layer.weight.detach().double()
+    if getattr(layer, "transposed", False):  # [in, out / groups, ...]: a group's outputs are along dimension 1
+        grouped = weight.unflatten(0, (layer.groups, -1))
+        weight = (grouped * s.view(layer.groups, 1, -1, *[1] * (weight.dim() - 2))).flatten(0, 1)
+    else:
+        weight = weight * s.view(-1, *[1] * (weight.dim() - 1))
+    bias = (wide(layer.bias, 0.0) - norm.running_mean.double()) * s + wide(norm.bias, 0.0)
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        return False
+    layer.weight, layer.bias = (nn.Parameter(t, requires_grad=False) for t in (weight, bias))
+    return True

@@ -1,0 +1,32 @@
+"""What numbers were made with."""
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def versions() -> dict[str, Any]:
+    """What the numbers were made with."""
+    try:
+        ours = metadata.version("ensadv_fast")
+    except metadata.PackageNotFoundError:
+        ours = "not installed: run from its source folder"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"ensadv_fast": ours, "torch": torch.__version__, "numpy": np.__version__,
+            "python": platform.python_version(), "machine": platform.machine(), "gpu": gpu,
+            "threads": torch.get_num_threads()}
+
+
+def device(name: str) -> torch.device:
+    """The device of this name; "auto" is the GPU where there is one."""
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
