@@ -15,7 +15,7 @@ LIBRARIES = {"torchattacks": "torchattacks", "foolbox": "Foolbox", "cleverhans":
              "torchattacks, compiled, bfloat16 autocast, channels_last": "torchattacks, compiled, bfloat16"}
 GROUPS = (("resnet50", "fgsm", "FGSM, ResNet-50"), ("resnet50", "pgd", "PGD-10, ResNet-50"),
           ("cifar_resnet18", "fgsm", "FGSM, CIFAR ResNet-18"), ("mnist_a", "pgd", "PGD-10, MNIST A"))
-WIDTH, LEFT, RIGHT, BAR, GAP, HEAD, FOOT = 760, 190, 712, 15, 14, 78, 54
+WIDTH, LEFT, RIGHT, BAR, GAP, HEAD, FOOT = 580, 184, 532, 15, 14, 96, 70
 LOOKS = (0, 1, 2, 3, 7)  # colours of the series
 
 
@@ -52,11 +52,13 @@ def speedups() -> str:
 
     parts: list[Markup] = [
         tag("style", Markup(look())), tag("rect", x=0.5, y=0.5, width=WIDTH - 1, height=height - 1, rx=6, class_="page"),
-        tag("text", "Time of the same attack, as a multiple of ours", x=20, y=28, class_="title")]
-    x = 20.0
+        tag("text", "Time of the same attack, as a multiple of ours", x=16, y=28, class_="title")]
+    x, y = 16.0, 53
     for i, name in enumerate(LIBRARIES.values()):
-        parts += [tag("rect", x=f"{x:.0f}", y=43, width=11, height=11, class_=f"s{LOOKS[i]}"),
-                  tag("text", name, x=f"{x + 16:.0f}", y=53)]
+        if x + 20 + 7.3 * len(name) > WIDTH - 16:
+            x, y = 16.0, y + 20
+        parts += [tag("rect", x=f"{x:.0f}", y=y - 10, width=11, height=11, class_=f"s{LOOKS[i]}"),
+                  tag("text", name, x=f"{x + 16:.0f}", y=y)]
         x += 40 + 7.3 * len(name)
     bottom = height - FOOT
     for times in ticks(0, most, 8):
@@ -75,10 +77,11 @@ def speedups() -> str:
         y += GAP
     parts += [tag("line", x1=f"{at(1):.1f}", x2=f"{at(1):.1f}", y1=HEAD - 6, y2=bottom + 3, class_="ours"),
               tag("text", "ours", x=f"{at(1):.1f}", y=bottom + 16, text_anchor="middle"),
-              tag("text", f"{result['machine']['cpu']}, {result['threads']} threads, torch "
-                  f"{result['runtime']['torch']}. Where a bar is missing, nothing was timed.", x=20, y=height - 12,
-                  class_="quiet")]
-    return tag("svg", parts, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {height}", role="img",
+              tag("text", f"{result['machine']['cpu']}, {result['threads']} threads, torch {result['runtime']['torch']}.",
+                  x=16, y=height - 28, class_="quiet"),
+              tag("text", "Where a bar is missing, nothing was timed.", x=16, y=height - 12, class_="quiet")]
+    return tag("svg", parts, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {height}",
+               width=WIDTH, height=height, role="img",
                aria_label="Time of the same attack in each library, as a multiple of ours") + "\n"
 
 

@@ -78,7 +78,7 @@ def options(command: str) -> str:
         value = "" if action.nargs == 0 else f"{value} ..." if action.nargs in ("*", "+") else value
         flags = ", ".join(action.option_strings)
         cells = [f"`{f'{flags} {value}'.strip()}`", formatter._expand_help(action) if action.help else ""]
-        rows.append([cell.replace("|", "\\|") for cell in cells])
+        rows.append([cells[0].replace("|", " or "), cells[1].replace("|", "\\|")])
     return "\n".join(["| option | meaning |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows)])
 
 

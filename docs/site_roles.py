@@ -1,4 +1,6 @@
-"""Griffe extension: Sphinx's roles in docstrings become links to the entries of docs/api/, or code where there is none."""
+"""Griffe extension: Sphinx's roles in docstrings become links to the entries of docs/api/, or code where there is none.
+
+"[0, 1] [N, C]" is a range and a shape, and no link of Markdown."""
 import re
 from pathlib import Path
 from typing import Any
@@ -18,4 +20,4 @@ def linked(role: re.Match) -> str:
 class Roles(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = ROLE.sub(linked, obj.docstring.value)
+            obj.docstring.value = ROLE.sub(linked, obj.docstring.value.replace("] [", r"] \["))
