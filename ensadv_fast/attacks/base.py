@@ -29,7 +29,7 @@ class AttackResult(NamedTuple):
 class BaseAttack(ABC):
     """What every attack is: a size, a label rule, a box, and a call. Sizes are in image units (8/255).
 
-    eps: size of the ball. rule, targeted, loss, kappa: see :mod:`ensadv_fast.losses`. lo, hi: the range of pixels.
+    eps: size of the ball. rule, targeted, loss, kappa: see :mod:`ensadv_fast.ops.losses`. lo, hi: the range of pixels.
     """
 
     name: str

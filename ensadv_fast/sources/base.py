@@ -72,8 +72,8 @@ class BaseSource(ABC):
         Args:
             x: images [N, ...] in [0, 1], float, on the source's device.
             labels: int64 [N], or None: then the prediction stands in for the true label.
-            rule, targeted, loss, kappa: see :func:`ensadv_fast.losses.choose_labels` and
-                :func:`ensadv_fast.losses.sample_losses`.
+            rule, targeted, loss, kappa: see :func:`ensadv_fast.ops.losses.choose_labels` and
+                :func:`ensadv_fast.ops.losses.sample_losses`.
             key, index: for rule "random" and for crafting "train".
             rescale: multiply each sample's gradient by a power of two that keeps any dtype from underflow.
 
