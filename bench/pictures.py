@@ -1,4 +1,4 @@
-"""Draws the pictures of README.md and docs/ from bench/results/: `python bench/pictures.py`; `--check` only compares."""
+"""Draws the pictures of README.md from bench/results/: `python bench/pictures.py`; `--check` only compares."""
 import json
 import sys
 from pathlib import Path
@@ -27,7 +27,8 @@ def look() -> str:
         return ";".join(f"--{name}:{colour}" for name, colour in shown.items())
 
     return (f"svg{{{variables('light')}}}@media(prefers-color-scheme:dark){{svg{{{variables('dark')}}}}}"
-            "text{fill:var(--text);font:13px system-ui,-apple-system,'Segoe UI',Roboto,'Liberation Sans',Arial,sans-serif}"
+            "text{fill:var(--text);font:13px system-ui,-apple-system,'Segoe UI',Roboto,'Liberation Sans',Arial,"
+            "sans-serif}"
             ".title{font-size:16px;font-weight:600}.quiet{fill:var(--quiet);font-size:12px}"
             ".page{fill:var(--page);stroke:var(--line)}.rule{stroke:var(--line)}.ours{stroke:var(--text);stroke-width:1.5}"
             + "".join(f".s{i}{{fill:var(--s{i})}}" for i in LOOKS))
@@ -51,7 +52,8 @@ def speedups() -> str:
         return LEFT + times / most * (right - LEFT)
 
     parts: list[Markup] = [
-        tag("style", Markup(look())), tag("rect", x=0.5, y=0.5, width=WIDTH - 1, height=height - 1, rx=6, class_="page"),
+        tag("style", Markup(look())),
+        tag("rect", x=0.5, y=0.5, width=WIDTH - 1, height=height - 1, rx=6, class_="page"),
         tag("text", "Time of the same attack, as a multiple of ours", x=16, y=28, class_="title")]
     x, y = 16.0, 53
     for i, name in enumerate(LIBRARIES.values()):
@@ -77,8 +79,8 @@ def speedups() -> str:
         y += GAP
     parts += [tag("line", x1=f"{at(1):.1f}", x2=f"{at(1):.1f}", y1=HEAD - 6, y2=bottom + 3, class_="ours"),
               tag("text", "ours", x=f"{at(1):.1f}", y=bottom + 16, text_anchor="middle"),
-              tag("text", f"{result['machine']['cpu']}, {result['threads']} threads, torch {result['runtime']['torch']}.",
-                  x=16, y=height - 28, class_="quiet"),
+              tag("text", f"{result['machine']['cpu']}, {result['threads']} threads, "
+                  f"torch {result['runtime']['torch']}.", x=16, y=height - 28, class_="quiet"),
               tag("text", "Where a bar is missing, nothing was timed.", x=16, y=height - 12, class_="quiet")]
     return tag("svg", parts, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {height}",
                width=WIDTH, height=height, role="img",
