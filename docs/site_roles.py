@@ -1,6 +1,6 @@
 """Griffe extension: Sphinx's roles in docstrings become links to the entries of docs/api/, or code where there is none.
 
-"[0, 1] [N, C]" is a range and a shape, and no link of Markdown."""
+"[0, 1] [N, C]" is a range and a shape, and no link of Markdown. A field of Config shows its default, not its help."""
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,10 @@ def linked(role: re.Match) -> str:
 
 
 class Roles(griffe.Extension):
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "_option":
+            attr.value = attr.value.arguments[0]
+
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = ROLE.sub(linked, obj.docstring.value.replace("] [", r"] \["))
