@@ -35,8 +35,8 @@ class Ensemble(BaseSource):
             gradient differs from the other mode's by roundings.
 
     Members that are MLPs of one architecture and dtype, folded sources in eval mode, run as one stack, a launch a
-    layer for all of them (:mod:`ensadv_fast.stacked`): the same but for roundings. Their weights are then views of
-    the stack, kept once, and alive while any of these sources is. Not with `sequential`.
+    layer for all of them (:mod:`ensadv_fast.sources.stacking`): the same but for roundings. Their weights are then
+    views of the stack, kept once, and alive while any of these sources is. Not with `sequential`.
 
     On CUDA the members' passes run beside each other, on streams of their own, unless `sequential`; attacks are
     captured in CUDA graphs where every member's `cuda_graph` lets them be.

@@ -47,21 +47,21 @@ class Source(BaseSource):
             each use, also after an exception. A dtype of 16 bits then means autocast to it while crafting, whatever
             the training's precision is; another dtype, and channels_last, must leave the model as it is.
         fold: multiply batch normalisations that follow a convolution or linear layer into its weights, in the
-            frozen copy, where crafting is "eval" (:func:`ensadv_fast.graph.fold_batch_norms` says which; the others
-            stay). Where a part of the model cannot be traced by torch.fx, it stays as it is, and a warning says so,
-            once per source. What its forward pass then keeps for the backward pass is weights and bits, not
-            activations (:class:`ensadv_fast.frozen.FrozenPass`, without compile): gradients by the images, once.
-            On the CPU convolutions' weights are then held in oneDNN's order as well, twice
-            (:mod:`ensadv_fast.packed`).
+            frozen copy, where crafting is "eval" (:func:`ensadv_fast.sources.frozen.folding.fold_batch_norms` says
+            which; the others stay). Where a part of the model cannot be traced by torch.fx, it stays as it is, and a
+            warning says so, once per source. What its forward pass then keeps for the backward pass is weights and
+            bits, not activations (:class:`ensadv_fast.sources.frozen.frozen_pass.FrozenPass`, without compile):
+            gradients by the images, once. On the CPU convolutions' weights are then held in oneDNN's order as well,
+            twice (:mod:`ensadv_fast.sources.frozen.packing`).
         compile: pass the frozen copy through torch.compile.
         cuda_graph: whether attacks on this source are captured in CUDA graphs, whole, and replayed on new data and keys
-            (:mod:`ensadv_fast.replay`). "auto": for a frozen source on CUDA, crafting "eval", not compiled, an attack
-            that comes a second time with the same shapes and numbers is captured then; where that cannot be (a model
-            that waits for values, draws random numbers, has hooks or counts its calls), one warning, and no more
-            graphs. True: at the first call, and what cannot be captured is an error; a live source too. Its weights
-            must then move in place, as optimizers move them; parameters, buffers or submodules that are exchanged are
-            noticed, but not plain attributes that a forward pass reads. False: never. A graph keeps the memory of
-            what it works on; the graphs of a source share it, and nothing of it is what a caller gets.
+            (:mod:`ensadv_fast.sources.cuda_graphs`). "auto": for a frozen source on CUDA, crafting "eval", not
+            compiled, an attack that comes a second time with the same shapes and numbers is captured then; where that
+            cannot be (a model that waits for values, draws random numbers, has hooks or counts its calls), one warning,
+            and no more graphs. True: at the first call, and what cannot be captured is an error; a live source too. Its
+            weights must then move in place, as optimizers move them; parameters, buffers or submodules that are
+            exchanged are noticed, but not plain attributes that a forward pass reads. False: never. A graph keeps the
+            memory of what it works on; the graphs of a source share it, and nothing of it is what a caller gets.
 
     A source that is not live and not exact keeps the model as it came, a second frozen copy in host memory, for
     :meth:`calibrate`: as many bytes as its parameters and buffers have.

@@ -11,8 +11,8 @@ Exact: the classifier's loss and preprocessing, ART's order of steps, clipping a
 drawn from as ART draws (and torch's, of which ART's data loaders take seeds), so that ``numpy.random.seed`` gives ART's
 own results: the same bits, but for what summing in another order changes (ART's FastGradientMethod sums in numpy).
 Fast: the attacks of :mod:`ensadv_fast.attacks` on a :class:`ensadv_fast.Source` of the classifier's model
-(:mod:`ensadv_fast.compat.sources`), noise by :func:`ensadv_fast.manual_seed`; what a source cannot do runs exactly,
-with a warning that says why.
+(:mod:`ensadv_fast.compat.source_cache`), noise by :func:`ensadv_fast.manual_seed`; what a source cannot do runs
+exactly, with a warning that says why.
 
 What ART itself computes, as before: norms other than infinity and 2; estimators other than PyTorchClassifiers, and such
 as compute gradients in their own way; preprocessing that is not in PyTorch; apex's mixed precision; a summary writer;

@@ -6,7 +6,7 @@ Both take one keyword more, ``precision``. The model is any callable, and attack
 
 Exact: the library's loss and its mean over the batch, its order of steps, projections and clipping, and torch's
 generator drawn from as it draws: the same bits, but for what summing in another order changes. Fast: the attacks of
-:mod:`ensadv_fast.attacks` on a :class:`ensadv_fast.Source` (:mod:`ensadv_fast.compat.sources`), noise by
+:mod:`ensadv_fast.attacks` on a :class:`ensadv_fast.Source` (:mod:`ensadv_fast.compat.source_cache`), noise by
 :func:`ensadv_fast.manual_seed`, for a torch.nn.Module in eval mode; what a source cannot do runs exactly, with a
 warning that says why. The L1 step is the library's own (an ImportError where it is not installed).
 

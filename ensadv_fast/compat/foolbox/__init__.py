@@ -9,11 +9,11 @@ has one attribute more, ``precision``, which repr shows where it is not None.
 Exact: any Foolbox model of torch tensors, as it is and in the mode it is in; the library's loss and its sum over the
 batch, its steps in its order, and torch's generators drawn from in its order, so that ``torch.manual_seed`` gives the
 library's own results, to the bit where the model computes the same twice. Fast: the attacks of
-:mod:`ensadv_fast.attacks` on a :class:`ensadv_fast.Source` (:mod:`ensadv_fast.compat.sources`), in the model's bounds,
-noise by :func:`ensadv_fast.manual_seed`; momentum and Adam take the library's own start and steps on the source's
-gradients. ``success`` is always that of the model itself. What a source cannot do runs exactly, with a warning that
-says why: a model other than a plain ``foolbox.PyTorchModel``, or in training mode, or with a preprocessing that is not
-per channel; float64 images.
+:mod:`ensadv_fast.attacks` on a :class:`ensadv_fast.Source` (:mod:`ensadv_fast.compat.source_cache`), in the model's
+bounds, noise by :func:`ensadv_fast.manual_seed`; momentum and Adam take the library's own start and steps on the
+source's gradients. ``success`` is always that of the model itself. What a source cannot do runs exactly, with a warning
+that says why: a model other than a plain ``foolbox.PyTorchModel``, or in training mode, or with a preprocessing that is
+not per channel; float64 images.
 
 The library's own code runs, with whatever it does, where the inputs are not floating-point torch tensors, and for a
 subclass (or an attack) that overrides value_and_grad, normalize, project, get_random_start, get_loss_fn, get_optimizer

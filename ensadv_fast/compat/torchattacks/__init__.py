@@ -7,8 +7,8 @@ it is not installed). Each of ours takes one keyword and has one attribute more,
 Exact: the module as it is, the library's loss and its mean over the batch, its order of projection, and torch's
 generators drawn from in its order, so that ``torch.manual_seed`` gives the library's own results: on one device the
 same bits but for what summing in another order changes. Fast: the attacks of :mod:`ensadv_fast.attacks` on a
-:class:`ensadv_fast.Source` (:mod:`ensadv_fast.compat.sources`), noise by :func:`ensadv_fast.manual_seed`; what a source
-cannot do runs exactly, with a warning that says why.
+:class:`ensadv_fast.Source` (:mod:`ensadv_fast.compat.source_cache`), noise by :func:`ensadv_fast.manual_seed`; what a
+source cannot do runs exactly, with a warning that says why.
 
 Where ours differ on purpose:
 
