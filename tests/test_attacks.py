@@ -388,7 +388,7 @@ def test_eval_mode_while_crafting():
 @pytest.mark.parametrize("sizes", ["numbers", "per sample"])
 def test_no_value_of_a_tensor_decides_what_is_done(attack, sizes, monkeypatch):
     """On tensors that have no values, as a CUDA graph's capture has none to look at."""
-    monkeypatch.setattr("ensadv_fast.ops.checks.readable", lambda t: False)  # on a GPU nothing is
+    monkeypatch.setattr("ensadv_fast.ops.checks.is_readable", lambda t: False)  # on a GPU nothing is
     with FakeTensorMode(allow_non_fake_inputs=True):
         net, x = small_net().eval(), torch.empty(4, 3, 8, 8)
         y, start, label = torch.empty(4, dtype=torch.int64), torch.empty(2, dtype=torch.int64), torch.ones(2).long()

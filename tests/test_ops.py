@@ -533,7 +533,7 @@ BAD = [
     (lambda: ops.sample_eps(2, KEY, eps_max=0.1, dist="cauchy"), ValueError, "dist must be one of"),
     (lambda: ops.split(KEY, -1), ValueError, "split: n must be >= 0, got -1"),
     (lambda: ops.split("k"), TypeError, "key must be a torch.Tensor, got str"),
-    (lambda: ops.fresh_key(seed=1.5), TypeError, "fresh_key: seed must be an int or None, got float"),
+    (lambda: ops.fresh_key(seed=1.5), TypeError, "fresh_key: seed must be an int, got float"),
     (lambda: ops.manual_seed("x"), TypeError, "manual_seed: seed must be an int, got str"),
     (lambda: ops.null(X.to_sparse()), ValueError, "null: x must be a dense tensor, got torch.sparse_coo"),
 ]

@@ -45,7 +45,7 @@ class AgainLane:
         self.under_way = False
 
     @staticmethod
-    def taken():
+    def is_capturing():
         return False
 
     def begin(self):
@@ -77,7 +77,7 @@ class AgainLane:
 def again(monkeypatch):
     """Sources on the CPU are captured, by AgainLane, and values are not looked at, as on a GPU."""
     monkeypatch.setitem(cuda_graphs.LANES, "cpu", AgainLane)
-    monkeypatch.setattr(check, "readable", lambda t: False)
+    monkeypatch.setattr(check, "is_readable", lambda t: False)
     for dtype in (torch.float32, torch.bfloat16):
         packing.works(dtype)  # looks at values, once a process
 
@@ -492,10 +492,10 @@ def test_calls_that_are_left_alone(again, monkeypatch):
         ea.fgsm()(source, x, y)
     ea.fgsm()(source, torch.cat([x, x], 3)[..., ::2], y)  # not dense
     with monkeypatch.context() as m:
-        m.setattr(AgainLane, "taken", staticmethod(lambda: True))
+        m.setattr(AgainLane, "is_capturing", staticmethod(lambda: True))
         ea.fgsm()(source, x, y)
     with monkeypatch.context() as m:
-        m.setattr(check, "readable", lambda t: True)  # ENSADV_CHECK=1
+        m.setattr(check, "is_readable", lambda t: True)  # ENSADV_CHECK=1
         ea.fgsm()(source, x, y)
     assert not source.replays.graphs
     own = ea.Source(small_net(), cuda_graph=True, **EXACT)

@@ -53,7 +53,7 @@ class AutoAttack(BaseAttack):
             raise ValueError(f"{self.name}: eps must be one number for the batch, got a tensor {tuple(eps.shape)}")
         if x.dim() != 4:
             raise ValueError(f"{self.name}: x must have shape [N, C, H, W], got {tuple(x.shape)}")
-        _, eps = checks.per_sample(self.name, "eps", eps, x, size=True)
+        _, eps = checks.per_sample(self.name, "eps", eps, x, is_size=True)
         _package(self.package)
         return Sizes(eps, eps, eps, 1, eps)
 

@@ -53,7 +53,7 @@ class CwLinf(BaseAttack):
         return False
 
     def _sizes(self, x: Tensor, eps: float | Tensor) -> Sizes:
-        tensor, number = checks.per_sample(self.name, "eps", eps, x, size=True)
+        tensor, number = checks.per_sample(self.name, "eps", eps, x, is_size=True)
         eps = number if tensor is None else tensor
         return Sizes(eps, eps, eps, self.max_iterations, eps)
 

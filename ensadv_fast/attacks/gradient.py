@@ -129,7 +129,7 @@ class Attack(BaseAttack):
         for t in self.transforms:
             t.check(self.name, x)
         op = self.name
-        tensor, number = checks.per_sample(op, "eps", eps, x, size=True)
+        tensor, number = checks.per_sample(op, "eps", eps, x, is_size=True)
         eps = number if tensor is None else tensor
         start = step = eps
         steps = self.steps

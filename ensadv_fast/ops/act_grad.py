@@ -33,10 +33,10 @@ def act_grad(grad: Tensor, mask: Tensor, *, slope: float | None = None, channels
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if channels_last is None and slope is None and fast_path.direct(grad, mask, out):
+    if channels_last is None and slope is None and fast_path.fits(grad, mask, out):
         result = torch.empty_like(grad) if out is None else out
-        if fast_path.tried(call, grad, mask, result):
-            return result if out is None else memory.written(result)
+        if fast_path.accepted(call, grad, mask, result):
+            return result if out is None else memory.mark_written(result)
     op = "act_grad"
     grad = checks.tensor(op, "grad", grad)
     mask = check_mask(op, mask, grad, of="grad's")

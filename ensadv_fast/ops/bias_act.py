@@ -43,14 +43,14 @@ def bias_act(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, 
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
     how = _direct(act, lo, hi, slope)
-    if how is not None and fast_path.direct(x, bias, residual, out, mask) and (
+    if how is not None and fast_path.fits(x, bias, residual, out, mask) and (
             bias is None or bias.dtype is memory.compute_dtype(x.dtype)):
         y = torch.empty_like(x) if out is None else out
         bits: Tensor | None = mask_for(x) if mask is None else mask
-        if fast_path.tried(call, x, bias, residual, y, bits, *how):
+        if fast_path.accepted(call, x, bias, residual, y, bits, *how):
             if mask is not None:
-                memory.written(mask)
-            return y if out is None else memory.written(y), bits
+                memory.mark_written(mask)
+            return y if out is None else memory.mark_written(y), bits
     op = "bias_act"
     x = checks.images(op, x, checks.FLOATS)
     if x.dim() < 2:
@@ -74,7 +74,7 @@ def bias_act(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, 
     x, residual = to.input(x), to.input(residual)
     call(x, bias, residual, to.dense, bits, *numbers)
     if mask is not None:
-        memory.written(mask)
+        memory.mark_written(mask)
     return to.result(), bits
 
 
@@ -82,7 +82,7 @@ def _direct(act: object, lo: object, hi: object, slope: object) -> tuple[object,
     """act and its numbers as the op takes them, where it may be tried on these; else None."""
     if act == "relu":
         return ()
-    if act == "hardtanh" and fast_path.direct_bounds(lo, hi):
+    if act == "hardtanh" and fast_path.plain_bounds(lo, hi):
         return 1, lo, hi
     if act == "leaky_relu" and type(slope) is float and 0 <= slope < float("inf"):
         return 2, 0.0, 0.0, slope

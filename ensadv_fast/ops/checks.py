@@ -20,7 +20,7 @@ Given = TypeVar("Given", Tensor, Tensor | None)
 CHECK_CUDA = os.environ.get("ENSADV_CHECK") == "1"
 
 
-def readable(t: Tensor) -> bool:
+def is_readable(t: Tensor) -> bool:
     """May the values of `t` be looked at?"""
     return (t.device.type == "cpu" or CHECK_CUDA) and not torch.compiler.is_compiling()
 
@@ -96,6 +96,27 @@ def finite(op: str, name: str, value: object) -> float:
     return value
 
 
+def integer(op: str, name: str, value: object, least: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    if least is not None and value < least:
+        raise ValueError(f"{op}: {name} must be >= {least}, got {value}")
+    return value
+
+
+def flag(op: str, name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
+    return value
+
+
+def size(op: str, name: str, value: object) -> float:
+    value = number(op, name, value)
+    if value < 0:
+        raise ValueError(f"{op}: {name} must be >= 0, got {value}")
+    return value
+
+
 def bounds(op: str, lo: object, hi: object, dtype: torch.dtype) -> tuple[float, float]:
     lo, hi = number(op, "lo", lo), number(op, "hi", hi)
     if lo > hi:
@@ -105,25 +126,22 @@ def bounds(op: str, lo: object, hi: object, dtype: torch.dtype) -> tuple[float, 
     return lo, hi
 
 
-def per_sample(op: str, name: str, value: object, x: Tensor, *, size: bool) -> tuple[Tensor | None, float]:
+def per_sample(op: str, name: str, value: object, x: Tensor, *, is_size: bool) -> tuple[Tensor | None, float]:
     """A number, or a tensor with one per sample, as the pair (tensor or None, number) that schemas take.
 
-    `size`: it measures something, so it must not be negative.
+    is_size: it measures something, so it must not be negative.
     """
     if not isinstance(value, Tensor):
-        value = number(op, name, value)
-        if size and value < 0:
-            raise ValueError(f"{op}: {name} must be >= 0, got {value}")
-        return None, value
+        return None, size(op, name, value) if is_size else number(op, name, value)
     value = tensor(op, name, value)
     same_device(op, name, value, x)
     if value.shape != x.shape[:1]:
         raise ValueError(f"{op}: {name} must be a number or have shape [N] = [{x.shape[0]}], got {tuple(value.shape)}")
-    if readable(value):
-        bad = value.isnan() | (value < 0) if size else value.isnan()
+    if is_readable(value):
+        bad = value.isnan() | (value < 0) if is_size else value.isnan()
         if bad.any():
             i = int(bad.nonzero()[0])
-            wanted = ">= 0" if size else "a number"
+            wanted = ">= 0" if is_size else "a number"
             raise ValueError(f"{op}: {name} must be {wanted}, got {value[i].item()} for sample {i}")
     return value.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous(), 0.0
 
@@ -145,7 +163,7 @@ def index(op: str, t: object, n: int, device: torch.device) -> Tensor | None:
         raise ValueError(f"{op}: index must have shape [N] = [{n}], got {tuple(t.shape)}")
     if t.device != device:
         raise ValueError(f"{op}: index must be on {device}, got {t.device}")
-    if readable(t) and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < 2**32:
+    if is_readable(t) and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < 2**32:
         raise ValueError(f"{op}: index must lie in [0, 2^32), got [{int(t.min())}, {int(t.max())}]")
     return t.contiguous()
 
@@ -161,7 +179,7 @@ def labels(op: str, name: str, t: object, n: int, device: torch.device, classes:
         raise ValueError(f"{op}: {name} must have shape {shape} = [{n}], got {tuple(t.shape)}")
     if t.device != device:
         raise ValueError(f"{op}: {name} must be on {of} device {device}, got {t.device}")
-    if classes is not None and n and readable(t):
+    if classes is not None and n and is_readable(t):
         low, high = (int(v) for v in t.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(f"{op}: {name} must lie in [0, {classes}){whose}, got [{low}, {high}]")
@@ -180,5 +198,5 @@ def ball(op: str, center: object, eps: object, x: Tensor) -> tuple[Tensor | None
         raise ValueError(f"{op}: center and eps go together, got only {'eps' if center is None else 'center'}")
     if center is None:
         return None, None, 0.0
-    eps_n, eps_1 = per_sample(op, "eps", eps, x, size=True)
+    eps_n, eps_1 = per_sample(op, "eps", eps, x, is_size=True)
     return like(op, "center", center, x, (x.dtype,)), eps_n, eps_1

@@ -49,10 +49,10 @@ def ensemble_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *,
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if act in ACTS and fast_path.direct(x, weight, bias) and x.dim() > 1 and weight.dim() == 3 and _ours(
+    if act in ACTS and fast_path.fits(x, weight, bias) and x.dim() > 1 and weight.dim() == 3 and _ours(
             x, "forward", weight, x.shape[-2]):
         y, mask = _results(x, weight, act)
-        if fast_path.tried(call, x, weight, bias, y, mask):
+        if fast_path.accepted(call, x, weight, bias, y, mask):
             return y, mask
     op = "ensemble_linear"
     x, weight = _operands(op, "x", x, weight, "[K, B, I] or [B, I]", (2, 3))
@@ -118,10 +118,10 @@ def ensemble_linear_grad(grad: Tensor, weight: Tensor, mask: Tensor | None, *, r
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if fast_path.direct(grad, weight, mask) and grad.dim() == weight.dim() == 3 and _ours(
+    if fast_path.fits(grad, weight, mask) and grad.dim() == weight.dim() == 3 and _ours(
             grad, "gradient", weight, grad.shape[1]):
         out = _result(grad, weight, reduce)
-        if fast_path.tried(call_grad, grad, weight, mask, out):
+        if fast_path.accepted(call_grad, grad, weight, mask, out):
             return out
     op = "ensemble_linear_grad"
     grad, weight = _operands(op, "grad", grad, weight, "[K, B, O]", (3,))

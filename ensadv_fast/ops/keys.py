@@ -32,9 +32,7 @@ def fresh_key(device: torch.device | str = "cpu", seed: int | None = None) -> Te
     """
     if seed is None:
         return next_key(device)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"fresh_key: seed must be an int or None, got {type(seed).__name__}")
-    return torch.tensor([_signed(seed), 0], dtype=torch.int64, device=device)
+    return torch.tensor([_signed(checks.integer("fresh_key", "seed", seed)), 0], dtype=torch.int64, device=device)
 
 
 def next_key(device: torch.device | str) -> Tensor:
@@ -54,9 +52,7 @@ def next_key(device: torch.device | str) -> Tensor:
 def manual_seed(seed: int) -> None:
     """Restart the package's key stream of every device at `seed`."""
     global _seed
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"manual_seed: seed must be an int, got {type(seed).__name__}")
-    _seed = seed
+    _seed = checks.integer("manual_seed", "seed", seed)
     _streams.clear()
 
 
@@ -67,10 +63,7 @@ def split(key: Tensor, n: int = 2) -> Tensor:
     "SPLT" xor-ed into its upper word: words 0 and 1 are the child's seed, words 2 and 3 shifted right by two bits
     its offset.
     """
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"split: n must be an int, got {type(n).__name__}")
-    if n < 0:
-        raise ValueError(f"split: n must be >= 0, got {n}")
+    n = checks.integer("split", "n", n, least=0)
     key = checks.key("split", key, key.device if isinstance(key, Tensor) else torch.device("cpu"))
     out = torch.empty(n, 2, dtype=torch.int64, device=key.device)
     torch.ops.ensadv_fast.split_key.default(key, out)

@@ -32,15 +32,15 @@ def l2_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor | N
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    sizes = fast_path.direct_step(x, step, center, eps, lo, hi, grad, out)
+    sizes = fast_path.fast_step_sizes(x, step, center, eps, lo, hi, grad, out)
     if sizes:
         result = memory.fresh(x) if out is None else out
-        if fast_path.tried(call, x, grad, center, *sizes, lo, hi, memory.scratch(x, 2), result):
-            return result if out is None else memory.written(out)
+        if fast_path.accepted(call, x, grad, center, *sizes, lo, hi, memory.scratch(x, 2), result):
+            return result if out is None else memory.mark_written(out)
     op = "l2_step"
     x = checks.images(op, x)
     grad = as_step_gradient(checks.like(op, "grad", grad, x), x)
-    step_n, step_1 = checks.per_sample(op, "step", step, x, size=False)
+    step_n, step_1 = checks.per_sample(op, "step", step, x, is_size=False)
     center, eps_n, eps_1 = checks.ball(op, center, eps, x)
     checks.output(op, out, x, checks.out_dtypes(x))
     lo, hi = checks.bounds(op, lo, hi, x.dtype if out is None else out.dtype)
@@ -58,7 +58,7 @@ def run(x: Tensor, grad: Tensor | None, center: Tensor | None, step_n: Tensor | 
 
 def norms(t: Tensor) -> Tensor:
     """L2 norm per sample, in float64, shaped to broadcast."""
-    return t.flatten(1).double().square().sum(1).sqrt().reshape(-1, *[1] * (t.dim() - 1))
+    return memory.broadcast(t.flatten(1).double().square().sum(1).sqrt(), t)
 
 
 def reference(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor | None = None,

@@ -73,9 +73,9 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
     used = key if rule == "random" else None
     if (rule in _RULES and loss in _LOSSES and fuse in _FUSES and type(kappa) is float and kappa == kappa
             and logits.dim() == (2 if fuse is None else 3) and (weights is None or fuse is not None)
-            and (used is not None or rule != "random") and fast_path.direct(logits, labels, weights, index, used)):
+            and (used is not None or rule != "random") and fast_path.fits(logits, labels, weights, index, used)):
         result = _empty(logits, labels)
-        if fast_path.tried(call, logits, labels, weights, used, index, _RULES[rule], _LOSSES[loss], _FUSES[fuse],
+        if fast_path.accepted(call, logits, labels, weights, used, index, _RULES[rule], _LOSSES[loss], _FUSES[fuse],
                            bool(targeted), kappa, bool(rescale), *result):
             return result
     checks.choice(op, "rule", rule, RULES)
@@ -146,7 +146,7 @@ def member_weights(op: str, weights: Sequence[float] | Tensor | None, members: i
         raise ValueError(f"{op}: weights must have shape [K] = [{members}], got {tuple(weights.shape)}")
     if given and weights.device != device:
         raise ValueError(f"{op}: weights must be on logits' device {device}, got {weights.device}")
-    if checks.readable(weights) and not (bool((weights >= 0).all()) and 0 < float(weights.sum()) < torch.inf):
+    if checks.is_readable(weights) and not (bool((weights >= 0).all()) and 0 < float(weights.sum()) < torch.inf):
         raise ValueError(f"{op}: weights must be >= 0, finite and not all 0, got {weights.tolist()}")
     return weights.to(device, dtype).contiguous()
 

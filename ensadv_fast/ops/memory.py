@@ -1,4 +1,6 @@
 """Memory formats, dtypes and results of ops."""
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def fresh(x: Tensor) -> Tensor:
     return torch.empty_like(x, dtype=torch.float32) if x.dtype == torch.uint8 else torch.empty_like(x)
 
 
-def written(out: Tensor) -> Tensor:
+def mark_written(out: Tensor) -> Tensor:
     """Let autograd notice if somebody saved the old value of `out`: our kernels bypass its bookkeeping."""
     if not torch.compiler.is_compiling() and not out.is_inference():
         torch.autograd.graph.increment_version(out)
@@ -67,8 +69,21 @@ class Destination:
         if self.dense is not self.out:
             self.out.copy_(self.dense)
         elif self.given:
-            written(self.out)
+            mark_written(self.out)
         return self.out
+
+
+@overload
+def broadcast(value: float, x: Tensor) -> float: ...
+
+
+@overload
+def broadcast(value: Tensor, x: Tensor) -> Tensor: ...
+
+
+def broadcast(value: float | Tensor, x: Tensor) -> float | Tensor:
+    """A number as it is, or one per sample [N] as [N, 1, ...], shaped to broadcast over x."""
+    return value.view(-1, *[1] * (x.dim() - 1)) if isinstance(value, Tensor) else value
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -81,5 +96,5 @@ def result_dtype(x: Tensor) -> torch.dtype:
 
 
 def widen(x: Tensor) -> Tensor:
-    """x in its compute dtype; uint8 images stand for level / 255."""
+    """x in its compute dtype, the very tensor where it has it; uint8 images stand for level / 255."""
     return x.float() / 255 if x.dtype == torch.uint8 else x.to(compute_dtype(x.dtype))

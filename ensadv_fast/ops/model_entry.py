@@ -40,18 +40,18 @@ def model_entry(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if fast_path.direct(x, mean, std, delta, out) and _direct_channels(x, mean, std) and dtype in _DTYPES and (
+    if fast_path.fits(x, mean, std, delta, out) and _direct_channels(x, mean, std) and dtype in _DTYPES and (
             out is None or dtype in (None, out.dtype)) and x.dim() == 4:
         result = _empty(x, dtype or memory.result_dtype(x), _LAYOUTS[bool(channels_last)]) if out is None else out
-        if fast_path.tried(call, x, delta, mean, std, bool(clamp), result):
-            return result if out is None else memory.written(out)
+        if fast_path.accepted(call, x, delta, mean, std, bool(clamp), result):
+            return result if out is None else memory.mark_written(out)
     op = "model_entry"
     _images(op, x)
     wide = memory.compute_dtype(x.dtype)
     if delta is not None:
         checks.like(op, "delta", delta, x)
     mean, std = _channels(op, "mean", mean, 0.0, x, wide), _channels(op, "std", std, 1.0, x, wide)
-    if checks.readable(std) and not bool(std.all()):
+    if checks.is_readable(std) and not bool(std.all()):
         raise ValueError(f"{op}: std must not be 0, got {std.tolist()}")
     wants_grad = torch.is_grad_enabled() and (x.requires_grad or (delta is not None and delta.requires_grad))
     if out is not None:

@@ -26,13 +26,13 @@ def project(x: Tensor, center: Tensor, eps: float | Tensor, *, norm: str = "linf
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    sizes = fast_path.direct_step(x, 0.0, center, eps, lo, hi, out)
+    sizes = fast_path.fast_step_sizes(x, 0.0, center, eps, lo, hi, out)
     if sizes and center is not None and norm in NORMS and x.dtype != torch.uint8:
         result = torch.empty_like(x) if out is None else out
-        if (fast_path.tried(l2_call, x, None, center, *sizes, lo, hi, memory.scratch(x, 2), result)
+        if (fast_path.accepted(l2_call, x, None, center, *sizes, lo, hi, memory.scratch(x, 2), result)
                 if norm == "l2" else
-                fast_path.tried(sign_step_call, x, x, center, *sizes, lo, hi, result)):
-            return result if out is None else memory.written(out)
+                fast_path.accepted(sign_step_call, x, x, center, *sizes, lo, hi, result)):
+            return result if out is None else memory.mark_written(out)
     op = "project"
     x = checks.images(op, x)
     checks.choice(op, "norm", norm, NORMS)

@@ -47,16 +47,16 @@ def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rad
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    e = fast_path.as_given(eps)
-    if e and clip and kind in _IDS and fast_path.direct_bounds(lo, hi) and fast_path.direct(x, key, index, e[0], out):
+    e = fast_path.as_scalar_or_tensor(eps)
+    if e and clip and kind in _IDS and fast_path.plain_bounds(lo, hi) and fast_path.fits(x, key, index, e[0], out):
         result = memory.fresh(x) if out is None else out
-        if fast_path.tried(call, x, key, index, *e, _IDS[kind], lo, hi, result):
-            return result if out is None else memory.written(out)
+        if fast_path.accepted(call, x, key, index, *e, _IDS[kind], lo, hi, result):
+            return result if out is None else memory.mark_written(out)
     op = "random_step"
     x = checks.images(op, x)
     key = checks.key(op, key, x.device)
     kind_id = checks.choice(op, "kind", kind, KINDS)
-    eps_n, eps_1 = checks.per_sample(op, "eps", eps, x, size=True)
+    eps_n, eps_1 = checks.per_sample(op, "eps", eps, x, is_size=True)
     index = checks.index(op, index, x.shape[0], x.device)
     lo, hi = checks.bounds(op, lo, hi, x.dtype if out is None else out.dtype) if clip else (-math.inf, math.inf)
     checks.output(op, out, x, checks.out_dtypes(x) if x.dtype == torch.uint8 else (x.dtype,))

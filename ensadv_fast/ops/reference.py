@@ -4,7 +4,7 @@ import math
 import torch
 from torch import Tensor
 
-from .memory import compute_dtype
+from .memory import broadcast, compute_dtype
 
 _MASK = 0xFFFFFFFF
 
@@ -40,7 +40,7 @@ def scalars(value: float | Tensor, x: Tensor) -> Tensor:
     """A number or one per sample, in x's compute dtype, shaped to broadcast over x."""
     dtype = compute_dtype(x.dtype)
     if isinstance(value, Tensor):
-        return value.to(dtype).reshape(-1, *[1] * (x.dim() - 1))
+        return broadcast(value.to(dtype), x)
     return torch.tensor(value, dtype=dtype, device=x.device)
 
 

@@ -38,10 +38,7 @@ def sample_eps(n: int, key: Tensor, *, dist: str = "truncated_normal", eps_max: 
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
     op = "sample_eps"
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"{op}: n must be an int, got {type(n).__name__}")
-    if n < 0:
-        raise ValueError(f"{op}: n must be >= 0, got {n}")
+    n = checks.integer(op, "n", n, least=0)
     device = key.device if isinstance(key, Tensor) else torch.device("cpu")
     key = checks.key(op, key, device)
     dist_id = checks.choice(op, "dist", dist, DISTRIBUTIONS)

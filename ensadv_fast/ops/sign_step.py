@@ -38,15 +38,15 @@ def sign_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    sizes = fast_path.direct_step(x, step, center, eps, lo, hi, grad, out)
+    sizes = fast_path.fast_step_sizes(x, step, center, eps, lo, hi, grad, out)
     if sizes:
         result = memory.fresh(x) if out is None else out
-        if fast_path.tried(call, x, grad, center, *sizes, lo, hi, result):
-            return result if out is None else memory.written(out)
+        if fast_path.accepted(call, x, grad, center, *sizes, lo, hi, result):
+            return result if out is None else memory.mark_written(out)
     op = "sign_step"
     x = checks.images(op, x)
     grad = checks.like(op, "grad", grad, x)
-    step_n, step_1 = checks.per_sample(op, "step", step, x, size=False)
+    step_n, step_1 = checks.per_sample(op, "step", step, x, is_size=False)
     center, eps_n, eps_1 = checks.ball(op, center, eps, x)
     checks.output(op, out, x, checks.out_dtypes(x))
     lo, hi = checks.bounds(op, lo, hi, x.dtype if out is None else out.dtype)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .. import ops
 from ..ops.losses import sample_losses
+from ..ops.memory import broadcast
 from .base import BaseSource
 
 BATCH = 64  # images at a time: the exact model's float32 activations must fit beside the fast one's
@@ -36,7 +37,7 @@ def agreement(fast: BaseSource, exact: BaseSource, x: Tensor, y: Tensor | None, 
         labels = logits.argmax(1) if y is None else y[i * BATCH:i * BATCH + len(images)]
         found, true = (s.input_grad(images, labels, key=key) for s in (fast, exact))
         equal = found.grad.nan_to_num().sign() == true.grad.nan_to_num().sign()
-        scale = true.scale.double().view(-1, *[1] * (x.dim() - 1))
+        scale = broadcast(true.scale.double(), x)
         magnitude = (true.grad.double() / scale).abs().nan_to_num()
         clean = sample_losses(logits, labels).double().sum()
         rows = [equal.double().sum(), (magnitude * equal).sum(), magnitude.sum()]

@@ -40,7 +40,7 @@ class CudaLane:
         self.done = torch.cuda.Event()  # of the last replay; one that was never recorded counts as reached
 
     @staticmethod
-    def taken() -> bool:
+    def is_capturing() -> bool:
         """Is somebody else capturing what this thread issues? Then the work goes into their graph as it is."""
         return torch.cuda.is_current_stream_capturing()
 
@@ -54,7 +54,7 @@ class CudaLane:
 
     def wait(self) -> None:
         """Until the last replay is done, as its memory will go; within a capture nothing can be waited for."""
-        if not self.taken():
+        if not self.is_capturing():
             self.done.synchronize()
 
     def capture(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
@@ -260,7 +260,7 @@ def _can_replay(replays: Replays, source: BaseSource, x: Tensor) -> bool:
     device = replays.device
     # Values that are to be looked at, a caller's autocast (whose cache of cast weights outlives the attack), somebody
     # else's capture or trace: there the work runs as it is.
-    return not (checks.readable(x) or torch.compiler.is_compiling() or LANES[device.type].taken()
+    return not (checks.is_readable(x) or torch.compiler.is_compiling() or LANES[device.type].is_capturing()
                 or torch.is_autocast_enabled(device.type) and any(m.dtype is None for m in members(source)))
 
 

@@ -62,8 +62,7 @@ class Ensemble(BaseSource):
         if len(devices) > 1:
             raise ValueError(f"{op}: sources must be on one device, got {', '.join(sorted(map(str, devices)))}")
         checks.choice(op, "fuse", fuse, FUSES)
-        if not isinstance(sequential, bool):
-            raise TypeError(f"{op}: sequential must be a bool, got {type(sequential).__name__}")
+        checks.flag(op, "sequential", sequential)
         self.fuse, self.sequential, self.device = fuse, sequential, self.sources[0].device
         self.crafting = "train" if any(s.crafting == "train" for s in self.sources) else "eval"
         with torch.inference_mode(False):

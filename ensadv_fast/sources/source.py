@@ -87,8 +87,7 @@ class Source(BaseSource):
         if dtype not in ("auto", None, *DTYPES):
             raise ValueError(f"{op}: dtype must be 'auto', None, {checks.names(DTYPES)}, got {dtype!r}")
         for name, value in (("fold", fold), ("compile", compile), ("live", live)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
+            checks.flag(op, name, value)
         for name, choice in (("channels_last", channels_last), ("cuda_graph", cuda_graph)):
             if choice not in ("auto", True, False):
                 raise ValueError(f"{op}: {name} must be 'auto', True or False, got {choice!r}")

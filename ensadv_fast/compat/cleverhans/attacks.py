@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import attacks, ops
-from ...attacks.base import wide
+from ...ops.memory import widen
 from ...sources.base import for_autograd
 from ...sources.modes import still
 from .. import source_cache
@@ -142,7 +142,7 @@ class Run:
         with torch.inference_mode(False):
             self.x, self.labels = for_autograd(x), for_autograd(y)
             self.images = self.x.detach().to(self.dtype)
-            self.clean = wide(self.images)
+            self.clean = widen(self.images)
         self.how: dict[str, Any] = {"targeted": targeted, "lo": self.lo, "hi": self.hi}
 
     def result(self, fast: Callable[[], attacks.Attack], exact: Callable[[], Tensor], eps: float,

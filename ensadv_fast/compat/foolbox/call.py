@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...attacks.base import wide
+from ...ops.memory import widen
 from ...sources.base import for_autograd
 from ...sources.modes import still
 from ..installing import library
@@ -78,7 +78,7 @@ class Call:
         if attack.untargeted and hasattr(criterion, "target_classes"):
             raise ValueError(f"unsupported criterion: {type(attack).__name__} is not targeted")
         self.labels = for_autograd(labels.raw)
-        self.clean, self.view = wide(self.images), self._view()
+        self.clean, self.view = widen(self.images), self._view()
         self._loss = attack.get_loss_fn(model, wrapped(self.labels))
         self._at_clean: Tensor | None = None
 

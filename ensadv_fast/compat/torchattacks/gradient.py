@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import attacks, ops
-from ...attacks.base import wide
+from ...ops.memory import widen
 from ...sources.base import for_autograd
 from ...sources.source import Source
 from .. import source_cache
@@ -84,7 +84,7 @@ class Run:
 
     def __init__(self, attack: GradientAttack, images: Tensor, labels: Tensor):
         self.attack, self.images, self.labels = attack, images, labels
-        self.clean = wide(images)
+        self.clean = widen(images)
         self.eps = size(attack.eps, self.clean)
         self.alpha = size(getattr(attack, "alpha", 0.0), self.clean)
         self._free: Tensor | None = None
