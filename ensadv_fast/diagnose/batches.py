@@ -83,7 +83,7 @@ def _batches_of_tensor(op: str, device: torch.device, x: Tensor, y: Tensor | Non
     y = checks.labels(op, "y", y, len(x), x.device)
     index = checks.index(op, index, len(x), x.device)
     index = torch.arange(len(x), device=x.device) if index is None else index
-    check_count(op, "batch_size", batch_size)
+    checks.integer(op, "batch_size", batch_size, 1)
     for start in range(0, len(x), batch_size):
         part = slice(start, start + batch_size)
         yield widen(x[part]), y[part], index[part]
@@ -147,14 +147,6 @@ def check_eps(op: str, eps: float) -> float:
     if checks.finite(op, "eps", eps) <= 0:
         raise ValueError(f"{op}: eps must be > 0, got {eps}")
     return float(eps)
-
-
-def check_count(op: str, name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{op}: {name} must be >= 1, got {value}")
-    return value
 
 
 def mean(values: Tensor) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..ops import checks
 from ..sources.base import BaseSource
 from . import batches
 from .batches import Data, Model, Result
@@ -87,8 +88,7 @@ def cone_dimension(model: Model, x: Data, y: Tensor | None = None, *, eps: float
     orders = tuple(sorted(set(orders)))
     if not orders or not set(orders) <= set(ORDERS):
         raise ValueError(f"{op}: orders must be some of {', '.join(map(str, ORDERS))}, got {orders!r}")
-    if not isinstance(clip, bool):
-        raise TypeError(f"{op}: clip must be a bool, got {type(clip).__name__}")
+    checks.flag(op, "clip", clip)
     deal_keys = dict(zip(ORDERS, batches.child_keys(op, key, len(ORDERS)), strict=True))
 
     def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..ops import checks
 from ..sources.base import BaseSource
 from . import batches
 from .batches import Data, Model, Result
@@ -87,7 +88,7 @@ def gradient_alignment(model: Model, x: Data, y: Tensor | None = None, *, eps: f
     """
     op = "gradient_alignment"
     eps = batches.check_eps(op, eps)
-    noise_keys = batches.child_keys(op, key, batches.check_count(op, "draws", draws))
+    noise_keys = batches.child_keys(op, key, checks.integer(op, "draws", draws, 1))
 
     def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         grad = batches.gradient(source, x, y)

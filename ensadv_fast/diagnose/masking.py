@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import attacks, ops
 from ..attacks import Attack
+from ..ops import checks
 from ..sources.base import BaseSource
 from ..sources.source import as_source
 from . import batches, gradients, perturbations
@@ -102,22 +103,22 @@ def masking_report(target: Model, x: Data, y: Tensor | None = None, *, eps: floa
     """
     op = "masking_report"
     eps = batches.check_eps(op, eps)
-    batches.check_count(op, "noises", noises)
-    batches.check_count(op, "steps", steps)
+    checks.integer(op, "noises", noises, 1)
+    checks.integer(op, "steps", steps, 1)
     craft_key, noise_key, align_key = batches.child_keys(op, key, 3)
     tried = _Trials(eps, _attacks(eps, steps, alpha), {s: as_source(m) for s, m in (sources or {}).items()}, craft_key,
                     ops.split(noise_key, noises).unbind(), align_key)
     rows = batches.per_batch(op, target, x, y, index, batch_size, tried.measure)
-    checks = (_single_step(rows), _black_box(rows, "FGSM", tuple(tried.sources)),
-              _black_box(rows, "PGD", tuple(tried.sources)), _random_start(rows), _unbounded(rows), _growing(rows),
-              _random_search(rows, noises), _zero_gradients(rows), _direction(rows), _approximation(rows),
-              _alignment(rows), _leaking(rows))
+    found = (_single_step(rows), _black_box(rows, "FGSM", tuple(tried.sources)),
+             _black_box(rows, "PGD", tuple(tried.sources)), _random_start(rows), _unbounded(rows), _growing(rows),
+             _random_search(rows, noises), _zero_gradients(rows), _direction(rows), _approximation(rows),
+             _alignment(rows), _leaking(rows))
     within = [k for k in rows if rows[k].dtype == torch.bool and not k.startswith(("eps", "unbounded"))]
     errors = {k: proportion(rows[k]) for k in within}
     strongest = max(within, key=lambda k: errors[k].value)
     worst = proportion(torch.stack([rows[k] for k in within]).any(0))
-    masked, verdict = _verdict(checks, errors, strongest, worst, eps)
-    return MaskingReport(checks, verdict, masked, errors, strongest, worst, eps, worst.n)
+    masked, verdict = _verdict(found, errors, strongest, worst, eps)
+    return MaskingReport(found, verdict, masked, errors, strongest, worst, eps, worst.n)
 
 
 # --------------------------------------------------------------------------------------------- what is tried
@@ -148,8 +149,7 @@ class _Trials:
     align_key: Tensor
 
     def measure(self, source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> Rows:
-        """Per sample: bool where what was tried makes `source` err, by its name; losses; and what is known of
-        gradients."""
+        """Per sample: under the name of what was tried, true where it makes `source` err; losses; cosines; `norm_rows`."""
         loss, predicted = batches.judge(source, x, y)
         rows = {"clean": predicted != y, "clean_loss": loss}
         made = {name: attack(source, x, None if attack.rule == "predicted" else y, key=self.craft_key, index=index)
@@ -310,20 +310,21 @@ def _leaking(rows: Rows) -> Check:
 # -------------------------------------------------------------------------------------------------- the verdict
 
 
-def _verdict(checks: tuple[Check, ...], errors: dict[str, Interval], strongest: str, worst: Interval,
+def _verdict(found: tuple[Check, ...], errors: dict[str, Interval], strongest: str, worst: Interval,
              eps: float) -> tuple[bool | None, str]:
-    suspicious = [c.name for c in checks if c.status == SUSPICIOUS]
+    """Whether gradients are masked (None: the checks do not tell), and all that was found in words."""
+    suspicious = [c.name for c in found if c.status == SUSPICIOUS]
     hard = [name for name in suspicious if name in HARD]
-    open_ = [c.name for c in checks if c.status == UNDECIDED]
-    found = (f"The strongest attack tried at eps {eps:.3g} ({strongest}) finds {errors[strongest].percent()} error, "
-             f"all together {worst.percent()}; on clean images it is {errors['clean'].percent()}.")
+    open_ = [c.name for c in found if c.status == UNDECIDED]
+    told = (f"The strongest attack tried at eps {eps:.3g} ({strongest}) finds {errors[strongest].percent()} error, "
+            f"all together {worst.percent()}; on clean images it is {errors['clean'].percent()}.")
     if hard:
         masked, said = True, (f"The model masks its gradients ({'; '.join(suspicious)}): what gradient attacks find, "
                               "also with many steps, understates its error.")
     elif suspicious:
         masked, said = True, (f"The model masks its gradients from single steps ({'; '.join(suspicious)}): what they "
                               "find understates its error. Nothing here speaks against attacks with many steps.")
-    elif len(open_) > len(checks) // 2:
+    elif len(open_) > len(found) // 2:
         masked, said = None, f"{worst.n} images are too few to tell whether the model masks its gradients."
     else:
         masked, said = False, ("No sign of masked gradients: what white-box attacks with many steps find can be "
@@ -335,4 +336,4 @@ def _verdict(checks: tuple[Check, ...], errors: dict[str, Interval], strongest: 
                 "The model loses much at this eps." if lost > 0.1 else
                 "Nothing tried here makes it much worse than on clean images" +
                 (", which proves little while gradients are masked." if masked else "."))
-    return masked, f"{said} {found} {strength}"
+    return masked, f"{said} {told} {strength}"

@@ -66,9 +66,9 @@ class OverfittingMonitor:
             raise ValueError(f"{op}: x must hold at least one image, got none")
         self.y = checks.labels(op, "y", y, len(x), x.device)
         self.model, self.eps = model, batches.check_eps(op, eps)
-        self.every = batches.check_count(op, "every", every)
+        self.every = checks.integer(op, "every", every, 1)
         self.attacks = {"fgsm": attacks.fgsm(self.eps),
-                        "pgd": attacks.pgd(self.eps, steps=batches.check_count(op, "steps", steps))}
+                        "pgd": attacks.pgd(self.eps, steps=checks.integer(op, "steps", steps, 1))}
         self.keys = batches.child_keys(op, key, 2)
         self.calls, self.best, self.highest, self.warned = 0, 0.0, 0.0, False
 
@@ -83,10 +83,11 @@ class OverfittingMonitor:
 
         def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
             grad = batches.gradient(source, x, y)
-            near = batches.gradient(source, x + batches.noise(x, noise_key, self.eps, "uniform", index), y)
-            return {"cosine": batches.cosine(grad, near), **{
-                name: batches.is_wrong(source, attack(source, x, y, key=attack_key, index=index), y)
-                for name, attack in self.attacks.items()}}
+            nearby = batches.gradient(source, x + batches.noise(x, noise_key, self.eps, "uniform", index), y)
+            rows = {"cosine": batches.cosine(grad, nearby)}
+            for name, attack in self.attacks.items():
+                rows[name] = batches.is_wrong(source, attack(source, x, y, key=attack_key, index=index), y)
+            return rows
 
         rows = batches.per_batch("OverfittingMonitor", self.model, self.x, self.y, None, batches.BATCH_SIZE, measure)
         fgsm, pgd = (1 - rows[name].sum().item() / len(self.y) for name in ("fgsm", "pgd"))

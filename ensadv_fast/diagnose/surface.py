@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..ops import checks
+from ..ops.memory import broadcast
 from ..sources.base import BaseSource
 from ..sources.source import as_source
 from . import batches
@@ -63,11 +65,9 @@ def loss_surface(model: Model, x: Data, y: Tensor | None = None, *, eps: float =
     """
     op = "loss_surface"
     eps = batches.check_eps(op, eps)
-    if batches.check_count(op, "points", points) < 2:
-        raise ValueError(f"{op}: points must be >= 2, got {points}")
-    if not isinstance(clip, bool):
-        raise TypeError(f"{op}: clip must be a bool, got {type(clip).__name__}")
-    batches.check_count(op, "batch_size", batch_size)
+    checks.integer(op, "points", points, 2)
+    checks.flag(op, "clip", clip)
+    checks.integer(op, "batch_size", batch_size, 1)
     other = None if other is None else as_source(other)
     sign_key, weight_key = batches.child_keys(op, key, 2)
     steps = torch.linspace(-eps, eps, points, dtype=torch.float64)
@@ -94,7 +94,7 @@ def _on_grid(source: BaseSource, x: Tensor, y: Tensor, along: Tensor, across: Te
     grid = torch.cartesian_prod(steps, steps).to(x)  # [P * P, 2]
     losses, classes = [], []
     for pairs in grid.split(max(1, batch_size // len(x))):
-        e1, e2 = (e.view(-1, *[1] * x.dim()) for e in pairs.unbind(1))
+        e1, e2 = (broadcast(e, x[None]) for e in pairs.unbind(1))
         images = (x + e1 * along + e2 * across).flatten(0, 1)
         images = images.clamp(0, 1) if clip else images
         loss, predicted = batches.judge(source, images, y.repeat(len(pairs)))
