@@ -149,7 +149,8 @@ class _Trials:
     align_key: Tensor
 
     def measure(self, source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> Rows:
-        """Per sample: under the name of what was tried, true where it makes `source` err; losses; cosines; `norm_rows`."""
+        """Of each sample, under the name of what was tried: true where it makes `source` err; besides, losses and
+        measures of gradients."""
         loss, predicted = batches.judge(source, x, y)
         rows = {"clean": predicted != y, "clean_loss": loss}
         made = {name: attack(source, x, None if attack.rule == "predicted" else y, key=self.craft_key, index=index)
