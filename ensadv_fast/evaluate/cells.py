@@ -1,4 +1,4 @@
-"""Who takes part in a pass: the models, numbered, and the cells, each of one attack on one source."""
+"""What a pass consists of: the models, numbered, and the cells, each of one attack on one source."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,7 +89,7 @@ def _sets(given: object) -> tuple[AdversarialSet, ...]:
 class Shown:
     """Images that models are shown, batch by batch: the clean ones, or those of a cell.
 
-    models: who judges them. fingerprint: of all that the images are computed from, empty where nothing is kept. seed:
+    models: those that judge them. fingerprint: of all that the images are computed from, empty where nothing is kept. seed:
     of the noise in them, and of what a model draws that judges them in train mode. collected: the verdicts so far.
     """
 
@@ -131,28 +131,28 @@ class SavedCell(Cell):
     counted: list[np.ndarray] = field(default_factory=list, kw_only=True)
 
 
-def plan_cells(who: Participants, attacks: Mapping[str, BaseAttack], seed: int, *, white_box: bool,
+def plan_cells(participants: Participants, attacks: Mapping[str, BaseAttack], seed: int, *, white_box: bool,
                noise: Mapping[str, str], set_dtype: str | None) -> list[CraftedCell | SavedCell]:
-    """Every attack on every source, and with white_box on every other target; then the saved sets.
+    """The cells of every attack on every source, and with white_box on every other target; then of the saved sets.
 
     noise: attack -> the name that its noise is drawn under, where it is not its own. set_dtype: of the sets that are
     saved, or None. ValueError where an (attack, source) would come twice.
     """
-    every = tuple(who.targets)
-    crafted_on = {s: (m, every) for s, m in who.sources.items() if isinstance(m, Participant)}
+    every = tuple(participants.targets)
+    crafted_on = {s: (m, every) for s, m in participants.sources.items() if isinstance(m, Participant)}
     if white_box:
-        crafted_on |= {t: (m, (t,)) for t, m in who.targets.items() if t not in who.sources}
+        crafted_on |= {t: (m, (t,)) for t, m in participants.targets.items() if t not in participants.sources}
     cells: list[CraftedCell | SavedCell] = []
     for s, (model, targets) in crafted_on.items():
-        judges = _distinct([*(who.targets[t] for t in targets), model])
+        judges = _distinct([*(participants.targets[t] for t in targets), model])
         for a, attack in attacks.items():
             own_seed = derive_seed(seed, noise.get(a, a), s)
-            made_of = fingerprint(attack, model.fingerprint, own_seed, set_dtype) if who.kept else ""
+            made_of = fingerprint(attack, model.fingerprint, own_seed, set_dtype) if participants.kept else ""
             cells.append(CraftedCell(judges, made_of, own_seed, a, s, targets, attack, model))
-    judges = _distinct(who.targets.values())
-    for s, sets in who.sources.items():
+    judges = _distinct(participants.targets.values())
+    for s, sets in participants.sources.items():
         for saved in () if isinstance(sets, Participant) else sets:
-            made_of = fingerprint(saved.manifest) if who.kept else ""
+            made_of = fingerprint(saved.manifest) if participants.kept else ""
             cells.append(SavedCell(judges, made_of, SavedCell.SEED, saved.attack, s, every, saved))
     pairs = [cell.names for cell in cells]
     if twice := {pair for pair in pairs if pairs.count(pair) > 1}:
@@ -160,10 +160,11 @@ def plan_cells(who: Participants, attacks: Mapping[str, BaseAttack], seed: int, 
     return cells
 
 
-def plan_clean(who: Participants, cells: Sequence[CraftedCell | SavedCell], seed: int) -> Shown:
+def plan_clean(participants: Participants, cells: Sequence[CraftedCell | SavedCell], seed: int) -> Shown:
     """The clean images, judged by all targets and by all sources that are crafted on."""
     crafted_on = [cell.model for cell in cells if isinstance(cell, CraftedCell)]
-    return Shown(_distinct([*who.targets.values(), *crafted_on]), fingerprint("clean", seed) if who.kept else "", seed)
+    judges = _distinct([*participants.targets.values(), *crafted_on])
+    return Shown(judges, fingerprint("clean", seed) if participants.kept else "", seed)
 
 
 def _distinct(models: Iterable[Participant]) -> tuple[Participant, ...]:

@@ -29,11 +29,11 @@ class TransferPass:
     is kept, and what was found before is known from; None where nothing is.
     """
 
-    def __init__(self, who: Participants, cells: Sequence[CraftedCell | SavedCell], seed: int,
+    def __init__(self, participants: Participants, cells: Sequence[CraftedCell | SavedCell], seed: int,
                  journal: Journal | None) -> None:
-        self.who, self.cells, self.journal = who, cells, journal
+        self.participants, self.cells, self.journal = participants, cells, journal
         self.arrivals = Arrivals()
-        self._clean = plan_clean(who, cells, seed)
+        self._clean = plan_clean(participants, cells, seed)
         self._sizes: list[int] = []  # of the batches so far
         self._data = hashlib.sha256()
         self._digest = ""  # of the current batch; empty where nothing is kept
@@ -60,7 +60,7 @@ class TransferPass:
         assert isinstance(cell, SavedCell)
         for shard in cell.set.manifest["shards"]:
             rows = cell.set.rows(position, position + shard["n"])
-            labels, index = rows.labels.to(self.who.device), rows.index.to(self.who.device)
+            labels, index = rows.labels.to(self.participants.device), rows.index.to(self.participants.device)
             yield Batch(None, labels, index, rows.identity(), position)
             position += shard["n"]
 
@@ -70,20 +70,20 @@ class TransferPass:
         """Begin with a batch: the verdicts of all targets and sources on its images as they are."""
         self._sizes.append(len(batch))
         self.arrivals.put(batch.identity, lambda identity: self._data.update(identity.tobytes()))
-        self._digest = batch.digest() if self.who.kept else ""
+        self._digest = batch.digest() if self.participants.kept else ""
         x = batch.x
         self._clean_now = None if x is None else self._judge(self._clean, batch, lambda: x)
 
     def judge_cell(self, cell: CraftedCell | SavedCell, batch: Batch) -> None:
-        """The verdicts of all who are shown this cell's examples of the batch, and of its source."""
+        """The verdicts of this cell's targets and of its source on its examples of the batch."""
         if isinstance(cell, SavedCell):
             rows = _matching_rows(cell.set, batch)
             cell.counted.append(rows.counted.numpy())
-            self._judge(cell, batch, lambda: rows.x_adv.to(self.who.device, non_blocking=True))
+            self._judge(cell, batch, lambda: rows.x_adv.to(self.participants.device, non_blocking=True))
         elif cell.writer is None:
             self._judge(cell, batch, lambda: _craft(cell, batch))
         elif (stored := cell.writer.existing(self._digest)) is not None:
-            self._judge(cell, batch, lambda: stored.to(self.who.device, non_blocking=True))
+            self._judge(cell, batch, lambda: stored.to(self.participants.device, non_blocking=True))
         else:
             self._craft_and_write(cell, cell.writer, batch)
 
@@ -146,12 +146,12 @@ class TransferPass:
             if isinstance(cell, CraftedCell) and cell.writer:
                 cell.writer.finish()
         matrix = TransferMatrix(data=self._data.hexdigest()[:32])
-        for t, model in self.who.targets.items():
+        for t, model in self.participants.targets.items():
             if model.index in self._clean.collected:
                 _put(matrix.clean, matrix.clean5, t, self._codes(self._clean, model))
         for cell in self.cells:
             for t in cell.targets:
-                _put(matrix.wrong, matrix.wrong5, (*cell.names, t), self._codes(cell, self.who.targets[t]))
+                _put(matrix.wrong, matrix.wrong5, (*cell.names, t), self._codes(cell, self.participants.targets[t]))
             _put(matrix.counted, matrix.counted5, cell.names, self._counted(cell))
         return matrix
 

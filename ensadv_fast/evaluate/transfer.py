@@ -103,20 +103,20 @@ def measure(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str
     kept = folder is not None or save_sets is not None
     key = ops.fresh_key("cpu", 0 if kept else None) if key is None else key
     seed = derive_seed(*checks.key(OP, key, getattr(key, "device", torch.device("cpu"))).tolist())
-    who = Participants(targets, sources, kept)
-    cells = plan_cells(who, attacks, seed, white_box=white_box, noise=noise or {},
+    participants = Participants(targets, sources, kept)
+    cells = plan_cells(participants, attacks, seed, white_box=white_box, noise=noise or {},
                        set_dtype=None if save_sets is None else set_dtype)
     if loader is None and not (cells and all(isinstance(cell, SavedCell) for cell in cells)):
         raise ValueError(f"{OP}: loader must be given unless all sources are saved sets, got None")
     with ExitStack() as stack:
         journal = None if folder is None else stack.enter_context(closing(Journal(folder)))
-        run = TransferPass(who, cells, seed, journal)
+        run = TransferPass(participants, cells, seed, journal)
         if save_sets is not None:
             run.open_writers(save_sets, set_dtype, data)
-        for source in who.plain_modules():
+        for source in participants.plain_modules():
             stack.enter_context(source.session())
         count = stack.enter_context(_counter(progress, loader, len(cells)))
-        for batch in run.saved_batches() if loader is None else read(OP, loader, who.device):
+        for batch in run.saved_batches() if loader is None else read(OP, loader, participants.device):
             run.judge_clean(batch)
             for cell in cells:
                 run.judge_cell(cell, batch)
