@@ -89,8 +89,8 @@ def _sets(given: object) -> tuple[AdversarialSet, ...]:
 class Shown:
     """Images that models are shown, batch by batch: the clean ones, or those of a cell.
 
-    models: those that judge them. fingerprint: of all that the images are computed from, empty where nothing is kept. seed:
-    of the noise in them, and of what a model draws that judges them in train mode. collected: the verdicts so far.
+    models: those that judge them. fingerprint: of all that the images are computed from, empty where nothing is kept.
+    seed: of the noise in them, and of what a model draws that judges in train mode. collected: the verdicts so far.
     """
 
     models: tuple[Participant, ...]
