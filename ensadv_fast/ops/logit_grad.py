@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import checks, fast_path, keys, memory
 from .library import register_fake
-from .losses import LOSSES, RULES, check_classes, choose_labels, power_of_two_scale, sample_losses
+from .losses import LOSSES, RULES, Objective, check_classes, choose_labels, power_of_two_scale, sample_losses
 
 FUSES = ("logits", "probs", "loss")
 call = torch.ops.ensadv_fast.logit_grad.default
@@ -97,7 +97,8 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
     if rule == "random" and key is None:
         key = keys.next_key(logits.device)
     key = None if key is None else checks.key(op, key, logits.device)
-    return unchecked(logits, labels, rule, targeted, loss, kappa, fuse, weights, index, key, rescale)
+    return unchecked(logits, labels, Objective(rule, targeted, loss, kappa), fuse=fuse, weights=weights, index=index,
+                     key=key, rescale=rescale)
 
 
 def _check_shape(op: str, logits: Tensor, fuse: str | None) -> tuple[int, int, int]:
@@ -115,18 +116,20 @@ def _check_shape(op: str, logits: Tensor, fuse: str | None) -> tuple[int, int, i
     return members, n, classes
 
 
-def unchecked(logits: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str, kappa: float,
-              fuse: str | None, weights: Tensor | None, index: Tensor | None, key: Tensor | None,
-              rescale: bool) -> LogitGrad:
+def unchecked(logits: Tensor, labels: Tensor | None, objective: Objective, *, fuse: str | None = None,
+              weights: Tensor | None = None, index: Tensor | None = None, key: Tensor | None = None,
+              rescale: bool = True) -> LogitGrad:
     """:func:`logit_grad` for callers that have checked all arguments but the number of classes, which is checked here.
 
     weights: [K] in the dtype of the computation, or None. key: on the logits' device where the rule is random.
     """
+    rule, loss = objective.rule, objective.loss
+    assert loss is not None
     check_classes("logit_grad", logits.size(-1), rule=rule, loss=loss)
     logits = logits.detach().contiguous()
     result = _empty(logits, labels)
     call(logits, None if labels is None else labels.contiguous(), weights, key if rule == "random" else None, index,
-         _RULES[rule], _LOSSES[loss], _FUSES[fuse], bool(targeted), kappa, bool(rescale), *result)
+         _RULES[rule], _LOSSES[loss], _FUSES[fuse], bool(objective.targeted), objective.kappa, bool(rescale), *result)
     return result
 
 

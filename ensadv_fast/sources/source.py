@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from .. import ops
 from ..ops import checks, keys, memory
 from ..ops.logit_grad import unchecked as start_backward
-from ..ops.losses import choose_labels, power_of_two_scale, sample_losses
+from ..ops.losses import Objective, choose_labels
 from .base import BaseSource, InputGrad, for_autograd
 from .calibration import Agreement, measure_agreement
 from .cuda_graphs import Replays, permission
@@ -280,14 +280,13 @@ class Source(BaseSource):
         with self.session():
             return self.logits_unchecked(x)
 
-    def losses_unchecked(self, x: Tensor, labels: Tensor, loss: str, targeted: bool,
-                         kappa: float) -> tuple[Tensor, Tensor]:
+    def losses_unchecked(self, x: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         logits = self.logits_unchecked(x)
-        return sample_losses(logits, labels, loss, targeted=targeted, kappa=kappa), logits
+        return objective.losses(logits, labels), logits
 
-    def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str,
-                             kappa: float, key: Tensor | None, index: Tensor | None,
-                             rescale: bool) -> InputGrad:
+    def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, objective: Objective, *,
+                             key: Tensor | None = None, index: Tensor | None = None,
+                             rescale: bool = True) -> InputGrad:
         x, labels = for_autograd(x), for_autograd(labels)
         with torch.enable_grad(), self.precision_context():
             leaf = x.detach().requires_grad_()
@@ -295,13 +294,12 @@ class Source(BaseSource):
             if labels is not None:
                 checks.labels("attack", "y", labels, len(x), x.device, logits.shape[1])
             if self.fused:
-                start = start_backward(logits, labels, rule, targeted, loss, kappa, None, None, index,
-                                       key, rescale)
+                start = start_backward(logits, labels, objective, index=index, key=key, rescale=rescale)
                 (grad,) = torch.autograd.grad(logits, leaf, start.grad)
                 return InputGrad(grad, start.labels, start.loss, logits.detach(), start.scale)
-            chosen = choose_labels(logits.detach(), labels, rule, key, index)
-            losses = sample_losses(logits, chosen, loss, targeted=targeted, kappa=kappa)
-            scale = power_of_two_scale(logits, chosen, loss) if rescale else torch.ones_like(losses)
+            chosen = choose_labels(logits.detach(), labels, objective.rule, key, index)
+            losses = objective.losses(logits, chosen)
+            scale = objective.scale(logits, chosen) if rescale else torch.ones_like(losses)
             (grad,) = torch.autograd.grad(losses, leaf, scale)
         return InputGrad(grad, chosen, losses.detach(), logits.detach(), scale)
 
