@@ -76,7 +76,7 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
             and (used is not None or rule != "random") and fast_path.fits(logits, labels, weights, index, used)):
         result = _empty(logits, labels)
         if fast_path.accepted(call, logits, labels, weights, used, index, _RULES[rule], _LOSSES[loss], _FUSES[fuse],
-                           bool(targeted), kappa, bool(rescale), *result):
+                              bool(targeted), kappa, bool(rescale), *result):
             return result
     checks.choice(op, "rule", rule, RULES)
     checks.choice(op, "loss", loss, LOSSES)
