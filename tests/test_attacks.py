@@ -1,5 +1,6 @@
 """Attacks against independent plain-PyTorch implementations, their budgets, and what they leave untouched."""
 import copy
+import gc
 import math
 
 import pytest
@@ -277,7 +278,7 @@ def test_alpha_belongs_to_the_budget():
     with pytest.raises(ValueError, match="alpha must be <= eps = 0.1, of which it is a part, got 0.2"):
         ea.rand_fgsm(0.1, alpha=0.2)
     net, (x, y) = small_net(), batch(n=2)
-    with pytest.raises(ValueError, match="alpha = 0.05 belongs to the budget"):
+    with pytest.raises(ValueError, match="alpha must be <= eps = 0.01, of which it is a part, got 0.05"):
         ea.rand_fgsm(0.1, alpha=0.05)(net, x, y, eps=0.01)
     small = ea.rand_fgsm(0.1, alpha=0.05)(net, x, y, eps=torch.tensor([0.01, 0.1]))
     assert (small - x).abs()[0].max() <= 0.01 + 2**-24
@@ -547,3 +548,24 @@ def test_nothing_waits_for_the_gpu(attack):
     assert (again - wanted).abs().gt(1e-5).double().mean() < 1e-2
     alone = attack(net.cpu(), x.cpu(), y.cpu(), key=where.cpu(), eps=eps.cpu())
     assert (again.cpu() - alone).abs().gt(1e-4).double().mean() < 0.05
+
+
+@pytest.mark.parametrize("attack", [ea.pgd(EPS, steps=2, restarts=2), ea.vnifgsm(EPS, steps=2, variance=2),
+                                    ea.cw_linf(EPS, max_iterations=3), ea.random_sign(EPS)], ids=lambda a: a.name)
+def test_a_call_leaves_nothing_to_the_garbage_collector(attack):
+    """Memory of a batch is free when the call ends: nothing of it is in a cycle of references."""
+    net, (x, y) = small_net(), batch()
+    source = ea.Source(net, dtype=torch.float32)
+    attack(source, x, y, return_info=True)
+    gc.collect()
+    gc.disable()
+    try:
+        attack(source, x, y, return_info=True)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [o for o in gc.garbage if isinstance(o, torch.Tensor) or "ensadv_fast" in type(o).__module__]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == []

@@ -145,7 +145,7 @@ class _Samples(NamedTuple):
         n, change = len(clean), torch.zeros_like(clean)
         none = torch.zeros(n, dtype=torch.bool, device=clean.device)
         return _Samples(torch.arange(n, device=clean.device), clean, eps, clean.clone(), clean.new_zeros(n), none,
-                       none.clone(), change, change.clone(), change.clone())
+                        none.clone(), change, change.clone(), change.clone())
 
     def only(self, rows: Tensor) -> "_Samples":
         eps = self.eps[rows] if isinstance(self.eps, Tensor) else self.eps

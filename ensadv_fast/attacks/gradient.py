@@ -216,8 +216,9 @@ class _Run:
         self.clean, self.sizes = widen(request.x), request.sizes
         self.own = self._children()
         self.neighbours = 0 if attack.variance is None else attack.variance.n
-        self.gradient = ViewedGradient(self.forward_backward, attack.transforms, self.clean, self.own.transforms,
-                                  request.index, self.sizes.steps * (1 + self.neighbours), averaged=self.neighbours > 0)
+        evaluations = self.sizes.steps * (1 + self.neighbours)
+        self.gradient = ViewedGradient(attack.transforms, self.clean, self.own.transforms, request.index, evaluations,
+                                       averaged=self.neighbours > 0)
         self.around: Sequence[Tensor] = ()
         if self.own.neighbours is not None and self.neighbours:
             self.around = list(split(self.own.neighbours, self.sizes.steps * self.neighbours))
@@ -232,8 +233,8 @@ class _Run:
     def _children(self) -> _StartKeys:
         """A start in the L-inf ball takes the start key itself; all other draws take its children."""
         attack, n = self.attack, len(self.attack.transforms)
-        draws = attack.norm == "l2" or attack.variance is not None or any(t.draws for t in attack.transforms)
-        if self.keys.start is None or not draws:
+        if self.keys.start is None or not (attack.norm == "l2" or attack.variance is not None
+                                           or any(t.draws for t in attack.transforms)):
             return _StartKeys(None, None, None, (None,) * n)
         direction, length, neighbours, *transforms = split(self.keys.start, 3 + n)
         return _StartKeys(direction, length, neighbours, tuple(transforms))
@@ -243,7 +244,7 @@ class _Run:
         variance: Tensor | None = None  # of the gradient, of the step before
         for step in range(steps):
             number, last = step * (1 + self.neighbours), step == steps - 1
-            passed, grad = self.gradient.at(self.looked_at(current, step), number)
+            passed, grad = self.gradient.at(self.looked_at(current, step), number, self.forward_backward)
             followed = grad if variance is None else grad + variance
             if self.neighbours and not last:
                 variance = self.neighbours_mean(current, step).sub_(grad)
@@ -292,7 +293,7 @@ class _Run:
         total: Tensor | None = None
         for j, key in enumerate(self.around[step * self.neighbours:(step + 1) * self.neighbours]):
             near = ops.random_step(current, key, self.sizes.reach, kind="uniform", index=self.request.index, clip=False)
-            _, grad = self.gradient.at(near, number + j)
+            _, grad = self.gradient.at(near, number + j, self.forward_backward)
             total = grad if total is None else total.add_(grad)
         assert total is not None
         return total / self.neighbours

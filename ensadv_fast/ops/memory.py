@@ -6,6 +6,8 @@ from torch import Tensor
 
 from .checks import Given
 
+_WIDE = (torch.float32, torch.float64)
+
 
 def memory_format(x: Tensor) -> torch.memory_format | None:
     """The format in which the kernels can walk `x` as flat memory, or None."""
@@ -101,4 +103,6 @@ def result_dtype(x: Tensor) -> torch.dtype:
 
 def widen(x: Tensor) -> Tensor:
     """x in its compute dtype, and x itself where it already has that dtype. uint8 images are level / 255."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x.to(compute_dtype(x.dtype))
+    if x.dtype in _WIDE:
+        return x  # asking first takes a tenth of the time of a cast that does nothing
+    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
