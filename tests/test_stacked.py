@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 import ensadv_fast as ea
 from ensadv_fast import data, models
 from ensadv_fast.ops.ensemble_linear import grad_reference, reference
+from ensadv_fast.ops.losses import Objective
 from ensadv_fast.sources import stacking
 
 FUSES = ("logits", "probs", "loss")
@@ -88,7 +89,7 @@ def test_a_stack_gives_what_its_members_give_in_turn(fuse, normalised, in_turn):
         torch.testing.assert_close(a.loss, b.loss, **close)
         torch.testing.assert_close(a.logits, b.logits, **close)
     torch.testing.assert_close(one.logits(x), other.logits(x), **close)
-    for a, b in zip(*(e.losses_unchecked(x, y, "ce", False, 0.0) for e in (one, other)), strict=True):
+    for a, b in zip(*(e.losses_unchecked(x, y, Objective()) for e in (one, other)), strict=True):
         torch.testing.assert_close(a, b, **close)
 
 
@@ -138,7 +139,7 @@ def test_it_is_as_strong(trained, dtype, fuse):
     assert runs(stack) == [(0, 1, 2)] and runs(exact) == [(0,), (1,), (2,)]
 
     def loss(images):
-        return exact.losses_unchecked(images, y, "ce", False, 0.0)[0].double().mean().item()
+        return exact.losses_unchecked(images, y, Objective())[0].double().mean().item()
 
     with exact.session(), torch.no_grad():
         clean, wanted, got = loss(x), loss(ea.fgsm(0.1)(exact, x, y)), loss(ea.fgsm(0.1)(stack, x, y))

@@ -38,7 +38,7 @@ def plain_bounds(lo: object, hi: object) -> bool:
 
 
 def fast_step_sizes(x: object, step: object, center: object, eps: object, lo: object, hi: object,
-                *others: object) -> tuple[Tensor | None, Tensor | None, float, float] | None:
+                    *others: object) -> tuple[Tensor | None, Tensor | None, float, float] | None:
     """step and eps as schemas take them, both tensors first; None where any argument of a step needs checking."""
     s, e = as_scalar_or_tensor(step), as_scalar_or_tensor(0.0 if eps is None else eps)
     if (s and e and (center is None) == (eps is None) and plain_bounds(lo, hi)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import checks, fast_path, keys, memory
 from .library import register_fake
-from .losses import LOSSES, RULES, choose_labels, power_of_two_scale, sample_losses
+from .losses import LOSSES, RULES, Objective, choose_labels, power_of_two_scale, sample_losses
 
 FUSES = ("logits", "probs", "loss")
 call = torch.ops.ensadv_fast.logit_grad.default
@@ -76,7 +76,7 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
             and (used is not None or rule != "random") and fast_path.fits(logits, labels, weights, index, used)):
         result = _empty(logits, labels)
         if fast_path.accepted(call, logits, labels, weights, used, index, _RULES[rule], _LOSSES[loss], _FUSES[fuse],
-                           bool(targeted), kappa, bool(rescale), *result):
+                              bool(targeted), kappa, bool(rescale), *result):
             return result
     checks.choice(op, "rule", rule, RULES)
     checks.choice(op, "loss", loss, LOSSES)
@@ -101,18 +101,20 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
     if rule == "random" and key is None:
         key = keys.next_key(logits.device)
     key = None if key is None else checks.key(op, key, logits.device)
-    return unchecked(logits, labels, rule, targeted, loss, kappa, fuse, weights, index, key, rescale)
+    return unchecked(logits, labels, Objective(rule, targeted, loss, kappa), fuse=fuse, weights=weights, index=index,
+                     key=key, rescale=rescale)
 
 
-def unchecked(logits: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str, kappa: float,
-              fuse: str | None, weights: Tensor | None, index: Tensor | None, key: Tensor | None,
-              rescale: bool) -> LogitGrad:
+def unchecked(logits: Tensor, labels: Tensor | None, objective: Objective, *, fuse: str | None = None,
+              weights: Tensor | None = None, index: Tensor | None = None, key: Tensor | None = None,
+              rescale: bool = True) -> LogitGrad:
     """:func:`logit_grad` for callers that checked the arguments, all but what they cannot know before the logits.
 
     weights: [K] in the dtype of the computation, or None. key: on the logits' device where the rule is random.
     """
     op = "logit_grad"
-    classes = logits.size(-1)
+    classes, rule, loss = logits.size(-1), objective.rule, objective.loss
+    assert loss is not None
     if loss == "dlr" and classes < 3:
         raise ValueError(f"{op}: loss dlr needs at least 3 classes, got {classes}")
     if rule == "random" and classes < 2:
@@ -120,7 +122,7 @@ def unchecked(logits: Tensor, labels: Tensor | None, rule: str, targeted: bool, 
     logits = logits.detach().contiguous()
     result = _empty(logits, labels)
     call(logits, None if labels is None else labels.contiguous(), weights, key if rule == "random" else None, index,
-         _RULES[rule], _LOSSES[loss], _FUSES[fuse], bool(targeted), kappa, bool(rescale), *result)
+         _RULES[rule], _LOSSES[loss], _FUSES[fuse], bool(objective.targeted), objective.kappa, bool(rescale), *result)
     return result
 
 

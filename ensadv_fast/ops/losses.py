@@ -1,4 +1,7 @@
 """Which label an attack looks at, and the loss that it follows: both from one forward pass's logits."""
+from dataclasses import dataclass, replace
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,6 +10,35 @@ from . import reference as ref
 
 RULES = ("true", "predicted", "least_likely", "random")
 LOSSES = ("ce", "cw", "dlr")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which label an attack looks at, whether it flees or seeks that label, and by which loss.
+
+    rule: see :func:`choose_labels`. loss, targeted, kappa: see :func:`sample_losses`. loss may also be "entropy", that
+    of the predicted distribution, or None: no gradient is followed. Only attacks know these two.
+    """
+
+    rule: str = "true"
+    targeted: bool = False
+    loss: str | None = "ce"
+    kappa: float = 0.0
+
+    @cached_property
+    def of_labels(self) -> "Objective":
+        """The same for labels that are chosen already."""
+        return replace(self, rule="true")
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """:func:`sample_losses` of this objective."""
+        assert self.loss is not None
+        return sample_losses(logits, labels, self.loss, targeted=self.targeted, kappa=self.kappa)
+
+    def scale(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """:func:`power_of_two_scale` of this objective."""
+        assert self.loss is not None
+        return power_of_two_scale(logits, labels, self.loss)
 
 
 def choose_labels(logits: Tensor, y: Tensor | None, rule: str, key: Tensor | None = None,

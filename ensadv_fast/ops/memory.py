@@ -6,6 +6,8 @@ from torch import Tensor
 
 from .checks import Given
 
+_WIDE = (torch.float32, torch.float64)
+
 
 def memory_format(x: Tensor) -> torch.memory_format | None:
     """The format in which the kernels can walk `x` as flat memory, or None."""
@@ -97,4 +99,6 @@ def result_dtype(x: Tensor) -> torch.dtype:
 
 def widen(x: Tensor) -> Tensor:
     """x in its compute dtype, the very tensor where it has it; uint8 images stand for level / 255."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x.to(compute_dtype(x.dtype))
+    if x.dtype in _WIDE:
+        return x  # asking first takes a tenth of the time of a cast that does nothing
+    return x.float() / 255 if x.dtype == torch.uint8 else x.float()

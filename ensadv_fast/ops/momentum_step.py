@@ -41,7 +41,7 @@ def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tenso
     if sizes and type(decay) is float and math.isfinite(decay):
         result = memory.fresh(x) if out is None else out
         if fast_path.accepted(call, x, grad, momentum, center, *sizes[:2], decay, *sizes[2:], lo, hi,
-                           memory.scratch(x, 1), result):
+                              memory.scratch(x, 1), result):
             memory.mark_written(momentum)
             return result if out is None else memory.mark_written(out)
     op = "momentum_step"

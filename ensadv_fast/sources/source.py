@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from .. import ops
 from ..ops import checks, keys, memory
 from ..ops.logit_grad import unchecked as start_backward
-from ..ops.losses import choose_labels, power_of_two_scale, sample_losses
+from ..ops.losses import Objective, choose_labels
 from .base import BaseSource, InputGrad, for_autograd
 from .calibration import Agreement, agreement
 from .cuda_graphs import Replays, permission
@@ -47,21 +47,21 @@ class Source(BaseSource):
             each use, also after an exception. A dtype of 16 bits then means autocast to it while crafting, whatever
             the training's precision is; another dtype, and channels_last, must leave the model as it is.
         fold: multiply batch normalisations that follow a convolution or linear layer into its weights, in the
-            frozen copy, where crafting is "eval" (:func:`ensadv_fast.graph.fold_batch_norms` says which; the others
-            stay). Where a part of the model cannot be traced by torch.fx, it stays as it is, and a warning says so,
-            once per source. What its forward pass then keeps for the backward pass is weights and bits, not
-            activations (:class:`ensadv_fast.frozen.FrozenPass`, without compile): gradients by the images, once.
-            On the CPU convolutions' weights are then held in oneDNN's order as well, twice
-            (:mod:`ensadv_fast.packed`).
+            frozen copy, where crafting is "eval" (:func:`ensadv_fast.sources.frozen.folding.fold_batch_norms` says
+            which; the others stay). Where a part of the model cannot be traced by torch.fx, it stays as it is, and a
+            warning says so, once per source. What its forward pass then keeps for the backward pass is weights and
+            bits, not activations (:class:`ensadv_fast.sources.frozen.frozen_pass.FrozenPass`, without compile):
+            gradients by the images, once. On the CPU convolutions' weights are then held in oneDNN's order as well,
+            twice (:mod:`ensadv_fast.sources.frozen.packing`).
         compile: pass the frozen copy through torch.compile.
         cuda_graph: whether attacks on this source are captured in CUDA graphs, whole, and replayed on new data and keys
-            (:mod:`ensadv_fast.replay`). "auto": for a frozen source on CUDA, crafting "eval", not compiled, an attack
-            that comes a second time with the same shapes and numbers is captured then; where that cannot be (a model
-            that waits for values, draws random numbers, has hooks or counts its calls), one warning, and no more
-            graphs. True: at the first call, and what cannot be captured is an error; a live source too. Its weights
-            must then move in place, as optimizers move them; parameters, buffers or submodules that are exchanged are
-            noticed, but not plain attributes that a forward pass reads. False: never. A graph keeps the memory of
-            what it works on; the graphs of a source share it, and nothing of it is what a caller gets.
+            (:mod:`ensadv_fast.sources.cuda_graphs`). "auto": for a frozen source on CUDA, crafting "eval", not
+            compiled, an attack that comes a second time with the same shapes and numbers is captured then; where that
+            cannot be (a model that waits for values, draws random numbers, has hooks or counts its calls), one warning,
+            and no more graphs. True: at the first call, and what cannot be captured is an error; a live source too. Its
+            weights must then move in place, as optimizers move them; parameters, buffers or submodules that are
+            exchanged are noticed, but not plain attributes that a forward pass reads. False: never. A graph keeps the
+            memory of what it works on; the graphs of a source share it, and nothing of it is what a caller gets.
 
     A source that is not live and not exact keeps the model as it came, a second frozen copy in host memory, for
     :meth:`calibrate`: as many bytes as its parameters and buffers have.
@@ -279,14 +279,13 @@ class Source(BaseSource):
         with self.session():
             return self.logits_unchecked(x)
 
-    def losses_unchecked(self, x: Tensor, labels: Tensor, loss: str, targeted: bool,
-                         kappa: float) -> tuple[Tensor, Tensor]:
+    def losses_unchecked(self, x: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         logits = self.logits_unchecked(x)
-        return sample_losses(logits, labels, loss, targeted=targeted, kappa=kappa), logits
+        return objective.losses(logits, labels), logits
 
-    def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str,
-                             kappa: float, key: Tensor | None, index: Tensor | None,
-                             rescale: bool) -> InputGrad:
+    def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, objective: Objective, *,
+                             key: Tensor | None = None, index: Tensor | None = None,
+                             rescale: bool = True) -> InputGrad:
         x, labels = for_autograd(x), for_autograd(labels)
         with torch.enable_grad(), self._precision():
             leaf = x.detach().requires_grad_()
@@ -294,13 +293,12 @@ class Source(BaseSource):
             if labels is not None:
                 checks.labels("attack", "y", labels, len(x), x.device, logits.shape[1])
             if self.fused:
-                start = start_backward(logits, labels, rule, targeted, loss, kappa, None, None, index,
-                                       key, rescale)
+                start = start_backward(logits, labels, objective, index=index, key=key, rescale=rescale)
                 (grad,) = torch.autograd.grad(logits, leaf, start.grad)
                 return InputGrad(grad, start.labels, start.loss, logits.detach(), start.scale)
-            chosen = choose_labels(logits.detach(), labels, rule, key, index)
-            losses = sample_losses(logits, chosen, loss, targeted=targeted, kappa=kappa)
-            scale = power_of_two_scale(logits, chosen, loss) if rescale else torch.ones_like(losses)
+            chosen = choose_labels(logits.detach(), labels, objective.rule, key, index)
+            losses = objective.losses(logits, chosen)
+            scale = objective.scale(logits, chosen) if rescale else torch.ones_like(losses)
             (grad,) = torch.autograd.grad(losses, leaf, scale)
         return InputGrad(grad, chosen, losses.detach(), logits.detach(), scale)
 

@@ -1,8 +1,8 @@
 """Members of an ensemble that are MLPs of one architecture, run together: one launch a layer for all of them.
 
 Weights are stacked [K, O, I] and go through ops.ensemble_linear, forward, and ops.ensemble_linear_grad, back to the
-images; ReLUs keep one bit an element, as in :mod:`ensadv_fast.frozen`. The members' own forwards do not run then, so
-only members whose forwards are proved to do nothing else are stacked: the others run in turn, as ever.
+images; ReLUs keep one bit an element, as in :mod:`ensadv_fast.sources.frozen`. The members' own forwards do not run
+then, so only members whose forwards are proved to do nothing else are stacked: the others run in turn, as ever.
 """
 import itertools
 from collections.abc import Iterator, Sequence

@@ -157,8 +157,8 @@ class FrozenPass(TorchFunctionMode):
     plain tensors with constant weights. All else, and all without gradients, is what it would be outside.
 
     Args:
-        joins: which sums go to a ReLU alone (:func:`ensadv_fast.rectify.join`): they are rectified as they are
-            added, in one pass over memory, and the ReLU then has nothing to do.
+        joins: which sums go to a ReLU alone (:func:`ensadv_fast.sources.frozen.relus.join`): they are rectified as they
+            are added, in one pass over memory, and the ReLU then has nothing to do.
         packs: where the network's convolutions on the CPU find their weights in oneDNN's order; None: PyTorch's.
     """
 
