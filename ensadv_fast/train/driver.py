@@ -38,7 +38,7 @@ def run(config: Config, folder: str | Path, *, resume: bool = False, progress: b
     Raises FileNotFoundError, FileExistsError, ValueError (bad options, corrupt files, ranks that differ), OSError, and
     :class:`signals.Stopped` after SIGTERM or SIGINT, when all that was under way is saved.
     """
-    with ranks.opened(machine.device(config.device)), signals.signals():
+    with ranks.opened(machine.device(config.device)), signals.handled():
         return _run(config, Path(folder), resume, progress, say)
 
 

@@ -14,7 +14,7 @@ from .. import data, models
 from ..sources.source import Source
 from ..sources.training_loss import TrainingLossSource
 from ..system import machine, processes
-from ..system.ranks import Ranks, here
+from ..system.ranks import Ranks, current_ranks
 from . import checkpoints
 from .checkpoints import Checkpoints
 from .config import Config
@@ -66,7 +66,7 @@ class Run:
     @staticmethod
     def open(config: Config, folder: Path, progress: bool) -> Run:
         """The run as this process sees it: each process loads the data once."""
-        ranks = here()
+        ranks = current_ranks()
         device = ranks.device(machine.device(config.device))
         return Run(config, folder, _dataset(config.data, config.size, device), device, progress and ranks.main, ranks)
 
