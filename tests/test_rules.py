@@ -40,7 +40,7 @@ ALLOWED = {
     "kernels": [STANDARD, r"<immintrin\.h>", r"<cuda_\w+\.h>", r"kernels/.*"],
     "ops": [STANDARD, r"<torch/csrc/stable/.*>", r"<torch/headeronly/.*>",
             r"<torch/csrc/inductor/aoti_torch/c/shim\.h>", r"kernels/[^/]*\.h", r"kernels/cuda/launch\.h", r"ops/.*"],
-    "python": [STANDARD, r"<pybind11/.*>", r"kernels/.*", r"python/.*"],
+    "numpy": [STANDARD, r"<pybind11/.*>", r"kernels/.*", r"numpy/.*"],
     "selftest": [STANDARD, r"<cuda_runtime\.h>", r"<sys/mman\.h>", r"kernels/.*"],
 }
 

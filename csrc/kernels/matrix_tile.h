@@ -1,5 +1,5 @@
 // Where a block of the matrix product's CUDA kernels keeps its operands and finds them: index arithmetic alone, so
-// that a test can walk through it on the CPU (csrc/python/matrix_tile.cpp).
+// that a test can walk through it on the CPU (csrc/numpy/matrix_tile.cpp).
 //
 // A block computes kM x kN outputs, kK inner elements at a time. Operands lie in shared memory in chunks of 16 bytes.
 // For 16-bit numbers ldmatrix then gives each lane its share of the operands of mma.m16n8k16, by the layouts of
