@@ -5,6 +5,7 @@
 // y > 0 and 0 beyond the last output.
 #pragma once
 
+#include "mask.h"
 #include "numeric.h"
 #include "tensor_ref.h"
 
@@ -16,8 +17,8 @@ struct LinearArgs {
   In b;                           // [members, cols, inner]; turned: [members, inner, cols]
   In bias;                        // [members, cols]; absent: none
   Out out;                        // [members, batch, cols], or [batch, cols] where `reduce`; all of one dtype
-  const uint8_t* keep = nullptr;  // [members, batch, bytes_of(inner)]: what of a counts; null: all of it
-  uint8_t* mask = nullptr;        // [members, batch, bytes_of(cols)], written; null: no activation
+  const uint8_t* keep = nullptr;  // [members, batch, mask_bytes(inner)]: what of a counts; null: all of it
+  uint8_t* mask = nullptr;        // [members, batch, mask_bytes(cols)], written; null: no activation
   int64_t members = 1;
   int32_t batch = 0, inner = 0, cols = 0;
   bool shared = false, turned = false;
@@ -35,9 +36,6 @@ struct LinearActArgs {
   int64_t rows = 0, batch = 1;
   int32_t cols = 0;
 };
-
-constexpr int kMaskBits = 8;  // what the kernels finish together: the outputs of one byte of the mask
-ENSADV_HD int64_t bytes_of(int64_t n) { return (n + kMaskBits - 1) / kMaskBits; }
 
 ENSADV_HD float relu(float v) { return v < 0.0f ? 0.0f : v; }  // NaN stays
 

@@ -9,7 +9,7 @@ using Mask = std::optional<Dense<uint8_t>>;
 
 uint8_t* mask_data(Mask& mask, int64_t rows, int64_t cols) {
   if (!mask) return nullptr;
-  require(mask->size() == rows * bytes_of(cols), "the mask must hold whole bytes for each row");
+  require(mask->size() == rows * mask_bytes(cols), "the mask must hold whole bytes for each row");
   return mask->mutable_data();
 }
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "common.h"
+#include "mask.h"
 
 namespace ensadv::ops {
 namespace {
@@ -28,17 +28,6 @@ void check_float(const char* op, const Tensor& out) {
   const Dtype dtype = dtype_of(op, out);
   STD_TORCH_CHECK(dtype == Dtype::f32 || dtype == Dtype::f16 || dtype == Dtype::bf16, op,
                   ": dtype must be float32, float16 or bfloat16");
-}
-
-uint8_t* mask_data(const char* op, const Tensor& mask, std::initializer_list<int64_t> rows, int64_t cols,
-                   const Tensor& out) {
-  bool same = mask.dim() == int64_t(rows.size()) + 1;
-  for (int64_t d = 0; same && d < int64_t(rows.size()); ++d) same = mask.size(d) == rows.begin()[d];
-  STD_TORCH_CHECK(same && mask.size(mask.dim() - 1) == bytes_of(cols) && mask.is_contiguous() &&
-                      mask.device() == out.device() && mask.scalar_type() == ScalarType::Byte,
-                  op, ": mask must be contiguous uint8, a byte for every 8 outputs of a row");
-  check_apart(op, "out", out, "mask", mask);
-  return static_cast<uint8_t*>(mask.data_ptr());
 }
 
 void run(const char* op, const LinearArgs& args, const Tensor& out) {
@@ -98,7 +87,7 @@ void ensemble_linear(const Tensor x, const Tensor weight, const std::optional<Te
     check_apart(op, "y", y, "bias", *bias);
     args.bias = in_ref(op, *bias);
   }
-  if (mask) args.mask = mask_data(op, *mask, {members, batch}, cols, y);
+  if (mask) args.mask = row_mask_data(op, *mask, {members, batch}, cols, y);
   run_product(op, args, x, weight, y, {members, batch, inner, cols});
 }
 
@@ -118,7 +107,7 @@ void ensemble_linear_grad(const Tensor grad, const Tensor weight, const std::opt
   check_shape(op, "weight", weight, {members, inner, cols}, out, out.scalar_type());
   check_apart(op, "out", out, "grad", grad);
   check_apart(op, "out", out, "weight", weight);
-  if (mask) args.keep = mask_data(op, *mask, {members, batch}, inner, out);
+  if (mask) args.keep = row_mask_data(op, *mask, {members, batch}, inner, out);
   run_product(op, args, grad, weight, out, {members, batch, inner, cols});
 }
 
@@ -141,7 +130,7 @@ void ensemble_linear_act(const std::optional<Tensor> bias, const Tensor y, const
     check_apart(op, "y", y, "bias", *bias);
     args.bias = in_ref(op, *bias);
   }
-  if (mask) args.mask = mask_data(op, *mask, {y.size(0), y.size(1)}, y.size(2), y);
+  if (mask) args.mask = row_mask_data(op, *mask, {y.size(0), y.size(1)}, y.size(2), y);
   run(op, args, y);
 }
 
@@ -151,7 +140,7 @@ void ensemble_linear_act_grad(const Tensor grad, const Tensor mask, const Tensor
   check_shape(op, "grad", grad, {out.size(0), out.size(1), out.size(2)}, out, out.scalar_type());
   check_overlap(op, "grad", out, grad);
   args.a = in_ref(op, grad);
-  args.keep = mask_data(op, mask, {out.size(0), out.size(1)}, out.size(2), out);
+  args.keep = row_mask_data(op, mask, {out.size(0), out.size(1)}, out.size(2), out);
   run(op, args, out);
 }
 

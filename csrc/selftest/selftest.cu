@@ -881,8 +881,8 @@ std::string Selftest::ensemble_linear(Dtype dtype, const Product& s, int bits, b
   const TwinPtr a = integers(dtype, (shared ? s.batch : rows) * s.inner, misaligned, 1);
   const TwinPtr b = integers(dtype, s.members * s.cols * s.inner, misaligned, 2);
   const TwinPtr c = integers(dtype, s.members * s.cols, misaligned, 3);
-  const TwinPtr kept = random_bytes(rows * bytes_of(s.inner), 4);
-  Twin out(out_rows * s.cols * size_of(dtype), misaligned ? size_of(dtype) : 0), mask(out_rows * bytes_of(s.cols), 0);
+  const TwinPtr kept = random_bytes(rows * mask_bytes(s.inner), 4);
+  Twin out(out_rows * s.cols * size_of(dtype), misaligned ? size_of(dtype) : 0), mask(out_rows * mask_bytes(s.cols), 0);
   LinearArgs host, device;
   for (LinearArgs* args : {&host, &device}) {
     const bool here = args == &host;
@@ -913,8 +913,8 @@ std::string Selftest::ensemble_linear_act(Dtype dtype, int bits, int32_t cols) {
   const TwinPtr a = random_values(dtype, rows * cols, -1, 1, bit(0), 1);
   const TwinPtr bias = random_values(dtype, members * cols, -1, 1, bit(0), 2);
   const TwinPtr out = random_values(dtype, rows * cols, -1, 1, bit(0), 3);
-  const TwinPtr kept = random_bytes(rows * bytes_of(cols), 4);
-  Twin mask(rows * bytes_of(cols), 0);
+  const TwinPtr kept = random_bytes(rows * mask_bytes(cols), 4);
+  Twin mask(rows * mask_bytes(cols), 0);
   LinearActArgs host, device;
   for (LinearActArgs* args : {&host, &device}) {
     const bool here = args == &host;

@@ -87,7 +87,7 @@ struct Finish {
         v[half] = _mm512_mask_mov_ps(v[half], _mm512_cmp_ps_mask(v[half], zero, _CMP_LT_OQ), zero);
     const __mmask32 positive = store(v, lanes, out + r * cols + c) & lanes;
     if (mask)
-      memcpy(mask + r * bytes_of(cols) + c / kMaskBits, &positive, size_t(bytes_of(std::min(kBlock, width - c))));
+      memcpy(mask + r * mask_bytes(cols) + c / kMaskBits, &positive, size_t(mask_bytes(std::min(kBlock, width - c))));
   }
 };
 
@@ -245,7 +245,7 @@ class Blocks {
   Finish<T> finish_at(int64_t member, int64_t at, int col, int width) const {
     return {args_.bias.data ? numbers(args_.bias) + member * args_.cols + col : nullptr,
             static_cast<T*>(args_.out.data) + at * args_.cols + col,
-            args_.mask ? args_.mask + at * bytes_of(args_.cols) + col / kMaskBits : nullptr, args_.cols, width};
+            args_.mask ? args_.mask + at * mask_bytes(args_.cols) + col / kMaskBits : nullptr, args_.cols, width};
   }
 
   static const T* numbers(const In& in) { return static_cast<const T*>(in.data); }
@@ -268,7 +268,7 @@ class Blocks {
     made_ = k;
     const int64_t row = k * args_.batch + first_row_;
     const T* a = numbers(args_.a) + (args_.shared ? first_row_ : row) * args_.inner;
-    const uint8_t* keep = args_.keep ? args_.keep + row * bytes_of(args_.inner) : nullptr;
+    const uint8_t* keep = args_.keep ? args_.keep + row * mask_bytes(args_.inner) : nullptr;
     if constexpr (turned) {
       Rows<T> copy;
       copy.start(a, args_.inner, rows_, padded_, 0, steps_, keep, panel);

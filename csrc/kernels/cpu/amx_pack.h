@@ -130,7 +130,7 @@ class Splitter {
 // Bits [first, first + kStep) of a row's mask.
 ENSADV_HD __mmask32 kept_lanes(const uint8_t* keep, int64_t first, int64_t inner) {
   uint32_t bits = 0;
-  const int64_t bytes = bytes_of(inner) - first / kMaskBits;
+  const int64_t bytes = mask_bytes(inner) - first / kMaskBits;
   if (bytes >= int64_t(sizeof(bits))) memcpy(&bits, keep + first / kMaskBits, sizeof(bits));
   else memcpy(&bits, keep + first / kMaskBits, size_t(bytes));
   return bits;
@@ -155,7 +155,7 @@ class Rows {
     for (const int end = row_ + std::min(n, left()); row_ < end; ++row_) {
       uint16_t* to = dst_ + int64_t(row_ / kTile) * steps_ * kParts<T> * kTileSize + row_ % kTile * kStep;
       const T* from = src_ + row_ * inner_ + first_;
-      const uint8_t* keep = keep_ ? keep_ + row_ * bytes_of(inner_) : nullptr;
+      const uint8_t* keep = keep_ ? keep_ + row_ * mask_bytes(inner_) : nullptr;
       for (int s = 0; s < steps_; ++s, from += kStep) {
         const int64_t i = first_ + int64_t(s) * kStep;
         __mmask32 lanes = row_ < rows_ ? first_lanes(int(std::min<int64_t>(inner_ - i, kStep))) : 0;

@@ -157,7 +157,7 @@ class Blocks {
     const float* bias = args_.bias.data ? load(args_.bias, member * args_.cols + first_, width_, scratch) : nullptr;
     for (int64_t row = 0; row < args_.batch; ++row) {
       const int64_t at = member * args_.batch + row;
-      uint8_t* mask = args_.mask ? args_.mask + at * bytes_of(args_.cols) + first_ / kMaskBits : nullptr;
+      uint8_t* mask = args_.mask ? args_.mask + at * mask_bytes(args_.cols) + first_ / kMaskBits : nullptr;
       finish_row(sums_.data() + row * kN, bias, width_, mask,
                  static_cast<T*>(args_.out.data) + at * args_.cols + first_);
     }
@@ -191,7 +191,7 @@ class Blocks {
     const int64_t at = (args_.shared ? 0 : k) * args_.batch + row;
     if (!args_.keep) return load(args_.a, at * args_.inner + i, depth, own);
     copy(args_.a, at * args_.inner + i, depth, own);
-    drop(args_.keep + (k * args_.batch + row) * bytes_of(args_.inner) + i / kMaskBits, depth, own, own);
+    drop(args_.keep + (k * args_.batch + row) * mask_bytes(args_.inner) + i / kMaskBits, depth, own, own);
     return own;
   }
 
@@ -223,7 +223,7 @@ void ensemble_linear_act_cpu(const LinearActArgs& args, int64_t begin, int64_t e
     for (int64_t row = begin; row < end; ++row)
       for (int c = 0; c < args.cols; c += kChunk) {
         const int n = std::min(kChunk, args.cols - c);
-        const int64_t at = row * args.cols + c, byte = row * bytes_of(args.cols) + c / kMaskBits;
+        const int64_t at = row * args.cols + c, byte = row * mask_bytes(args.cols) + c / kMaskBits;
         T* out = static_cast<T*>(args.out.data) + at;
         if (args.keep) {
           drop(args.keep + byte, n, static_cast<const T*>(args.a.data) + at, out);

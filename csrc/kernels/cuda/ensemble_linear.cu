@@ -229,7 +229,7 @@ struct Block {
     for (int i = 0; i < kMine; ++i) {
       const int c = int(threadIdx.x) + i * Tile::kThreads, row = first_row + c / A::kChunks;
       const int col = at.inner + c % A::kChunks * kElements;
-      const int64_t byte = (at.member * p.batch + row) * bytes_of(p.inner) + col / kMaskBits;
+      const int64_t byte = (at.member * p.batch + row) * mask_bytes(p.inner) + col / kMaskBits;
       bits[i] = row < p.batch && col < p.inner ? uint32_t(p.keep[byte]) >> col % kMaskBits : 0u;
     }
   }
@@ -264,7 +264,7 @@ struct Block {
       for (int j = 0; j < kMaskBits; ++j)
         bits |= (finish_output(v[j], p.mask != nullptr, outputs + j) & uint32_t(j < count)) << j;
       store_pack<T, kMaskBits>(p.out.data, out_row * p.cols + c, count, p.aligned && count == kMaskBits, outputs);
-      if (p.mask) p.mask[out_row * bytes_of(p.cols) + c / kMaskBits] = uint8_t(bits);
+      if (p.mask) p.mask[out_row * mask_bytes(p.cols) + c / kMaskBits] = uint8_t(bits);
     }
   }
 };
@@ -353,7 +353,7 @@ int launch_tile(const Problem& p, void* stream) {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) act_kernel(const LinearActArgs args, int64_t units, bool aligned) {
-  const int64_t per_row = bytes_of(args.cols), stride = int64_t(gridDim.x) * kThreads;
+  const int64_t per_row = mask_bytes(args.cols), stride = int64_t(gridDim.x) * kThreads;
   for (int64_t u = int64_t(blockIdx.x) * kThreads + threadIdx.x; u < units; u += stride) {
     const int64_t row = u / per_row;
     const int col = int(u % per_row) * kMaskBits;
@@ -397,7 +397,7 @@ int ensemble_linear_cuda(const LinearArgs& args, void* stream) {
 }
 
 int ensemble_linear_act_cuda(const LinearActArgs& args, void* stream) {
-  const int64_t units = args.rows * bytes_of(args.cols);
+  const int64_t units = args.rows * mask_bytes(args.cols);
   const bool aligned = is_aligned(args.out.data) && is_aligned(args.keep ? args.a.data : nullptr) &&
                        args.cols * size_of(args.out.dtype) % 16 == 0;
   return with_linear_dtype(args.out.dtype, [&](auto t) {
