@@ -43,7 +43,7 @@ ENSADV_L2_STEP(double, step_ball, true)
 // Without a gradient the norm is 0, which is not usable: nothing moves, and x stands in for what is not read.
 template <class A>
 L2Sample<A> sample_of(const L2StepArgs& args, int64_t sample, int64_t chunks) {
-  return {at<A>(args.step, sample), args.grad.data ? sum_chunks(args.grad_sums, sample, chunks) : 0.0};
+  return {value_at<A>(args.step, sample), args.grad.data ? sum_chunks(args.grad_sums, sample, chunks) : 0.0};
 }
 
 template <class A>

@@ -41,18 +41,6 @@ Box<compute_t<T>> computed_box(const Box<T>& box) {
   return {box.lo, box.hi};
 }
 
-template <class A>
-A at(const PerSample& p, int64_t sample) {
-  return p.data ? static_cast<const A*>(p.data)[sample] : A(p.value);
-}
-
-// A size; what is negative or NaN counts as 0.
-template <class A>
-A size_at(const PerSample& p, int64_t sample) {
-  const A v = at<A>(p, sample);
-  return v > A(0) ? v : A(0);
-}
-
 // body(first element, count, sample) over [begin, end), never across a sample where `by_sample`.
 template <class Body>
 void for_each_chunk(const Batch& batch, bool by_sample, int chunk, int64_t begin, int64_t end, Body body) {

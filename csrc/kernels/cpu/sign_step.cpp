@@ -32,7 +32,7 @@ void sign_step_cpu(const SignStepArgs& args, int64_t begin, int64_t end) {
       const A* x = load(args.x, i, n, xs);
       const A* grad = load(args.grad, i, n, gs);
       const A* center = args.center.data ? load(args.center, i, n, cs) : x;
-      const A step = at<A>(args.step, sample);
+      const A step = value_at<A>(args.step, sample);
       const A eps = args.center.data ? size_at<A>(args.eps, sample) : step < A(0) ? -step : step;
       T* out = static_cast<T*>(args.out.data) + i;
       A* v = computed_in(out, vs);

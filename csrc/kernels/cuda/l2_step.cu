@@ -6,7 +6,7 @@ namespace {
 
 template <class A>
 __device__ __forceinline__ L2Sample<A> l2_sample(const L2StepArgs& args, int64_t sample, int64_t chunks) {
-  return {at<A>(args.step, sample), args.grad.data ? sum_chunks(args.grad_sums, sample, chunks) : 0.0};
+  return {value_at<A>(args.step, sample), args.grad.data ? sum_chunks(args.grad_sums, sample, chunks) : 0.0};
 }
 
 template <int V, class A>

@@ -16,16 +16,6 @@ constexpr int kBlocksPerSm = 8;
 template <class... T>
 constexpr int kPack = ((sizeof(T) == 1) || ...) ? 16 : ((sizeof(T) == 8) || ...) ? 4 : 8;
 
-template <class A>
-__device__ __forceinline__ A at(const PerSample& p, int64_t sample) {
-  return p.data ? static_cast<const A*>(p.data)[sample] : A(p.value);
-}
-template <class A>
-__device__ __forceinline__ A size_at(const PerSample& p, int64_t sample) {
-  const A v = at<A>(p, sample);
-  return v > A(0) ? v : A(0);
-}
-
 // Which sample element i belongs to. The 32-bit division is several times cheaper.
 __device__ __forceinline__ int64_t sample_of(int64_t i, const Batch& batch) {
   return batch.numel <= 0xffffffffLL ? int64_t(uint32_t(i) / uint32_t(batch.inner)) : i / batch.inner;

@@ -18,14 +18,14 @@ __global__ void __launch_bounds__(kThreads, 2)
     load_grad<V>(args.grad, i, count, whole, grad);
     int64_t sample = by_sample ? sample_of(i, args.batch) : 0;
     int64_t left = by_sample ? (sample + 1) * args.batch.inner - i : V;  // elements of this sample still ahead
-    A step = at<A>(args.step, sample), eps = size_at<A>(args.eps, sample);
+    A step = value_at<A>(args.step, sample), eps = size_at<A>(args.eps, sample);
     TO out[V];
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       if (left == 0 && j < count) {
         left = args.batch.inner;
         ++sample;
-        step = at<A>(args.step, sample);
+        step = value_at<A>(args.step, sample);
         eps = size_at<A>(args.eps, sample);
       }
       --left;
