@@ -1,4 +1,4 @@
-"""The contract of every op, generic over OpCase x device x dtype x memory format (DESIGN section 8, tier 3)."""
+"""The contract of every op, generic over OpCase x device x dtype x memory format (docs/design.md)."""
 import math
 
 import pytest

@@ -145,7 +145,7 @@ void on_cuda(const char* op, const Tensor& t, Launch launch) {
 #else
   (void)t;
   (void)launch;
-  STD_TORCH_CHECK(false, op, ": ensadv_fast was built without CUDA: rebuild where nvcc stands (README.md, Building)");
+  STD_TORCH_CHECK(false, op, ": ensadv_fast was built without CUDA: rebuild where nvcc stands (docs/building.md)");
 #endif
 }
 
