@@ -76,7 +76,7 @@ def run_bias_act(x, bias, residual, dtype, channels, run, relu, ranges, leads=(0
     out, bits = Output(x.size, dtype, leads[0], 5), bits_output(x.size, leads[1])
     for r in ranges:
         kernels.bias_act(ref(x, dtype), ref(bias, str(getattr(bias, "dtype", None))), ref(residual, dtype),
-                         ref(out.array, dtype), ref(bits.array, "uint8") if relu else None, channels=channels, run=run,
+                         ref(out.array, dtype), ref(bits.array, "uint8") if relu else None, channels=channels, channel_stride=run,
                          range=r, **act)
     return out.result(), bits.result() if relu else None
 
@@ -156,7 +156,7 @@ def test_channels_across_tiles(dtype, channels, run):
     y, mask = bias_reference(x, bias, residual, run, True, dtype)
     bits = bits_output(n)
     kernels.bias_act(ref(x, dtype), ref(bias, str(bias.dtype)), ref(residual, dtype), ref(residual, dtype),
-                     ref(bits.array, "uint8"), channels=channels, run=run)
+                     ref(bits.array, "uint8"), channels=channels, channel_stride=run)
     same(residual, y, dtype)
     assert bits.result().tobytes() == mask.tobytes()
 
@@ -184,7 +184,7 @@ def test_threads(dtype):
     for threads in (1, 2, 4):
         out, bits, back = Output(x.size, dtype), bits_output(x.size), Output(x.size, dtype)
         kernels.bias_act(ref(x, dtype), ref(bias, str(bias.dtype)), ref(residual, dtype), ref(out.array, dtype),
-                         ref(bits.array, "uint8"), channels=5, run=1111, range=kernels.Range(threads=threads))
+                         ref(bits.array, "uint8"), channels=5, channel_stride=1111, range=kernels.Range(threads=threads))
         kernels.act_grad(ref(out.array, dtype), ref(bits.array, "uint8"), ref(back.array, dtype),
                          range=kernels.Range(threads=threads))
         results.append(b"".join(part.result().tobytes() for part in (out, bits, back)))

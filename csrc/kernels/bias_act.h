@@ -18,7 +18,7 @@ struct BiasActArgs {
   Out out;                     // x's dtype
   uint8_t* mask = nullptr;     // absent: the sum is the result, whatever `act` says
   int64_t numel = 0, channels = 1;
-  int64_t run = 1;  // neighbours in memory that share a channel: 1 in channels_last, else the pixels of a plane
+  int64_t channel_stride = 1;  // neighbours in memory that share a channel: 1 in channels_last, else the pixels of a plane
   Act act = Act::relu;
   double low = 0.0, high = 0.0;  // of hardtanh; low <= high
   double slope = 1.0;            // of leaky_relu; >= 0
@@ -27,28 +27,28 @@ struct BiasActArgs {
 // All of them at once, by what they leave open. As in torch NaN passes, and -0 stays where it may.
 template <class A>
 struct BiasAct {
-  A slope = A(1), least = -A(INFINITY), most = A(INFINITY);
-  A over = A(0), under = A(NAN);  // whole gradients are those of results between these two; NaN: no upper end
+  A slope = A(1), lo = -A(INFINITY), hi = A(INFINITY);
+  A pass_above = A(0), pass_below = A(NAN);  // whole gradients are those of results between these two; NaN: no upper end
 
   template <class T>
   static BiasAct of(const BiasActArgs& args, T) {
     BiasAct f;
     if (!args.mask) return f;
-    if (args.act == Act::relu) f.least = A(0);
+    if (args.act == Act::relu) f.lo = A(0);
     if (args.act == Act::leaky_relu) f.slope = A(args.slope);
     if (args.act == Act::hardtanh) {
-      f.least = f.over = to_compute(round_to<T>(A(args.low)));
-      f.most = f.under = to_compute(round_to<T>(A(args.high)));
+      f.lo = f.pass_above = to_compute(round_to<T>(A(args.low)));
+      f.hi = f.pass_below = to_compute(round_to<T>(A(args.high)));
     }
     return f;
   }
 
   ENSADV_HD A operator()(A sum) const {
     const A v = sum > A(0) ? sum : sum * slope;
-    return v < least ? least : v > most ? most : v;
+    return v < lo ? lo : v > hi ? hi : v;
   }
 
-  ENSADV_HD bool passes(A y) const { return y > over && !(y >= under); }  // a NaN does not
+  ENSADV_HD bool passes(A y) const { return y > pass_above && !(y >= pass_below); }  // a NaN does not
 };
 
 // What an absent bias adds: it leaves -0 as it is, too.
@@ -56,10 +56,10 @@ template <class A>
 constexpr A kNoBias = A(-0.0);
 
 // Is this result greater than 0? A NaN is not.
-ENSADV_HD bool positive(float y) { return y > 0.0f; }
-ENSADV_HD bool positive(double y) { return y > 0.0; }
-ENSADV_HD bool positive(half_t y) { return uint16_t(y.bits - 1) < 0x7c00u; }
-ENSADV_HD bool positive(bfloat_t y) { return uint16_t(y.bits - 1) < 0x7f80u; }
+ENSADV_HD bool is_positive(float y) { return y > 0.0f; }
+ENSADV_HD bool is_positive(double y) { return y > 0.0; }
+ENSADV_HD bool is_positive(half_t y) { return uint16_t(y.bits - 1) < 0x7c00u; }
+ENSADV_HD bool is_positive(bfloat_t y) { return uint16_t(y.bits - 1) < 0x7f80u; }
 
 // Over blocks [begin, end) of kMaskBlock elements.
 void bias_act_cpu(const BiasActArgs& args, int64_t begin, int64_t end);

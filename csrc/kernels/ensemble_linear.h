@@ -11,17 +11,17 @@
 
 namespace ensadv {
 
-// out[z] = a[z] @ b[z]: [batch, inner] by [cols, inner], or by [inner, cols] where `turned`.
+// out[z] = a[z] @ b[z]: [batch, inner] by [cols, inner], or by [inner, cols] where `inner_first`.
 struct LinearArgs {
   In a;                           // [members, batch, inner], or [batch, inner] where `shared`
-  In b;                           // [members, cols, inner]; turned: [members, inner, cols]
+  In b;                           // [members, cols, inner]; inner_first: [members, inner, cols]
   In bias;                        // [members, cols]; absent: none
   Out out;                        // [members, batch, cols], or [batch, cols] where `reduce`; all of one dtype
   const uint8_t* keep = nullptr;  // [members, batch, mask_bytes(inner)]: what of a counts; null: all of it
   uint8_t* mask = nullptr;        // [members, batch, mask_bytes(cols)], written; null: no activation
   int64_t members = 1;
   int32_t batch = 0, inner = 0, cols = 0;
-  bool shared = false, turned = false;
+  bool shared = false, inner_first = false;
   bool reduce = false;  // the members' products are summed
 };
 

@@ -26,7 +26,7 @@ struct L2Sample {
   bool moves;
 
   ENSADV_HD L2Sample(A step_, double grad_sum) : step(step_), norm(A(sqrt(grad_sum))), shrink(A(1)) {
-    moves = usable(norm);
+    moves = is_usable(norm);
     norm = moves ? norm : A(1);
   }
 

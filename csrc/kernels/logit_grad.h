@@ -64,39 +64,39 @@ ENSADV_HD double exp_nonpositive(double x) { return exp(x); }
 // Floats as integers in the order of the numbers, both zeros alike and NaN above all: what argmax compares. The
 // lowest integer stands for no number at all.
 template <class A>
-struct KeyOf;
+struct OrdinalOf;
 template <>
-struct KeyOf<float> {
+struct OrdinalOf<float> {
   using type = int32_t;
 };
 template <>
-struct KeyOf<double> {
+struct OrdinalOf<double> {
   using type = int64_t;
 };
 template <class A>
-using key_t = typename KeyOf<A>::type;
+using ordinal_t = typename OrdinalOf<A>::type;
 
-ENSADV_HD int32_t order_key(float v) {
+ENSADV_HD int32_t ordinal_of(float v) {
   const int32_t bits = int32_t(float_bits(v + 0.0f));
   const int32_t k = bits ^ ((bits >> 31) & 0x7fffffff);
   return v != v ? 0x7fffffff : k;
 }
-ENSADV_HD int64_t order_key(double v) {
+ENSADV_HD int64_t ordinal_of(double v) {
   int64_t bits;
   v += 0.0;
   memcpy(&bits, &v, 8);
   const int64_t k = bits ^ ((bits >> 63) & 0x7fffffffffffffff);
   return v != v ? 0x7fffffffffffffff : k;
 }
-ENSADV_HD float key_value(int32_t k) { return bits_float(uint32_t(k ^ ((k >> 31) & 0x7fffffff))); }
-ENSADV_HD double key_value(int64_t k) {
+ENSADV_HD float from_ordinal(int32_t k) { return bits_float(uint32_t(k ^ ((k >> 31) & 0x7fffffff))); }
+ENSADV_HD double from_ordinal(int64_t k) {
   k ^= (k >> 63) & 0x7fffffffffffffff;
   double v;
   memcpy(&v, &k, 8);
   return v;
 }
 template <class A>
-constexpr key_t<A> kNoKey = sizeof(A) == 4 ? key_t<A>(INT32_MIN) : key_t<A>(INT64_MIN);
+constexpr ordinal_t<A> kNoOrdinal = sizeof(A) == 4 ? ordinal_t<A>(INT32_MIN) : ordinal_t<A>(INT64_MIN);
 
 template <class A>
 struct Softmax {
@@ -108,19 +108,19 @@ struct Softmax {
   ENSADV_HD A zero() const { return max - max; }  // NaN where softmax is: an infinite or NaN maximum
   ENSADV_HD A total() const { return zero() + A(1) + rest; }
   // The sum over all entries but y, without cancellation.
-  ENSADV_HD A off(int32_t y, A own) const {
+  ENSADV_HD A sum_except(int32_t y, A own) const {
     return y == top ? zero() + rest : total() - exp_nonpositive(own - max);
   }
-  ENSADV_HD A largest_off(int32_t y) const { return (y == top ? second : A(1)) / total(); }
+  ENSADV_HD A largest_except(int32_t y) const { return (y == top ? second : A(1)) / total(); }
   ENSADV_HD A log_probability(A own) const { return (own - max) - log1p(rest) + zero(); }
 };
 
-// log(sum_k w_k p_k) of one class from the members' log-probabilities: shown first to `widen`, then to `add`.
+// log(sum_k w_k p_k) of one class from the members' log-probabilities: shown first to `find_max`, then to `add`.
 template <class A>
 struct LogMean {
   A max = -A(INFINITY), sum = 0;
 
-  ENSADV_HD void widen(A weight, A logp) { max = weight > A(0) && logp > max ? logp : max; }
+  ENSADV_HD void find_max(A weight, A logp) { max = weight > A(0) && logp > max ? logp : max; }
   ENSADV_HD void add(A weight, A logp) { sum += part(weight, logp); }
   ENSADV_HD A part(A weight, A logp) const { return weight > A(0) ? weight * exp_nonpositive(logp - max) : A(0); }
   ENSADV_HD A value() const { return max + log(sum); }
@@ -136,7 +136,7 @@ struct Mixture {
   ENSADV_HD Mixture(const LogitGradArgs& args, LogP logp) {
     for (int64_t k = 0; k < args.members; ++k) {
       const A weight = weight_of<A>(args, k), v = logp(k);
-      mean.widen(weight, v);
+      mean.find_max(weight, v);
       loss -= weight * v;
       total += weight;
     }

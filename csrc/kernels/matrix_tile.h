@@ -13,8 +13,6 @@
 
 namespace ensadv {
 
-constexpr int kWarpLanes = 32;
-
 // Rows of kCols elements. Chunks are permuted within a row so that the same chunk of 8 neighbouring rows, which is
 // what ldmatrix reads at once, lies in 8 different sixteenths of the 128 bytes that the banks serve together.
 template <class T, int kRows_, int kCols>
@@ -23,21 +21,21 @@ struct SharedTile {
   static constexpr int kElements = 16 / int(sizeof(T));    // of a chunk
   static constexpr int kChunks = kCols / kElements;        // of a row
   static constexpr int kRowsAtOnce = kChunks < 8 ? 8 / kChunks : 1;  // that lie within 128 bytes
-  static constexpr int kMost = kChunks < 8 ? kChunks : 8;
+  static constexpr int kPatterns = kChunks < 8 ? kChunks : 8;
   static constexpr int kCount = kRows * kChunks;           // chunks in all
   static_assert(kCols % kElements == 0 && (kChunks == 4 || kChunks % 8 == 0));
 
-  static ENSADV_HD int at(int row, int chunk) { return row * kChunks + (chunk ^ row / kRowsAtOnce % kMost); }
+  static ENSADV_HD int at(int row, int chunk) { return row * kChunks + (chunk ^ row / kRowsAtOnce % kPatterns); }
 };
 
-// `turned`: b is [inner, cols] in memory, and so in shared memory; else [cols, inner].
-template <class T_, int kM_, int kN_, int kK_, int kWarpsM, int kWarpsN, bool kTurned_>
+// `inner_first`: b is [inner, cols] in memory, and so in shared memory; else [cols, inner].
+template <class T_, int kM_, int kN_, int kK_, int kWarpsM, int kWarpsN, bool kInnerFirst_>
 struct BlockTile {
   using T = T_;
   static constexpr int kM = kM_, kN = kN_, kK = kK_;
-  static constexpr bool kTurned = kTurned_;
+  static constexpr bool kInnerFirst = kInnerFirst_;
   using A = SharedTile<T, kM, kK>;
-  using B = std::conditional_t<kTurned, SharedTile<T, kK, kN>, SharedTile<T, kN, kK>>;
+  using B = std::conditional_t<kInnerFirst, SharedTile<T, kK, kN>, SharedTile<T, kN, kK>>;
 
   static constexpr int kWarps = kWarpsM * kWarpsN, kThreads = kWarps * kWarpLanes;
   static constexpr int kAtomsM = kM / kWarpsM / 16, kAtomsN = kN / kWarpsN / 8;  // mma's per warp
@@ -55,7 +53,7 @@ struct BlockTile {
   }
   static ENSADV_HD int b_chunk(int warp, int lane, int j, int step) {
     const int col = col_of_warp(warp) + j * 16 + lane / 16 * 8, low = lane / 8 % 2;
-    return kTurned ? B::at(step * 16 + low * 8 + lane % 8, col / 8) : B::at(col + lane % 8, step * 2 + low);
+    return kInnerFirst ? B::at(step * 16 + low * 8 + lane % 8, col / 8) : B::at(col + lane % 8, step * 2 + low);
   }
 
   // Where word v of the result's atom (i, j) belongs.
@@ -71,10 +69,10 @@ struct BlockTile {
   static constexpr int kPitch = kN + 8;
 };
 
-template <class T, bool kTurned>
-using LargeTile = BlockTile<T, 128, 128, 32, 2, 4, kTurned>;
-template <class T, bool kTurned>
-using SmallTile = BlockTile<T, 64, 64, 128 / int(sizeof(T)), 2, 2, kTurned>;
+template <class T, bool kInnerFirst>
+using LargeTile = BlockTile<T, 128, 128, 32, 2, 4, kInnerFirst>;
+template <class T, bool kInnerFirst>
+using SmallTile = BlockTile<T, 64, 64, 128 / int(sizeof(T)), 2, 2, kInnerFirst>;
 
 // A thread's share of the outputs where no tensor cores are used. Its neighbours' columns are neighbours.
 template <class Tile>

@@ -9,10 +9,10 @@
 
 namespace ensadv {
 
-// A batch of images, [batch, channels, spatial] or, `last`, [batch, spatial, channels].
+// A batch of images, [batch, channels, spatial] or, `channels_last`, [batch, spatial, channels].
 struct Pixels {
   In in;
-  bool last = false;
+  bool channels_last = false;
 
   bool bytes() const { return in.data && in.dtype == Dtype::u8; }
 };
@@ -22,8 +22,8 @@ struct ModelEntryArgs {
   Pixels delta;  // may be absent
   Pixels grad;   // by the result; the backward pass only, in which x is absent where nothing is clamped
   Out out;
-  bool out_last = false;
-  bool wide = false;           // computes in double, not float
+  bool out_channels_last = false;
+  bool in_double = false;           // computes in double, not float
   const void* mean = nullptr;  // [channels], compute type; the forward pass only
   const void* std = nullptr;   // [channels], compute type
   bool clamp = true;

@@ -21,7 +21,7 @@ ENSADV_HD A absolute(A g) {  // NaN counts as 0
 
 template <class A>
 ENSADV_HD A next_momentum(A momentum, A grad, A mean, A decay) {
-  const A pull = usable(mean) ? (grad != grad ? A(0) : grad / mean) : A(0);
+  const A pull = is_usable(mean) ? (grad != grad ? A(0) : grad / mean) : A(0);
   return decay * momentum + pull;
 }
 

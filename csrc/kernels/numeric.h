@@ -176,7 +176,7 @@ template <>
 struct Box<level_t> {
   float lo, hi;
   int32_t klo, khi;     // as levels
-  float widest = 1.0f;  // eps: beyond it nothing changes
+  float max_eps = 1.0f;  // eps: beyond it nothing changes
 };
 
 // The 16-bit number that is next to t, upward or downward.
@@ -261,7 +261,7 @@ ENSADV_HD level_t finish(float v, float c, float eps, const Box<level_t>& box) {
   c = c > far_lo ? c : far_lo;
   c = c < far_hi ? c : far_hi;
   const int32_t center = floor_int(c * 255.0f + 0.5f);
-  const int32_t reach = int32_t((eps < box.widest ? eps : box.widest) * 255.0f);
+  const int32_t reach = int32_t((eps < box.max_eps ? eps : box.max_eps) * 255.0f);
   int32_t k = int32_t(v * 255.0f + 0.5f);
   k = k < center - reach ? center - reach : k;
   k = k > center + reach ? center + reach : k;

@@ -1,6 +1,12 @@
 // What differs between the host compiler and nvcc, in one place.
 #pragma once
 
+namespace ensadv {
+
+constexpr int kWarpLanes = 32;  // of a CUDA warp; the CPU's reductions add up in the same order
+
+}  // namespace ensadv
+
 #if defined(__CUDACC__)
 #define ENSADV_HD __host__ __device__ __forceinline__
 #else

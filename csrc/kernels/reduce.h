@@ -12,9 +12,9 @@
 
 namespace ensadv {
 
-constexpr int kLanes = 256;
+constexpr int kReduceThreads = 256;
 constexpr int kSlotPack = 8;
-constexpr int kSlots = kLanes * kSlotPack;
+constexpr int kSlots = kReduceThreads * kSlotPack;
 constexpr int64_t kMinChunk = 16384;
 constexpr int64_t kMaxChunks = 64;
 
@@ -40,7 +40,7 @@ ENSADV_HD double sum_chunks(const double* scratch, int64_t sample, int64_t count
 
 // A sum that can be divided by: neither zero, nor infinite, nor NaN. Gradients of other samples add nothing.
 template <class A>
-ENSADV_HD bool usable(A v) {
+ENSADV_HD bool is_usable(A v) {
   return v > A(0) && v < A(INFINITY);
 }
 

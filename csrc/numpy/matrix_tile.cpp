@@ -22,7 +22,7 @@ struct Memory {
 };
 
 template <class Shared>
-Memory copied(const Dense<float>& matrix) {
+Memory copy_to_tile(const Dense<float>& matrix) {
   require(matrix.ndim() == 2 && matrix.shape(0) == Shared::kRows &&
               matrix.shape(1) == Shared::kChunks * Shared::kElements,
           "the operand must fill the tile");
@@ -88,7 +88,7 @@ struct Results {
 
 template <class Tile>
 Dense<float> multiply(const Dense<float>& a, const Dense<float>& b) {
-  Memory left = copied<typename Tile::A>(a), right = copied<typename Tile::B>(b);
+  Memory left = copy_to_tile<typename Tile::A>(a), right = copy_to_tile<typename Tile::B>(b);
   Results results(Tile::kM, Tile::kN);
   if constexpr (sizeof(typename Tile::T) == 4) {
     using Share = PlainShare<Tile>;
@@ -99,7 +99,7 @@ Dense<float> multiply(const Dense<float>& a, const Dense<float>& b) {
           float sum = 0.0f;
           for (int k = 0; k < Tile::kK; ++k)
             sum += left.chunk(Tile::A::at(row, k / 4))[k % 4] *
-                   (Tile::kTurned ? right.chunk(Tile::B::at(k, col / 4))[col % 4]
+                   (Tile::kInnerFirst ? right.chunk(Tile::B::at(k, col / 4))[col % 4]
                                   : right.chunk(Tile::B::at(col, k / 4))[k % 4]);
           results.put(row, col, sum);
         }
@@ -110,7 +110,7 @@ Dense<float> multiply(const Dense<float>& a, const Dense<float>& b) {
           std::array<std::array<float, 4>, kWarpLanes> sum{};
           for (int step = 0; step < Tile::kSteps; ++step)
             mma(sum, load_matrices(left, false, [&](int l) { return Tile::a_chunk(warp, l, i, step); }),
-                load_matrices(right, Tile::kTurned, [&](int l) { return Tile::b_chunk(warp, l, j / 2, step); }),
+                load_matrices(right, Tile::kInnerFirst, [&](int l) { return Tile::b_chunk(warp, l, j / 2, step); }),
                 j % 2 * 2);
           for (int l = 0; l < kWarpLanes; ++l)
             for (int v = 0; v < 4; ++v)
@@ -121,16 +121,16 @@ Dense<float> multiply(const Dense<float>& a, const Dense<float>& b) {
 }
 
 template <class T>
-Dense<float> multiply_by(const std::string& tile, bool turned, const Dense<float>& a, const Dense<float>& b) {
+Dense<float> multiply_by(const std::string& tile, bool inner_first, const Dense<float>& a, const Dense<float>& b) {
   if constexpr (sizeof(T) == 2)
-    if (tile == "large") return turned ? multiply<LargeTile<T, true>>(a, b) : multiply<LargeTile<T, false>>(a, b);
+    if (tile == "large") return inner_first ? multiply<LargeTile<T, true>>(a, b) : multiply<LargeTile<T, false>>(a, b);
   require(tile == "small", "no such tile");
-  return turned ? multiply<SmallTile<T, true>>(a, b) : multiply<SmallTile<T, false>>(a, b);
+  return inner_first ? multiply<SmallTile<T, true>>(a, b) : multiply<SmallTile<T, false>>(a, b);
 }
 
 Dense<float> matrix_tile(const Dense<float>& a, const Dense<float>& b, const std::string& dtype,
-                         const std::string& tile, bool turned) {
-  return dtype == "float32" ? multiply_by<float>(tile, turned, a, b) : multiply_by<half_t>(tile, turned, a, b);
+                         const std::string& tile, bool inner_first) {
+  return dtype == "float32" ? multiply_by<float>(tile, inner_first, a, b) : multiply_by<half_t>(tile, inner_first, a, b);
 }
 
 // A chunk of which the kernels keep the elements that `keep` has bits for.
@@ -148,7 +148,7 @@ Dense<T> kept(Dense<T> chunk, uint32_t keep) {
 }  // namespace
 
 void bind_matrix_tile(py::module_& m) {
-  m.def("matrix_tile", &matrix_tile, py::arg("a"), py::arg("b"), py::arg("dtype"), py::arg("tile"), py::arg("turned"));
+  m.def("matrix_tile", &matrix_tile, py::arg("a"), py::arg("b"), py::arg("dtype"), py::arg("tile"), py::arg("inner_first"));
   m.def("kept", &kept<float>, py::arg("chunk").noconvert(), py::arg("keep"));
   m.def("kept", &kept<uint16_t>, py::arg("chunk").noconvert(), py::arg("keep"));
 }

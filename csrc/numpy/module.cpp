@@ -133,8 +133,8 @@ template <class A>
 Dense<A> load_all(const Array& x) {
   Dense<A> result(x.size());
   A* dst = result.mutable_data();
-  for (int64_t i = 0; i < x.size(); i += kChunk) {
-    const int n = int(std::min<int64_t>(kChunk, x.size() - i));
+  for (int64_t i = 0; i < x.size(); i += kStrip) {
+    const int n = int(std::min<int64_t>(kStrip, x.size() - i));
     const A* src = load(x.in(), i, n, dst + i);
     if (src != dst + i) std::copy(src, src + n, dst + i);
   }

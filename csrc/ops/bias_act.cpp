@@ -31,11 +31,11 @@ void bias_act(const Tensor x, const std::optional<Tensor> bias, const std::optio
   args.numel = x.numel();
   args.channels = x.size(1);
   if (args.numel == 0) return;
-  args.run = format == Format::channels_last ? 1 : args.numel / (x.size(0) * args.channels);
+  args.channel_stride = format == Format::channels_last ? 1 : args.numel / (x.size(0) * args.channels);
   if (bias) {
-    const auto wide = args.x.dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
+    const auto compute_type = args.x.dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == args.channels && bias->is_contiguous() &&
-                        bias->device() == x.device() && bias->scalar_type() == wide,
+                        bias->device() == x.device() && bias->scalar_type() == compute_type,
                     op, ": bias must be a contiguous [C] tensor on x's device, float32 (float64 for float64 x)");
     check_apart(op, "out", out, "bias", *bias);
     args.bias = bias->data_ptr();

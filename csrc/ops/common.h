@@ -103,11 +103,11 @@ inline PerSample per_sample(const char* op, const char* name, const std::optiona
   const char* wanted_values = size ? " must be >= 0" : " must not be NaN";
   STD_TORCH_CHECK(t || good(value), op, ": ", name, wanted_values);
   if (!t) return {nullptr, value};
-  const bool wide = x.scalar_type() == ScalarType::Double;
+  const bool is_double = x.scalar_type() == ScalarType::Double;
   STD_TORCH_CHECK(t->dim() == 1 && x.dim() > 0 && t->size(0) == x.size(0) && t->is_contiguous() &&
-                      t->scalar_type() == (wide ? ScalarType::Double : ScalarType::Float) && t->device() == x.device(),
+                      t->scalar_type() == (is_double ? ScalarType::Double : ScalarType::Float) && t->device() == x.device(),
                   op, ": ", name, " must be a contiguous [N] tensor on x's device, float32 (float64 for float64 x)");
-  STD_TORCH_CHECK(wide ? all_readable<double>(*t, good) : all_readable<float>(*t, good), op, ": ", name, wanted_values);
+  STD_TORCH_CHECK(is_double ? all_readable<double>(*t, good) : all_readable<float>(*t, good), op, ": ", name, wanted_values);
   return {t->data_ptr(), value};
 }
 
@@ -168,7 +168,7 @@ void on_cpu(int64_t numel, const Body& body, int64_t grain = kGrain) {
 }  // namespace ensadv::ops
 
 // One op: its schema, and one function that serves both devices.
-#define ENSADV_OP(name, schema)                                              \
-  STABLE_TORCH_LIBRARY_FRAGMENT(ensadv_fast, m) { m.def(#name schema); }     \
+#define ENSADV_OP(name, schema)                                                       \
+  STABLE_TORCH_LIBRARY_FRAGMENT(ensadv_fast, m) { m.def(#name schema); }              \
   STABLE_TORCH_LIBRARY_IMPL(ensadv_fast, CPU, m) { m.impl(#name, TORCH_BOX(&name)); } \
   STABLE_TORCH_LIBRARY_IMPL(ensadv_fast, CUDA, m) { m.impl(#name, TORCH_BOX(&name)); }

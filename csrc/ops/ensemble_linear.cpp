@@ -18,7 +18,7 @@ void check_shape(const char* op, const char* name, const Tensor& t, std::initial
                   "contiguous");
 }
 
-int32_t extent(const char* op, int64_t n) {
+int32_t checked_extent(const char* op, int64_t n) {
   // Indices run a tile beyond the end.
   STD_TORCH_CHECK(n >= 0 && n <= std::numeric_limits<int32_t>::max() - 4096, op, ": unsupported shape");
   return int32_t(n);
@@ -62,9 +62,9 @@ void run_product(const char* op, LinearArgs args, const Tensor& a, const Tensor&
   args.b = in_ref(op, b);
   args.out = out_ref(op, out);
   args.members = extents.members;
-  args.batch = extent(op, extents.batch);
-  args.inner = extent(op, extents.inner);
-  args.cols = extent(op, extents.cols);
+  args.batch = checked_extent(op, extents.batch);
+  args.inner = checked_extent(op, extents.inner);
+  args.cols = checked_extent(op, extents.cols);
   run(op, args, out);
 }
 
@@ -99,7 +99,7 @@ void ensemble_linear_grad(const Tensor grad, const Tensor weight, const std::opt
                   op, ": grad and weight must have three dimensions, out two or three");
   const int64_t members = grad.size(0), batch = grad.size(1), inner = grad.size(2), cols = weight.size(2);
   LinearArgs args;
-  args.turned = true;
+  args.inner_first = true;
   args.reduce = out.dim() == 2;
   if (args.reduce) check_shape(op, "out", out, {batch, cols}, out, out.scalar_type());
   else check_shape(op, "out", out, {members, batch, cols}, out, out.scalar_type());
@@ -118,7 +118,7 @@ LinearActArgs act_arguments(const char* op, const Tensor& out) {
   args.out = out_ref(op, out);
   args.rows = out.size(0) * out.size(1);
   args.batch = out.size(1);
-  args.cols = extent(op, out.size(2));
+  args.cols = checked_extent(op, out.size(2));
   return args;
 }
 

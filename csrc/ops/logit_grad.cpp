@@ -29,8 +29,8 @@ void logit_grad(const Tensor logits, const std::optional<Tensor> given, const st
   check_like(op, "grad", grad, logits);
   check_apart(op, "grad", grad, "logits", logits);
   const int64_t members = dim == 2 ? 1 : logits.size(0), batch = logits.size(dim - 2), classes = logits.size(dim - 1);
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 4096;  // indices run a little beyond the end
-  STD_TORCH_CHECK(members >= 1 && classes >= 1 && classes <= kMost && batch <= kMost, op, ": unsupported shape");
+  constexpr int64_t kMaxExtent = std::numeric_limits<int32_t>::max() - 4096;  // indices run a little beyond the end
+  STD_TORCH_CHECK(members >= 1 && classes >= 1 && classes <= kMaxExtent && batch <= kMaxExtent, op, ": unsupported shape");
   STD_TORCH_CHECK(rule >= 0 && rule <= int64_t(Rule::random), op, ": unknown rule");
   STD_TORCH_CHECK(loss_kind >= 0 && loss_kind <= int64_t(Loss::dlr), op, ": unknown loss");
   STD_TORCH_CHECK(fuse >= 0 && fuse <= int64_t(Fuse::loss), op, ": unknown fuse");
@@ -54,8 +54,8 @@ void logit_grad(const Tensor logits, const std::optional<Tensor> given, const st
     args.weights = per_row(op, "weights", *weights, members, logits);
     double total = 0.0;
     const auto good = [&total](double w) { return w >= 0.0 && (total += w) < INFINITY; };
-    const bool wide = args.logits.dtype == Dtype::f64;
-    const bool all = wide ? all_readable<double>(*weights, good) : all_readable<float>(*weights, good);
+    const bool is_double = args.logits.dtype == Dtype::f64;
+    const bool all = is_double ? all_readable<double>(*weights, good) : all_readable<float>(*weights, good);
     STD_TORCH_CHECK(all && (total > 0.0 || logits.is_cuda()), op, ": weights must be >= 0, finite and not all 0");
   }
   if (key) args.key = int64_data(op, "key", *key, 2, logits);

@@ -7,7 +7,7 @@
 namespace ensadv::ops {
 namespace {
 
-bool is_last(const char* op, const char* name, const Tensor& t) {
+bool checked_channels_last(const char* op, const char* name, const Tensor& t) {
   if (t.is_contiguous()) return false;
   STD_TORCH_CHECK(is_channels_last(t), op, ": ", name, " must be contiguous or channels_last");
   return true;
@@ -15,16 +15,16 @@ bool is_last(const char* op, const char* name, const Tensor& t) {
 
 Pixels pixels_of(const char* op, const char* name, const Tensor& t) {
   Pixels pixels;
-  pixels.last = is_last(op, name, t);
+  pixels.channels_last = checked_channels_last(op, name, t);
   pixels.in = in_ref(op, t);
   return pixels;
 }
 
 // [C], in the type to compute in: that of std.
 const void* per_channel(const char* op, const char* name, const Tensor& t, const Tensor& like, const Tensor& std) {
-  const bool wide = std.scalar_type() == ScalarType::Double;
+  const bool in_double = std.scalar_type() == ScalarType::Double;
   STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == like.size(1) && t.is_contiguous() && t.device() == like.device() &&
-                      t.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float),
+                      t.scalar_type() == (in_double ? ScalarType::Double : ScalarType::Float),
                   op, ": ", name, " must be a contiguous float32 or float64 [C] tensor on x's device");
   return t.data_ptr();
 }
@@ -35,11 +35,11 @@ ModelEntryArgs arguments(const char* op, const Tensor& like, const Tensor& std, 
   ModelEntryArgs args;
   args.out = out_ref(op, out);
   STD_TORCH_CHECK(args.out.dtype != Dtype::u8, op, ": out must be floating point");
-  args.out_last = is_last(op, "out", out);
+  args.out_channels_last = checked_channels_last(op, "out", out);
   args.std = per_channel(op, "std", std, like, std);
-  args.wide = std.scalar_type() == ScalarType::Double;
+  args.in_double = std.scalar_type() == ScalarType::Double;
   const auto good = [](double v) { return v != 0.0; };
-  STD_TORCH_CHECK(args.wide ? all_readable<double>(std, good) : all_readable<float>(std, good), op,
+  STD_TORCH_CHECK(args.in_double ? all_readable<double>(std, good) : all_readable<float>(std, good), op,
                   ": std must not be 0");
   args.clamp = clamp;
   args.batch = like.size(0);
@@ -86,13 +86,13 @@ void model_entry_grad(const Tensor grad, const std::optional<Tensor> x, const st
   check_apart(op, "out", out, "grad", grad);
   args.grad = pixels_of(op, "grad", grad);
   STD_TORCH_CHECK(args.grad.in.dtype != Dtype::u8, op, ": grad must be floating point");
-  args.x.last = args.out_last;
+  args.x.channels_last = args.out_channels_last;
   if (clamp) {
     STD_TORCH_CHECK(x, op, ": x is needed to see what was clamped");
     check_like(op, "x", *x, grad);
     check_apart(op, "out", out, "x", *x);
     args.x = pixels_of(op, "x", *x);
-    STD_TORCH_CHECK(args.x.last == args.out_last, op, ": out must have x's memory format");
+    STD_TORCH_CHECK(args.x.channels_last == args.out_channels_last, op, ": out must have x's memory format");
     add_delta(op, delta, out, args);
   }
   if (out.numel() == 0) return;

@@ -9,7 +9,7 @@ void momentum_step(const Tensor x, const Tensor grad, const Tensor momentum, con
                    const std::optional<Tensor> step_n, const std::optional<Tensor> eps_n, double decay, double step,
                    double eps, double lo, double hi, const Tensor scratch, const Tensor out) {
   constexpr const char* op = "momentum_step";
-  MomentumStepArgs args{step_args<SignStepArgs>(op, x, &grad, present(center), {step_n, eps_n, step, eps, lo, hi}, out,
+  MomentumStepArgs args{step_args<SignStepArgs>(op, x, &grad, pointer_to(center), {step_n, eps_n, step, eps, lo, hi}, out,
                                                 &momentum),
                         momentum.data_ptr(), nullptr, decay};
   const SignStepArgs& s = args.step;

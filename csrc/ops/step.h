@@ -16,10 +16,10 @@ inline void check_grad_dtype(const char* op, Dtype x, Dtype grad) {
                   ": grad must be a float dtype, float64 if and only if x is");
 }
 
-inline const Tensor* present(const std::optional<Tensor>& t) { return t ? &*t : nullptr; }
+inline const Tensor* pointer_to(const std::optional<Tensor>& t) { return t ? &*t : nullptr; }
 
 // An input that is walked beside x and out; null where it is absent.
-inline In beside(const char* op, const char* name, const Tensor* t, const Tensor& x, const Tensor& out) {
+inline In step_input(const char* op, const char* name, const Tensor* t, const Tensor& x, const Tensor& out) {
   if (!t) return {};
   check_like(op, name, *t, x);
   check_overlap(op, name, out, *t);
@@ -38,9 +38,9 @@ Args step_args(const char* op, const Tensor& x, const Tensor* grad, const Tensor
   check_like(op, "out", out, x);
   if (momentum) check_like(op, "momentum", *momentum, x);
   Args args;
-  args.x = beside(op, "x", &x, x, out);
-  args.grad = beside(op, "grad", grad, x, out);
-  args.center = beside(op, "center", center, x, out);
+  args.x = step_input(op, "x", &x, x, out);
+  args.grad = step_input(op, "grad", grad, x, out);
+  args.center = step_input(op, "center", center, x, out);
   args.out = out_ref(op, out);
   common_format(op, {&x, grad, center, momentum, &out});
   check_output_dtype(op, args.x.dtype, args.out.dtype);

@@ -720,7 +720,7 @@ void Selftest::model_entries() {
               a->delta = {image && delta ? in(d, dt) : In{}, last(bits, 1)};
               a->grad = {backward ? in(g, gt) : In{}, last(bits, 0)};
               a->out = {a == &host ? out.host() : out.device(), ot};
-              a->out_last = last(bits, 2);
+              a->out_channels_last = last(bits, 2);
               a->wide = wide;
               a->mean = in(mean, st).data;
               a->std = in(std, st).data;
@@ -872,11 +872,11 @@ TwinPtr random_bytes(int64_t n, uint32_t seed) {
 }
 uint8_t* bytes(Twin& t, bool host) { return reinterpret_cast<uint8_t*>(host ? t.host() : t.device()); }
 
-// Bits: turned; then of the forward product shared, bias, act, of the backward one keep, reduce.
+// Bits: inner_first; then of the forward product shared, bias, act, of the backward one keep, reduce.
 std::string Selftest::ensemble_linear(Dtype dtype, const Product& s, int bits, bool misaligned) {
   const auto bit = [&](int i) { return bool(bits >> i & 1); };
-  const bool turned = bit(0), shared = !turned && bit(1), bias = !turned && bit(2), act = !turned && bit(3);
-  const bool keep = turned && bit(1), reduce = turned && bit(2);
+  const bool inner_first = bit(0), shared = !inner_first && bit(1), bias = !inner_first && bit(2), act = !inner_first && bit(3);
+  const bool keep = inner_first && bit(1), reduce = inner_first && bit(2);
   const int64_t rows = s.members * s.batch, out_rows = reduce ? s.batch : rows;
   const TwinPtr a = integers(dtype, (shared ? s.batch : rows) * s.inner, misaligned, 1);
   const TwinPtr b = integers(dtype, s.members * s.cols * s.inner, misaligned, 2);
@@ -898,7 +898,7 @@ std::string Selftest::ensemble_linear(Dtype dtype, const Product& s, int bits, b
     args->cols = s.cols;
     args->inner = s.inner;
     args->shared = shared;
-    args->turned = turned;
+    args->inner_first = inner_first;
     args->reduce = reduce;
   }
   ensemble_linear_cpu(host, 0, linear_blocks(host));

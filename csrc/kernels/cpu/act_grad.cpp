@@ -24,19 +24,19 @@ constexpr auto kFlags = [] {
 }();
 
 // U: an unsigned integer of the elements' width.
-#define ENSADV_SELECT(U)                                                                                    \
-  ENSADV_CLONES void select(const U* grad, const uint8_t* flags, U* out, int n) {                           \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = U(grad[i] & U(int64_t(int8_t(flags[i]))));      \
+#define ENSADV_SELECT(U)                                                                               \
+  ENSADV_CLONES void select(const U* grad, const uint8_t* flags, U* out, int n) {                      \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = U(grad[i] & U(int64_t(int8_t(flags[i])))); \
   }
 ENSADV_SELECT(uint16_t)
 ENSADV_SELECT(uint32_t)
 ENSADV_SELECT(uint64_t)
 #undef ENSADV_SELECT
 
-#define ENSADV_SLOPE(T)                                                                                             \
-  ENSADV_CLONES void slope(const T* grad, const uint8_t* flags, T* out, int n, compute_t<T> factor) {               \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i)                                                                  \
-      out[i] = round_to<T>(flags[i] ? to_compute(grad[i]) : to_compute(grad[i]) * factor);                          \
+#define ENSADV_SLOPE(T)                                                                               \
+  ENSADV_CLONES void slope(const T* grad, const uint8_t* flags, T* out, int n, compute_t<T> factor) { \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i)                                                    \
+      out[i] = round_to<T>(flags[i] ? to_compute(grad[i]) : to_compute(grad[i]) * factor);            \
   }
 ENSADV_SLOPE(float)
 ENSADV_SLOPE(double)
@@ -44,7 +44,7 @@ ENSADV_SLOPE(bfloat_t)
 #undef ENSADV_SLOPE
 
 void slope(const half_t* grad, const uint8_t* flags, half_t* out, int n, float factor) {
-  alignas(64) float v[kChunk];
+  alignas(64) float v[kStrip];
   convert(grad, v, n);
   slope(v, flags, v, n, factor);
   round_in_place(v, out, n);
@@ -53,9 +53,9 @@ void slope(const half_t* grad, const uint8_t* flags, half_t* out, int n, float f
 // body(first element, flags, count) over tiles.
 template <class Body>
 void with_flags(const uint8_t* mask, int64_t numel, Body body) {
-  uint8_t flags[kChunk];
-  for (int64_t i = 0; i < numel; i += kChunk) {
-    const int n = int(std::min<int64_t>(kChunk, numel - i));
+  uint8_t flags[kStrip];
+  for (int64_t i = 0; i < numel; i += kStrip) {
+    const int n = int(std::min<int64_t>(kStrip, numel - i));
     for (int j = 0; j < n; j += 8) memcpy(flags + j, kFlags[mask[(i + j) / 8]].data(), 8);
     body(i, flags, n);
   }
@@ -91,7 +91,7 @@ ENSADV_WIDE void by_lanes(const U* grad, const uint8_t* mask, U* out, int64_t nu
   }
   by_flags(grad + i, mask + i / 8, out + i, numel - i);
 }
-const bool by_vectors = has_mask_registers();
+const bool use_mask_registers = has_mask_registers();
 #endif
 
 template <class Lanes, class U>
@@ -101,7 +101,7 @@ void run(const ActGradArgs& args, int64_t begin, int64_t end) {
   const uint8_t* mask = args.mask + first / 8;
   U* out = static_cast<U*>(args.out.data) + first;
 #if defined(__x86_64__)
-  if (by_vectors) return by_lanes<Lanes>(grad, mask, out, numel);
+  if (use_mask_registers) return by_lanes<Lanes>(grad, mask, out, numel);
 #endif
   by_flags(grad, mask, out, numel);
 }

@@ -1,4 +1,4 @@
-// Numbers to and from tiles: taken apart into bfloat16 parts, paired, turned, rounded. See amx.cpp.
+// Numbers to and from tiles: taken apart into bfloat16 parts, paired, transposed, rounded. See amx.cpp.
 #pragma once
 
 #include <algorithm>
@@ -19,8 +19,8 @@ constexpr int kParts = sizeof(T) == 4 ? 3 : std::is_same_v<T, half_t> ? 2 : 1;
 
 ENSADV_HD __mmask32 first_lanes(int n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; }
 
-// 16 x 16 words, turned.
-ENSADV_AMX inline void turn(__m512i (&r)[kTile]) {
+// 16 x 16 words, transposed.
+ENSADV_AMX inline void transpose(__m512i (&r)[kTile]) {
   __m512i t[kTile];
   for (int i = 0; i < kTile; i += 2) {
     t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
@@ -42,15 +42,15 @@ ENSADV_AMX inline void turn(__m512i (&r)[kTile]) {
   }
 }
 
-ENSADV_AMX inline __m512 widened(__m256i v) {
+ENSADV_AMX inline __m512 widen(__m256i v) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
 }
 
 // kStep numbers as floats; 0 in other lanes.
 ENSADV_AMX inline void load(const bfloat_t* src, __mmask32 lanes, __m512 (&v)[2]) {
   const __m512i bits = _mm512_maskz_loadu_epi16(lanes, src);
-  v[0] = widened(_mm512_castsi512_si256(bits));
-  v[1] = widened(_mm512_extracti64x4_epi64(bits, 1));
+  v[0] = widen(_mm512_castsi512_si256(bits));
+  v[1] = widen(_mm512_extracti64x4_epi64(bits, 1));
 }
 ENSADV_AMX inline void load(const half_t* src, __mmask32 lanes, __m512 (&v)[2]) {
   const __m512i bits = _mm512_maskz_loadu_epi16(lanes, src);
@@ -105,8 +105,8 @@ class Splitter {
 #pragma GCC unroll 3
     for (int p = 0; p < kParts<T>; ++p) {
       const bool rest = p + 1 == kParts<T>;  // what is left fits
-      const __m512i one = rest ? _mm512_castps_si512(first) : rounded(first);
-      const __m512i other = rest ? _mm512_castps_si512(second) : rounded(second);
+      const __m512i one = rest ? _mm512_castps_si512(first) : round_to_8_bits(first);
+      const __m512i other = rest ? _mm512_castps_si512(second) : round_to_8_bits(second);
       pairs[p] = _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(one, 16), other);
       first = _mm512_sub_ps(first, _mm512_castsi512_ps(one));
       second = _mm512_sub_ps(second, _mm512_castsi512_ps(other));
@@ -119,7 +119,7 @@ class Splitter {
 
  private:
   // To 8 significant bits, halves away from 0.
-  ENSADV_AMX static __m512i rounded(__m512 v) {
+  ENSADV_AMX static __m512i round_to_8_bits(__m512 v) {
     return _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000)),
                             _mm512_set1_epi32(int(0xffff0000u)));
   }
@@ -192,7 +192,7 @@ ENSADV_AMX bool copy_columns(const T* src, int64_t inner, int rows, int padded, 
         for (int p = 0; p < kParts<T>; ++p) row[p][j] = pairs[p];
       }
       for (int p = 0; p < kParts<T>; ++p, dst += kTileSize) {
-        turn(row[p]);
+        transpose(row[p]);
         for (int j = 0; j < kTile; ++j) _mm512_store_si512(dst + j * kStep, row[p][j]);
       }
     }
@@ -266,7 +266,7 @@ class Pairs {
 
 // A row of a block's results, of columns as Pairs<T> has them.
 template <class T>
-ENSADV_AMX inline void ordered(__m512 (&v)[2]) {
+ENSADV_AMX inline void restore_order(__m512 (&v)[2]) {
   if constexpr (kParts<T> == 1) {
     const __m512i upper = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i lower = _mm512_add_epi32(upper, _mm512_set1_epi32(8));

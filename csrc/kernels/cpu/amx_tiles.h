@@ -34,9 +34,9 @@ struct alignas(64) Configuration {
 };
 
 // The tiles as we use them; and as they were configured before, when it ends: torch's library uses them too.
-class Tiles {
+class ConfiguredTiles {
  public:
-  Tiles() {
+  ConfiguredTiles() {
     asm volatile("sttilecfg %0" : "=m"(before_)::"memory");
     Configuration ours;
     ours.palette = 1;
@@ -46,8 +46,8 @@ class Tiles {
     }
     asm volatile("ldtilecfg %0" ::"m"(ours) : "memory");
   }
-  ~Tiles() { asm volatile("ldtilecfg %0" ::"m"(before_) : "memory"); }
-  Tiles(const Tiles&) = delete;
+  ~ConfiguredTiles() { asm volatile("ldtilecfg %0" ::"m"(before_) : "memory"); }
+  ConfiguredTiles(const ConfiguredTiles&) = delete;
 
  private:
   Configuration before_;

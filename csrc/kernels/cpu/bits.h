@@ -5,7 +5,7 @@
 
 namespace ensadv {
 
-// Bit j % 8 of byte j / 8: is y[j] greater than 0? n is at most kChunk; the last byte's other bits are 0.
+// Bit j % 8 of byte j / 8: is y[j] greater than 0? n is at most kStrip; the last byte's other bits are 0.
 void positive_bits(const float* y, int n, uint8_t* bits);
 void positive_bits(const double* y, int n, uint8_t* bits);
 void positive_bits(const half_t* y, int n, uint8_t* bits);

@@ -50,31 +50,31 @@ ENSADV_CLONES void transpose(const float* src, int64_t pitch, int rows, int colu
     ENSADV_INDEPENDENT for (int64_t n = 0; n < rows; ++n) dst[i * kN + n] = src[n * pitch + i];
 }
 
-ENSADV_HD float kept(float v, uint32_t bit) { return bits_float(float_bits(v) & -bit); }
+ENSADV_HD float keep_or_zero(float v, uint32_t bit) { return bits_float(float_bits(v) & -bit); }
 template <class T>
-ENSADV_HD T kept(T v, uint32_t bit) {
+ENSADV_HD T keep_or_zero(T v, uint32_t bit) {
   v.bits &= uint16_t(-bit);
   return v;
 }
 
 // src, or zero where `keep`, whose first bit is that of src[0], has no 1; then 16-bit numbers rectified where they are,
 // and whether they are positive: their bits say it, without a conversion.
-#define ENSADV_DROP(T)                                                                                  \
-  ENSADV_CLONES void drop(const uint8_t* keep, int n, const T* src, T* dst) {                           \
-    int i = 0;                                                                                          \
-    for (; i + kMaskBits <= n; i += kMaskBits) {                                                        \
-      const uint32_t bits = keep[i / kMaskBits];                                                        \
-      ENSADV_INDEPENDENT for (uint32_t j = 0; j < kMaskBits; ++j) dst[i + j] = kept(src[i + j], bits >> j & 1u); \
-    }                                                                                                   \
-    for (int j = 0; i + j < n; ++j) dst[i + j] = kept(src[i + j], keep[i / kMaskBits] >> j & 1u);       \
+#define ENSADV_DROP(T)                                                                                                   \
+  ENSADV_CLONES void drop(const uint8_t* keep, int n, const T* src, T* dst) {                                            \
+    int i = 0;                                                                                                           \
+    for (; i + kMaskBits <= n; i += kMaskBits) {                                                                         \
+      const uint32_t bits = keep[i / kMaskBits];                                                                         \
+      ENSADV_INDEPENDENT for (uint32_t j = 0; j < kMaskBits; ++j) dst[i + j] = keep_or_zero(src[i + j], bits >> j & 1u); \
+    }                                                                                                                    \
+    for (int j = 0; i + j < n; ++j) dst[i + j] = keep_or_zero(src[i + j], keep[i / kMaskBits] >> j & 1u);                \
   }
-#define ENSADV_RECTIFY(T, infinity)                                                                     \
-  ENSADV_CLONES void rectify_bits(T* v, int n, uint8_t* flags) {                                        \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) {                                                    \
-      const uint16_t b = v[i].bits;                                                                     \
-      flags[i] = uint16_t(b - 1u) < infinity;                                                           \
-      v[i].bits = uint16_t(b - 0x8001u) < infinity ? uint16_t(0) : b;                                   \
-    }                                                                                                   \
+#define ENSADV_RECTIFY(T, infinity)                                   \
+  ENSADV_CLONES void rectify_bits(T* v, int n, uint8_t* flags) {      \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) {                  \
+      const uint16_t b = v[i].bits;                                   \
+      flags[i] = uint16_t(b - 1u) < infinity;                         \
+      v[i].bits = uint16_t(b - 0x8001u) < infinity ? uint16_t(0) : b; \
+    }                                                                 \
   }
 ENSADV_DROP(float)
 ENSADV_DROP(half_t)
@@ -96,10 +96,10 @@ ENSADV_CLONES void round_all(float* v, int n, bfloat_t* out) {
 }
 void round_all(float* v, int n, half_t* out) { round_in_place(v, out, n); }
 
-constexpr int kFlags = kChunk + kMaskBits;  // room for the last byte's padding
+constexpr int kFlags = kStrip + kMaskBits;  // room for the last byte's padding
 
 // n flags to bits.
-ENSADV_CLONES void pack(uint8_t* flags, int n, uint8_t* mask) {
+ENSADV_CLONES void pack_flags(uint8_t* flags, int n, uint8_t* mask) {
   memset(flags + n, 0, kMaskBits);
   for (int i = 0; i < n; i += kMaskBits) {
     uint64_t bytes;
@@ -107,7 +107,7 @@ ENSADV_CLONES void pack(uint8_t* flags, int n, uint8_t* mask) {
     mask[i / kMaskBits] = uint8_t(bytes * 0x0102040810204080u >> 56);  // byte j, counted from the lowest, moves to bit j
   }
 }
-ENSADV_CLONES void positive(const float* v, int n, uint8_t* flags) {
+ENSADV_CLONES void flag_positive(const float* v, int n, uint8_t* flags) {
   ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = v[i] > 0.0f;
 }
 
@@ -119,8 +119,8 @@ void finish_row(float* v, const float* bias, int n, uint8_t* mask, T* out) {
   round_all(v, n, out);
   if (!mask) return;
   uint8_t flags[kFlags];
-  positive(v, n, flags);
-  pack(flags, n, mask);
+  flag_positive(v, n, flags);
+  pack_flags(flags, n, mask);
 }
 
 template <class Body>
@@ -166,7 +166,7 @@ class Blocks {
  private:
   // b's columns of this block as depth x kN floats; those beyond the last are 0.
   void fill_panel(int64_t k, int i, int depth) {
-    if (args_.turned) {
+    if (args_.inner_first) {
       for (int d = 0; d < depth; ++d) {
         float* dst = panel_.data() + d * kN;
         copy(args_.b, (k * args_.inner + i + d) * args_.cols + first_, width_, dst);
@@ -218,11 +218,11 @@ void ensemble_linear_plain_cpu(const LinearArgs& args, int64_t begin, int64_t en
 void ensemble_linear_act_cpu(const LinearActArgs& args, int64_t begin, int64_t end) {
   with_linear_dtype(args.out.dtype, [&](auto t) {
     using T = decltype(t);
-    float v[kChunk], scratch[kChunk];
+    float v[kStrip], scratch[kStrip];
     uint8_t flags[kFlags];
     for (int64_t row = begin; row < end; ++row)
-      for (int c = 0; c < args.cols; c += kChunk) {
-        const int n = std::min(kChunk, args.cols - c);
+      for (int c = 0; c < args.cols; c += kStrip) {
+        const int n = std::min(kStrip, args.cols - c);
         const int64_t at = row * args.cols + c, byte = row * mask_bytes(args.cols) + c / kMaskBits;
         T* out = static_cast<T*>(args.out.data) + at;
         if (args.keep) {
@@ -232,7 +232,7 @@ void ensemble_linear_act_cpu(const LinearActArgs& args, int64_t begin, int64_t e
         if constexpr (sizeof(T) == 2)
           if (args.mask && !args.bias.data) {
             rectify_bits(out, n, flags);
-            pack(flags, n, args.mask + byte);
+            pack_flags(flags, n, args.mask + byte);
             continue;
           }
         const float* src = load({args.out.data, args.out.dtype}, at, n, v);

@@ -6,8 +6,8 @@ namespace {
 
 using ensadv::convert;  // from half to float
 
-#define ENSADV_CONVERT(T, A)                                             \
-  ENSADV_CLONES void convert(const T* src, A* dst, int n) {              \
+#define ENSADV_CONVERT(T, A)                                                       \
+  ENSADV_CLONES void convert(const T* src, A* dst, int n) {                        \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) dst[i] = A(to_compute(src[i])); \
   }
 ENSADV_CONVERT(bfloat_t, float)

@@ -9,14 +9,14 @@
 
 namespace ensadv {
 
-constexpr int kChunk = 1024;
+constexpr int kStrip = 1024;
 
 // `n` values of `in` from element `i` on: the memory itself where it already holds the wanted type, else
 // converted into `scratch`.
 const float* load(const In& in, int64_t i, int n, float* scratch);
 const double* load(const In& in, int64_t i, int n, double* scratch);
 
-// `n` values v, at most kChunk, within the box's ends already, to their final dtype: see `finish`. v is used up.
+// `n` values v, at most kStrip, within the box's ends already, to their final dtype: see `finish`. v is used up.
 void store(float* v, const float* c, float eps, const Box<half_t>& box, half_t* out, int n);
 void store(float* v, const float* c, float eps, const Box<bfloat_t>& box, bfloat_t* out, int n);
 void store(float* v, const float* c, float eps, const Box<level_t>& box, level_t* out, int n);
@@ -43,7 +43,7 @@ Box<compute_t<T>> computed_box(const Box<T>& box) {
 
 // body(first element, count, sample) over [begin, end), never across a sample where `by_sample`.
 template <class Body>
-void for_each_chunk(const Batch& batch, bool by_sample, int chunk, int64_t begin, int64_t end, Body body) {
+void for_each_strip(const Batch& batch, bool by_sample, int chunk, int64_t begin, int64_t end, Body body) {
   while (begin < end) {
     const int64_t sample = by_sample ? begin / batch.inner : 0;
     const int64_t stop = by_sample ? std::min(end, (sample + 1) * batch.inner) : end;

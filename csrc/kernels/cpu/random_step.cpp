@@ -28,8 +28,8 @@ ENSADV_CLONES void expand_rademacher(const uint32_t* words, int n, float eps, fl
     for (int j = 0; j < 32; ++j) dst[32 * k + j] = sign_noise(words[k], j, eps);
 }
 
-#define ENSADV_EXPAND(kind)                                                                       \
-  ENSADV_CLONES void expand_##kind(const uint32_t* words, int n, float eps, float* dst) {         \
+#define ENSADV_EXPAND(kind)                                                               \
+  ENSADV_CLONES void expand_##kind(const uint32_t* words, int n, float eps, float* dst) { \
     for (int k = 0; k < n; ++k) dst[k] = word_noise(Noise::kind, words[k], eps);          \
   }
 ENSADV_EXPAND(uniform)
@@ -62,9 +62,9 @@ ENSADV_CLONES void interleave3(const float* a, const float* b, const float* c, i
   }
 }
 
-#define ENSADV_ADD_NOISE(A)                                                                            \
-  ENSADV_CLONES void add_noise(const A* x, const float* noise, A* v, int n, Box<A> box) {              \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) v[i] = finish(x[i] + noise[i], x[i], 0, box);       \
+#define ENSADV_ADD_NOISE(A)                                                                      \
+  ENSADV_CLONES void add_noise(const A* x, const float* noise, A* v, int n, Box<A> box) {        \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) v[i] = finish(x[i] + noise[i], x[i], 0, box); \
   }
 ENSADV_ADD_NOISE(float)
 ENSADV_ADD_NOISE(double)
@@ -109,12 +109,12 @@ void random_step_cpu(const RandomStepArgs& args, int64_t begin, int64_t end) {
     using T = decltype(t);
     using A = compute_t<T>;
     const Box<T> box = make_box<T>(args.lo, args.hi);
-    A xs[kChunk], vs[kChunk];
+    A xs[kStrip], vs[kStrip];
     const auto body = [&](int64_t i, int n, int64_t sample) {
       const float eps = float(size_at<A>(args.eps, sample));
       const float* noise = tile_noise(args, key, sample, i - sample * args.batch.inner, n, eps, scratch);
-      for (int k = 0; k < n; k += kChunk) {
-        const int count = std::min(kChunk, n - k);
+      for (int k = 0; k < n; k += kStrip) {
+        const int count = std::min(kStrip, n - k);
         const A* x = load(args.x, i + k, count, xs);
         T* out = static_cast<T*>(args.out.data) + i + k;
         A* v = computed_in(out, vs);
@@ -122,7 +122,7 @@ void random_step_cpu(const RandomStepArgs& args, int64_t begin, int64_t end) {
         if constexpr (kStored<T>) store(v, x, noise_reach(args.noise, eps), box, out, count);
       }
     };
-    for_each_chunk(args.batch, true, chunk, begin, end, body);
+    for_each_strip(args.batch, true, chunk, begin, end, body);
   });
 }
 

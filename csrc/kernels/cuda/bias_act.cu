@@ -15,22 +15,22 @@ __device__ __forceinline__ void load_bias(const BiasActArgs& args, int64_t i, bo
     for (int j = 0; j < V; ++j) dst[j] = kNoBias<A>;
     return;
   }
-  const Batch rows{args.numel, args.run}, cycles{args.numel, args.channels};
-  const int64_t row = args.run == 1 ? i : sample_of(i, rows);
+  const Batch rows{args.numel, args.channel_stride}, cycles{args.numel, args.channels};
+  const int64_t row = args.channel_stride == 1 ? i : sample_of(i, rows);
   int64_t c = row - sample_of(row, cycles) * args.channels;
-  int64_t ahead = (row + 1) * args.run - i;  // elements of this channel before the next one's
+  int64_t ahead = (row + 1) * args.channel_stride - i;  // elements of this channel before the next one's
   if (ahead >= V) {
     const A one = bias[c];
 #pragma unroll
     for (int j = 0; j < V; ++j) dst[j] = one;
-  } else if (aligned && args.run == 1 && args.channels % V == 0) {
+  } else if (aligned && args.channel_stride == 1 && args.channels % V == 0) {
     load_raw<A, V>(bias, c, V, true, dst);
   } else {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       dst[j] = bias[c];
       if (--ahead == 0) {
-        ahead = args.run;
+        ahead = args.channel_stride;
         c = c + 1 == args.channels ? 0 : c + 1;
       }
     }

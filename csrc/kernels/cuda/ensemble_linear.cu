@@ -64,10 +64,10 @@ __device__ __forceinline__ void copy_chunk(uint4* dst, const void* base, int64_t
   }
 }
 
-template <bool kTurned>
+template <bool kInnerFirst>
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const uint4* chunk) {
   const uint32_t from = shared_address(chunk);
-  if constexpr (kTurned)
+  if constexpr (kInnerFirst)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
   else
@@ -75,12 +75,12 @@ __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const uint4* chu
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
 }
 
-#define ENSADV_MMA(T, type)                                                                                        \
-  __device__ __forceinline__ void mma(T, float(&c)[4], const uint32_t(&a)[4], uint32_t b0, uint32_t b1) {          \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, "                  \
-                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                                   \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                  \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                  \
+#define ENSADV_MMA(T, type)                                                                               \
+  __device__ __forceinline__ void mma(T, float(&c)[4], const uint32_t(&a)[4], uint32_t b0, uint32_t b1) { \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, "         \
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                          \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                         \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                         \
   }
 ENSADV_MMA(half_t, "f16")
 ENSADV_MMA(bfloat_t, "bf16")
@@ -99,7 +99,7 @@ struct Sums {
       for (int i = 0; i < Tile::kAtomsM; ++i) load_matrices<false>(left[i], a + Tile::a_chunk(warp, lane, i, step));
 #pragma unroll
       for (int j = 0; j < Tile::kAtomsN / 2; ++j)
-        load_matrices<Tile::kTurned>(right[j], b + Tile::b_chunk(warp, lane, j, step));
+        load_matrices<Tile::kInnerFirst>(right[j], b + Tile::b_chunk(warp, lane, j, step));
 #pragma unroll
       for (int i = 0; i < Tile::kAtomsM; ++i)
 #pragma unroll
@@ -136,7 +136,7 @@ struct Sums<Tile, float> {
 #pragma unroll
       for (int j = 0; j < Share::kCols; ++j) {
         const int col = Share::col(thread, j);
-        if constexpr (Tile::kTurned) {
+        if constexpr (Tile::kInnerFirst) {
 #pragma unroll
           for (int k = 0; k < 4; ++k)
             right[j][k] = reinterpret_cast<const float*>(b + Tile::B::at(chunk * 4 + k, col / 4))[col % 4];
@@ -216,10 +216,10 @@ struct Block {
 #pragma unroll
     for (int i = 0; i < B::kCount / Tile::kThreads; ++i) {
       const int c = int(threadIdx.x) + i * Tile::kThreads, row = c / B::kChunks, chunk = c % B::kChunks;
-      const int rows = Tile::kTurned ? p.inner : p.cols, cols = Tile::kTurned ? p.cols : p.inner;
-      const int r = (Tile::kTurned ? at.inner : first_col) + row;
+      const int rows = Tile::kInnerFirst ? p.inner : p.cols, cols = Tile::kInnerFirst ? p.cols : p.inner;
+      const int r = (Tile::kInnerFirst ? at.inner : first_col) + row;
       copy_chunk<T>(b(stage) + B::at(row, chunk), p.b.data, (at.member * rows + r) * cols, r < rows,
-                    (Tile::kTurned ? first_col : at.inner) + chunk * kElements, cols, p.b_width);
+                    (Tile::kInnerFirst ? first_col : at.inner) + chunk * kElements, cols, p.b_width);
     }
   }
 
@@ -333,13 +333,13 @@ int launch_linear(const Problem& p, void* stream) {
   return int(cudaGetLastError());
 }
 
-template <class T, bool kTurned>
+template <class T, bool kInnerFirst>
 int launch_tile(const Problem& p, void* stream) {
-  using Small = SmallTile<T, kTurned>;
+  using Small = SmallTile<T, kInnerFirst>;
   if constexpr (sizeof(T) == 4) {
     return launch_linear<Small>(p, stream);
   } else {
-    using Large = LargeTile<T, kTurned>;
+    using Large = LargeTile<T, kInnerFirst>;
     int device = 0, sms = 0;
     cudaError_t error = cudaGetDevice(&device);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
@@ -388,11 +388,11 @@ int with_linear_dtype(Dtype dtype, Run run) {
 
 int ensemble_linear_cuda(const LinearArgs& args, void* stream) {
   const int64_t out_row = args.cols * size_of(args.out.dtype);
-  const Problem p{args, width_of(args.a, args.inner), width_of(args.b, args.turned ? args.cols : args.inner),
+  const Problem p{args, width_of(args.a, args.inner), width_of(args.b, args.inner_first ? args.cols : args.inner),
                   is_aligned(args.out.data) && out_row % 16 == 0};
   return with_linear_dtype(args.out.dtype, [&](auto t) {
     using T = decltype(t);
-    return args.turned ? launch_tile<T, true>(p, stream) : launch_tile<T, false>(p, stream);
+    return args.inner_first ? launch_tile<T, true>(p, stream) : launch_tile<T, false>(p, stream);
   });
 }
 

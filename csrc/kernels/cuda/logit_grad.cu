@@ -6,8 +6,7 @@
 namespace ensadv {
 namespace {
 
-constexpr int kMostThreads = 512;
-constexpr int kWarp = 32;
+constexpr int kMaxThreads = 512;
 constexpr int kGroup = 4;  // members that are loaded, and reduced over, together
 constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -18,16 +17,16 @@ constexpr int kRowPack = 16 / int(sizeof(A)) * (sizeof(A) == 4 ? 2 : 1);
 // A score and where it stands; of equal ones the first is the best.
 template <class A>
 struct Best {
-  key_t<A> key = kNoKey<A>;
+  ordinal_t<A> ordinal = kNoOrdinal<A>;
   int32_t index = INT32_MAX;
 
   __device__ __forceinline__ void take(const Best& other) {
-    const bool better = other.key > key || (other.key == key && other.index < index);
-    key = better ? other.key : key;
+    const bool better = other.ordinal > ordinal || (other.ordinal == ordinal && other.index < index);
+    ordinal = better ? other.ordinal : ordinal;
     index = better ? other.index : index;
   }
-  __device__ __forceinline__ Best from_lane(int mask) const {
-    return {__shfl_xor_sync(kAllLanes, key, mask), __shfl_xor_sync(kAllLanes, index, mask)};
+  __device__ __forceinline__ Best from_lane(int lane_mask) const {
+    return {__shfl_xor_sync(kAllLanes, ordinal, lane_mask), __shfl_xor_sync(kAllLanes, index, lane_mask)};
   }
 };
 
@@ -40,8 +39,8 @@ struct Terms {
     sum += other.sum;
     largest = other.largest > largest ? other.largest : largest;
   }
-  __device__ __forceinline__ Terms from_lane(int mask) const {
-    return {__shfl_xor_sync(kAllLanes, sum, mask), __shfl_xor_sync(kAllLanes, largest, mask)};
+  __device__ __forceinline__ Terms from_lane(int lane_mask) const {
+    return {__shfl_xor_sync(kAllLanes, sum, lane_mask), __shfl_xor_sync(kAllLanes, largest, lane_mask)};
   }
 };
 
@@ -50,7 +49,7 @@ struct Sum {
   X value = 0;
 
   __device__ __forceinline__ void take(const Sum& other) { value += other.value; }
-  __device__ __forceinline__ Sum from_lane(int mask) const { return {__shfl_xor_sync(kAllLanes, value, mask)}; }
+  __device__ __forceinline__ Sum from_lane(int lane_mask) const { return {__shfl_xor_sync(kAllLanes, value, lane_mask)}; }
 };
 
 // What a block keeps of each member: its softmax, and its weight over the softmax's total.
@@ -63,11 +62,11 @@ struct Member {
 // x[g] of all threads combined, in all threads. X{} is the neutral element.
 template <class X, int N>
 __device__ __forceinline__ void reduce(X (&x)[N]) {
-  constexpr int kMostWarps = kMostThreads / kWarp;
-  __shared__ X partial[N][kMostWarps];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  constexpr int kMaxWarps = kMaxThreads / kWarpLanes;
+  __shared__ X partial[N][kMaxWarps];
+  const int lane = threadIdx.x % kWarpLanes, warp = threadIdx.x / kWarpLanes, warps = blockDim.x / kWarpLanes;
 #pragma unroll
-  for (int mask = kWarp / 2; mask; mask /= 2)
+  for (int mask = kWarpLanes / 2; mask; mask /= 2)
 #pragma unroll
     for (int g = 0; g < N; ++g) x[g].take(x[g].from_lane(mask));
   if (warps == 1) return;
@@ -77,14 +76,14 @@ __device__ __forceinline__ void reduce(X (&x)[N]) {
     if (lane == 0) partial[g][warp] = x[g];
   __syncthreads();
 #pragma unroll
-  for (int g = 0; g < N; ++g) x[g] = lane % kMostWarps < warps ? partial[g][lane % kMostWarps] : X{};
+  for (int g = 0; g < N; ++g) x[g] = lane % kMaxWarps < warps ? partial[g][lane % kMaxWarps] : X{};
 #pragma unroll
-  for (int mask = kMostWarps / 2; mask; mask /= 2)
+  for (int mask = kMaxWarps / 2; mask; mask /= 2)
 #pragma unroll
     for (int g = 0; g < N; ++g) x[g].take(x[g].from_lane(mask));
 }
 template <class X>
-__device__ __forceinline__ X reduced(X x) {
+__device__ __forceinline__ X reduce_one(X x) {
   X one[1] = {x};
   reduce(one);
   return one[0];
@@ -216,9 +215,9 @@ struct Sample {
       values(c, count, v);
 #pragma unroll
       for (int j = 0; j < V; ++j)
-        if (j < count && c + j != skip0 && c + j != skip1) best.take({order_key(v[j] * sign), c + j});
+        if (j < count && c + j != skip0 && c + j != skip1) best.take({ordinal_of(v[j] * sign), c + j});
     });
-    return reduced(best);
+    return reduce_one(best);
   }
 
   // The softmax of N rows at a time: values(g, c, count, out) gives row g's entries, keep(g, c, e) takes the
@@ -233,14 +232,14 @@ struct Sample {
         values(g, c, count, v);
 #pragma unroll
         for (int j = 0; j < V; ++j)
-          if (j < count) best[g].take({order_key(v[j]), c + j});
+          if (j < count) best[g].take({ordinal_of(v[j]), c + j});
       }
     });
     reduce(best);
     Terms<A> rest[N];
 #pragma unroll
     for (int g = 0; g < N; ++g) {
-      s[g].max = key_value(best[g].key);
+      s[g].max = from_ordinal(best[g].ordinal);
       s[g].top = best[g].index;
     }
     packs([&](int c, int count) {
@@ -317,7 +316,7 @@ struct Sample {
   template <class Values>
   __device__ __forceinline__ void write_entropy(int64_t k, const Softmax<A>& s, A own, A weight, Values e) const {
     const A r = valid ? weight * (scale / s.total()) : A(0);
-    write(k, r, true, -s.off(y, own) * r, e);
+    write(k, r, true, -s.sum_except(y, own) * r, e);
   }
 
   __device__ __forceinline__ A entropy_of_logits() {
@@ -334,7 +333,7 @@ struct Sample {
       for (int j = 0; j < V; ++j) e[j] = exp_nonpositive(e[j] - s[0].max);
     };
     const A own = score(y);
-    if (args.rescale) scale = lift(s[0].largest_off(y));
+    if (args.rescale) scale = lift(s[0].largest_except(y));
     for (int64_t k = 0; k < args.members; ++k) write_entropy(k, s[0], own, weight(k), exponentials);
     return -s[0].log_probability(own);
   }
@@ -347,7 +346,7 @@ struct Sample {
     const Mixture<A> mixed(args, [&](int64_t k) { return log_probability(k); });
     if (args.rescale) {
       const auto row = [&](int c, int count, A* f) { scores(c, count, f); };
-      scale = lift(key_value(best_of(row, A(1), y).key) / mixed.total);
+      scale = lift(from_ordinal(best_of(row, A(1), y).ordinal) / mixed.total);
     }
     const bool probs = args.fuse == Fuse::probs;
     for (int64_t k = 0; k < args.members; ++k)
@@ -363,7 +362,7 @@ struct Sample {
     if (!valid) return m;
     MarginScores<A> s{own, -A(INFINITY), 0};
     if (args.classes > 1) {
-      s.rival = key_value(best_of(values, A(1), y).key);
+      s.rival = from_ordinal(best_of(values, A(1), y).ordinal);
       Sum<int32_t> ties;
       packs([&](int c, int count) {
         A v[V];
@@ -371,7 +370,7 @@ struct Sample {
 #pragma unroll
         for (int j = 0; j < V; ++j) ties.value += j < count && c + j != y && v[j] == s.rival;
       });
-      s.ties = reduced(ties).value;
+      s.ties = reduce_one(ties).value;
     }
     m.y = y;
     if (args.loss == Loss::dlr) {
@@ -380,7 +379,7 @@ struct Sample {
       for (int place = 0; place < 3; ++place) {
         const Best<A> best = best_of(values, A(1), m.first, second);
         (place == 0 ? m.first : place == 1 ? second : m.third) = best.index;
-        (place == 0 ? s.first : s.third) = key_value(best.key);
+        (place == 0 ? s.first : s.third) = from_ordinal(best.ordinal);
       }
     }
     return margin_of(args, s, m);
@@ -406,7 +405,7 @@ struct Sample {
 #pragma unroll
           for (int j = 0; j < V; ++j) dot.value += j < count ? e[j] * g[j] : A(0);
         });
-        const A mean = reduced(dot).value / members[k].softmax.total();
+        const A mean = reduce_one(dot).value / members[k].softmax.total();
         write(k, members[k].share, false, A(0), [&](int c, int count, A* v) {
           A g[V];
           gradient(c, count, g);
@@ -466,7 +465,7 @@ __host__ __device__ __forceinline__ int64_t bytes_of_members(const LogitGradArgs
 }
 
 template <class A, bool kSeveral>
-__global__ void __launch_bounds__(kMostThreads, 1) logit_grad_kernel(LogitGradArgs args, int pitch, bool aligned) {
+__global__ void __launch_bounds__(kMaxThreads, 1) logit_grad_kernel(LogitGradArgs args, int pitch, bool aligned) {
   extern __shared__ uint4 shared[];
   char* base = reinterpret_cast<char*>(shared);
   A* cache = pitch ? reinterpret_cast<A*>(base + bytes_of_members<A>(args, kSeveral)) : nullptr;
@@ -479,17 +478,17 @@ int run(const LogitGradArgs& args, void* stream) {
   constexpr int64_t V = kRowPack<A>;
   const auto kernel = logit_grad_kernel<A, kSeveral>;
   const int64_t packs = (args.classes + V - 1) / V;
-  const int64_t threads = packs < kMostThreads ? (packs + kWarp - 1) / kWarp * kWarp : kMostThreads;
+  const int64_t threads = packs < kMaxThreads ? (packs + kWarpLanes - 1) / kWarpLanes * kWarpLanes : kMaxThreads;
   const int64_t rows = kSeveral ? args.members : 1;
   int64_t pitch = packs * V, bytes = bytes_of_members<A>(args, kSeveral) + rows * pitch * int64_t(sizeof(A));
   constexpr int64_t kPlain = 40 << 10;  // with what reduce() takes, below the 48 KiB that need no asking
   if (bytes > kPlain) {
-    int device = 0, most = 0;
-    constexpr auto kMost = cudaDevAttrMaxSharedMemoryPerBlockOptin;
+    int device = 0, max_shared = 0;
+    constexpr auto kMaxShared = cudaDevAttrMaxSharedMemoryPerBlockOptin;
     cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, kMost, device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&max_shared, kMaxShared, device);
     if (error != cudaSuccess) return int(error);
-    if (bytes > most - ((48 << 10) - kPlain)) {
+    if (bytes > max_shared - ((48 << 10) - kPlain)) {
       bytes -= rows * pitch * int64_t(sizeof(A));
       pitch = 0;
     } else {

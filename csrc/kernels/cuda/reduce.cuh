@@ -6,11 +6,11 @@
 
 namespace ensadv {
 
-static_assert(kLanes == kThreads);
+static_assert(kReduceThreads == kThreads);
 
 // Fold a thread's slots, its warp's lanes and the block's warps; the sum is thread 0's.
 __device__ __forceinline__ double fold_block(double (&slots)[kSlotPack]) {
-  __shared__ double warps[kLanes / 32];
+  __shared__ double warps[kReduceThreads / 32];
 #pragma unroll
   for (int half = kSlotPack / 2; half > 0; half /= 2)
 #pragma unroll
@@ -22,7 +22,7 @@ __device__ __forceinline__ double fold_block(double (&slots)[kSlotPack]) {
   __syncthreads();
   if (threadIdx.x == 0) {
 #pragma unroll
-    for (int half = kLanes / 64; half > 0; half /= 2)
+    for (int half = kReduceThreads / 64; half > 0; half /= 2)
 #pragma unroll
       for (int j = 0; j < half; ++j) warps[j] += warps[j + half];
     sum = warps[0];
