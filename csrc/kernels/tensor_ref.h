@@ -1,4 +1,4 @@
-// Plain descriptions of memory: what a launcher takes in place of a tensor.
+// Descriptions of memory, which launchers take in place of tensors.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +41,7 @@ ENSADV_HD A size_at(const PerSample& p, int64_t sample) {
   return v > A(0) ? v : A(0);
 }
 
-// A batch of `numel` elements, `inner` per sample, sample after sample in memory.
+// A batch of `numel` elements, `inner` per sample. Samples follow each other in memory.
 struct Batch {
   int64_t numel = 0;
   int64_t inner = 1;

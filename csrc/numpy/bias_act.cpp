@@ -16,7 +16,8 @@ uint8_t* mask_data(Array* mask, int64_t numel) {
 
 // `range` counts blocks.
 void bias_act(const Array& x, const Array* bias, const Array* residual, Array& out, Array* mask, int64_t channels,
-              int64_t channel_stride, const std::string& act, double low, double high, double slope, const Range& range) {
+              int64_t channel_stride, const std::string& act, double low, double high, double slope,
+              const Range& range) {
   require(channels > 0 && channel_stride > 0 && x.size() % (channels * channel_stride) == 0, "no such channels");
   const std::map<std::string, Act> acts = {
       {"relu", Act::relu}, {"hardtanh", Act::hardtanh}, {"leaky_relu", Act::leaky_relu}};

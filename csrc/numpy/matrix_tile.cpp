@@ -1,5 +1,5 @@
-// The block of the CUDA matrix product, walked through on the CPU: the index arithmetic is the kernels' own
-// (kernels/matrix_tile.h); what ldmatrix and mma do with it is written here from their description in the PTX ISA.
+// A block of the CUDA matrix product, emulated on the CPU. The index arithmetic is the kernels' own
+// (kernels/matrix_tile.h); ldmatrix and mma are written here from their description in the PTX ISA.
 #include "../kernels/matrix_tile.h"
 
 #include <array>
@@ -10,7 +10,7 @@
 namespace ensadv {
 namespace {
 
-// Elements are kept as floats whatever T is; chunk c is the elements from c * kElements on.
+// Shared memory. Elements are floats for every T; chunk c holds the elements from c * per_chunk on.
 struct Memory {
   std::vector<float> values;
   std::vector<bool> filled;
@@ -36,8 +36,8 @@ Memory copy_to_tile(const Dense<float>& matrix) {
   return memory;
 }
 
-// Lane l's word q is two elements. The eight lanes from 8q on point to the rows of matrix q, of which lane l gets those
-// at row l / 4, columns 2 (l % 4) and the next; transposed, at column l / 4 and those rows.
+// Word q of lane l is two elements of matrix q. The eight lanes from 8q on give the addresses of the matrix's rows.
+// Lane l gets row l / 4, columns 2 (l % 4) and the next; if transposed, column l / 4 and those rows.
 using Words = std::array<std::array<std::array<float, 2>, 4>, kWarpLanes>;
 
 template <class ChunkOf>
@@ -72,7 +72,7 @@ void mma(std::array<std::array<float, 4>, kWarpLanes>& c, const Words& a, const 
         c[size_t(l)][size_t(v)] += left[l / 4 + v / 2 * 8][k] * right[k][l % 4 * 2 + v % 2];
 }
 
-// Results by the place that a block stores them to, each written once.
+// The results, each of which must be written once.
 struct Results {
   Dense<float> out;
   std::vector<bool> filled;
@@ -130,10 +130,11 @@ Dense<float> multiply_by(const std::string& tile, bool inner_first, const Dense<
 
 Dense<float> matrix_tile(const Dense<float>& a, const Dense<float>& b, const std::string& dtype,
                          const std::string& tile, bool inner_first) {
-  return dtype == "float32" ? multiply_by<float>(tile, inner_first, a, b) : multiply_by<half_t>(tile, inner_first, a, b);
+  if (dtype == "float32") return multiply_by<float>(tile, inner_first, a, b);
+  return multiply_by<half_t>(tile, inner_first, a, b);
 }
 
-// A chunk of which the kernels keep the elements that `keep` has bits for.
+// The chunk as the kernels mask it: elements whose bit in `keep` is 0 become 0.
 template <class T>
 Dense<T> kept(Dense<T> chunk, uint32_t keep) {
   require(chunk.nbytes() == 16, "a chunk has 16 bytes");
@@ -148,7 +149,8 @@ Dense<T> kept(Dense<T> chunk, uint32_t keep) {
 }  // namespace
 
 void bind_matrix_tile(py::module_& m) {
-  m.def("matrix_tile", &matrix_tile, py::arg("a"), py::arg("b"), py::arg("dtype"), py::arg("tile"), py::arg("inner_first"));
+  m.def("matrix_tile", &matrix_tile, py::arg("a"), py::arg("b"), py::arg("dtype"), py::arg("tile"),
+        py::arg("inner_first"));
   m.def("kept", &kept<float>, py::arg("chunk").noconvert(), py::arg("keep"));
   m.def("kept", &kept<uint16_t>, py::arg("chunk").noconvert(), py::arg("keep"));
 }

@@ -1,4 +1,4 @@
-// By AVX-512's masked loads where there are such; else by way of a byte per element.
+// Where the processor has AVX-512, its masked loads read the mask's bits. Elsewhere they become a byte per element.
 #include "../act_grad.h"
 
 #include <array>
@@ -15,7 +15,7 @@
 namespace ensadv {
 namespace {
 
-// A mask's byte as eight, all ones or 0.
+// For each byte of a mask, its bits as eight bytes: 0xff or 0.
 constexpr auto kFlags = [] {
   std::array<std::array<uint8_t, 8>, 256> flags{};
   for (int byte = 0; byte < 256; ++byte)
@@ -23,7 +23,7 @@ constexpr auto kFlags = [] {
   return flags;
 }();
 
-// U: an unsigned integer of the elements' width.
+// U: the unsigned integer of the elements' width.
 #define ENSADV_SELECT(U)                                                                               \
   ENSADV_CLONES void select(const U* grad, const uint8_t* flags, U* out, int n) {                      \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = U(grad[i] & U(int64_t(int8_t(flags[i])))); \
@@ -50,7 +50,7 @@ void slope(const half_t* grad, const uint8_t* flags, half_t* out, int n, float f
   round_in_place(v, out, n);
 }
 
-// body(first element, flags, count) over tiles.
+// body(first element, flags, count) for each strip; the flags are the strip's bits as bytes.
 template <class Body>
 void with_flags(const uint8_t* mask, int64_t numel, Body body) {
   uint8_t flags[kStrip];
@@ -78,7 +78,7 @@ ENSADV_WIDE inline void select_lanes(const uint64_t* grad, __mmask8 bits, uint64
   _mm512_storeu_si512(out, _mm512_maskz_loadu_epi64(bits, grad));
 }
 
-// Lanes: an integer with a bit for each element of a vector.
+// Lanes: the unsigned integer with a bit for each element of a 64-byte vector.
 template <class Lanes, class U>
 ENSADV_WIDE void by_lanes(const U* grad, const uint8_t* mask, U* out, int64_t numel) {
   constexpr int kLanes = 8 * sizeof(Lanes);

@@ -21,7 +21,7 @@ ENSADV_SUM(double)
 ENSADV_SUM(bfloat_t)
 #undef ENSADV_SUM
 
-// Half precision has conversions of its own, in bulk.
+// Half precision is converted in bulk (half.h).
 void sum_act(const half_t* x, const float* bias, const half_t* residual, half_t* out, int n, BiasAct<float> f) {
   alignas(64) float v[kStrip], r[kStrip];
   convert(x, v, n);
@@ -30,7 +30,7 @@ void sum_act(const half_t* x, const float* bias, const half_t* residual, half_t*
   round_in_place(v, out, n);
 }
 
-// The bias of each element of a tile.
+// The bias of each element of a strip.
 template <class A>
 class Biases {
  public:
@@ -39,7 +39,7 @@ class Biases {
     if (!bias_) std::fill_n(strip_, kStrip, kNoBias<A>);
   }
 
-  // Those of n elements from i on.
+  // The biases of n elements from i on.
   const A* at(int64_t i, int n) {
     if (!bias_) return strip_;
     const int64_t row = i / stride_, c = row % channels_, ahead = (row + 1) * stride_ - i;
@@ -55,7 +55,7 @@ class Biases {
   }
 
  private:
-  // All channels in turn, from c on: once, and then by doubling.
+  // For channels_last: the channels from c on in turn. The first cycle is copied from memory, then it is doubled.
   void repeat(int64_t c, int64_t n) {
     const int64_t once = std::min(n, channels_), to_last = std::min(once, channels_ - c);
     std::copy_n(bias_ + c, to_last, strip_);
@@ -63,7 +63,7 @@ class Biases {
     for (int64_t k = once, m; k < n; k += m) std::copy_n(strip_, m = std::min(k, n - k), strip_ + k);
   }
 
-  // A run for each channel, from c on, of which `ahead` elements are left.
+  // For planes: each channel's bias for all of its elements. `ahead` elements of channel c are left.
   void spread(int64_t c, int64_t ahead, int64_t n) {
     for (int64_t k = 0, m; k < n; k += m) {
       std::fill_n(strip_ + k, m = std::min(ahead, n - k), bias_[c]);
@@ -74,7 +74,7 @@ class Biases {
 
   const A* const bias_;
   const int64_t channels_, stride_;
-  int64_t first_ = -1, filled_ = 0;  // the tile's first channel, where that tells the tile, and its length
+  int64_t first_ = -1, filled_ = 0;  // the strip's first channel if it determines the strip, else -1; its length
   alignas(64) A strip_[kStrip];
 };
 
@@ -95,7 +95,7 @@ void bias_act_cpu(const BiasActArgs& args, int64_t begin, int64_t end) {
       for_each_strip({}, false, kStrip, begin * kMaskBlock, last, [&](int64_t i, int n, int64_t) {
         sum_act(x + i, biases.at(i, n), residual ? residual + i : nullptr, out + i, n, f);
         if (!args.mask) return;
-        // The next tile comes while this one, in the cache by now, becomes bits; likely to be written: out is mostly x.
+        // Fetches the next strip while this one, now in the cache, becomes bits. For writing, since out is mostly x.
         const char* next = reinterpret_cast<const char*>(x + i + n);
         for (size_t line = 0; line < size_t(n) * sizeof(T); line += 64) __builtin_prefetch(next + line, 1, 3);
         if (args.act == Act::hardtanh)

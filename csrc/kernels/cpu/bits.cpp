@@ -1,4 +1,4 @@
-// By AVX-512's comparisons into mask registers where there are such; else by way of a byte per element.
+// Where the processor has AVX-512, it compares into mask registers. Elsewhere comparisons give a byte per element.
 #include "bits.h"
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 namespace ensadv {
 namespace {
 
-// A byte per element, all ones or 0: so far compilers vectorise.
+// A byte per element, 0xff or 0: compilers vectorise that, but not bits.
 #define ENSADV_FLAGS(T)                                                                              \
   ENSADV_CLONES void flag_positive(const T* y, uint8_t* flags, int n) {                              \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = is_positive(y[i]) ? 0xff : 0;          \
@@ -64,7 +64,7 @@ ENSADV_WIDE inline __mmask16 positive_lanes(const float* y) {
 ENSADV_WIDE inline __mmask8 positive_lanes(const double* y) {
   return _mm512_cmp_pd_mask(_mm512_loadu_pd(y), _mm512_setzero_pd(), _CMP_GT_OQ);
 }
-ENSADV_WIDE inline __mmask32 positive_patterns(const void* y, uint16_t infinity) {  // as `is_positive` of 16-bit numbers
+ENSADV_WIDE inline __mmask32 positive_patterns(const void* y, uint16_t infinity) {  // is_positive of 16 bits
   const __m512i below = _mm512_sub_epi16(_mm512_loadu_si512(y), _mm512_set1_epi16(1));
   return _mm512_cmplt_epu16_mask(below, _mm512_set1_epi16(short(infinity)));
 }

@@ -17,9 +17,9 @@ void round_plain(float* v, half_t* dst, int n) {
 }
 
 #if defined(__x86_64__)
-// Compilers do not vectorise these conversions, so they are spelled out. What is left after the whole vectors goes
-// through one of its own: the same instruction for every element, and nothing touched beyond the ends. (The full
-// masks keep GCC 12 from warning of its own header.)
+// Compilers do not vectorise these conversions, so they are spelled out. The elements after the last whole vector are
+// copied to a vector of their own, so that every element goes through the same instruction and nothing beyond the ends
+// is touched. (The full masks keep GCC 12 from warning about its own header.)
 __attribute__((target("avx512f"))) inline void widen_vector_16(const half_t* src, float* dst) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src));
   _mm512_storeu_ps(dst, _mm512_maskz_cvtph_ps(0xffff, bits));

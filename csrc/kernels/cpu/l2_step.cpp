@@ -23,7 +23,7 @@ ENSADV_L2(float)
 ENSADV_L2(double)
 #undef ENSADV_L2
 
-// `reach`: where results are stored in fewer bits, the eps of each; else null.
+// `reach`: receives each element's reach if results are stored in fewer bits, else null.
 #define ENSADV_L2_STEP(A, name, kBall)                                                                      \
   ENSADV_CLONES void name(const A* x, const A* grad, const A* center, A* v, A* reach, int n, L2Sample<A> s, \
                           Box<A> box) {                                                                     \
@@ -40,7 +40,7 @@ ENSADV_L2_STEP(double, step_free, false)
 ENSADV_L2_STEP(double, step_ball, true)
 #undef ENSADV_L2_STEP
 
-// Without a gradient the norm is 0, which is not usable: nothing moves, and x stands in for what is not read.
+// Without a gradient the norm is 0, which is not usable, so that nothing moves. The loops are given x in place of grad.
 template <class A>
 L2Sample<A> sample_of(const L2StepArgs& args, int64_t sample, int64_t chunks) {
   return {value_at<A>(args.step, sample), args.grad.data ? sum_chunks(args.grad_sums, sample, chunks) : 0.0};

@@ -35,7 +35,7 @@ const A* load_as(const In& in, int64_t i, int n, A* scratch) {
       result = src;
     } else {
       convert(src, scratch, n);
-      fetch_ahead(src + n, n);  // memory goes on while what is here is computed on
+      fetch_ahead(src + n, n);  // arrives while this strip is computed
     }
   });
   return result;

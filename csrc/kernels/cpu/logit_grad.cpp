@@ -9,9 +9,9 @@
 namespace ensadv {
 namespace {
 
-constexpr int kPartialSums = 32;  // independent partial sums: one vector or a few in every instruction set
+constexpr int kPartialSums = 32;  // in a sum, independent of each other: one vector or a few in every instruction set
 
-// Loops over one row. `skip0`, `skip1`: entries left out, -1 for none.
+// Loops over one row. skip0, skip1: entries to leave out, -1 for none.
 #define ENSADV_ROW_LOOPS(A)                                                                             \
   ENSADV_CLONES ordinal_t<A> best_ordinal(const A* v, int n, A sign, int skip0, int skip1) {            \
     ordinal_t<A> best = kNoOrdinal<A>;                                                                  \
@@ -36,9 +36,9 @@ constexpr int kPartialSums = 32;  // independent partial sums: one vector or a f
     for (int j = 0; j < n; ++j) count += (v[j] == value) & (j != skip);                                 \
     return count;                                                                                       \
   }                                                                                                     \
-  ENSADV_CLONES A sum_of(const A* v, const A* w, int n) { /* of v, or of v * w where w is given */      \
+  ENSADV_CLONES A sum_of(const A* v, const A* w, int n) { /* of v, or of v * w unless w is null */      \
     A lanes[kPartialSums] = {};                                                                         \
-    int64_t j = 0; /* not int: see -fwrapv */                                                           \
+    int64_t j = 0; /* not int, which wraps under -fwrapv */                                             \
     if (w)                                                                                              \
       for (; j + kPartialSums <= n; j += kPartialSums)                                                  \
         for (int64_t l = 0; l < kPartialSums; ++l) lanes[l] += v[j + l] * w[j + l];                     \
@@ -81,8 +81,8 @@ int best_of(const A* v, int n, A sign = 1, int skip0 = -1, int skip1 = -1) {
   return first_with(v, n, sign, skip0, skip1, best_ordinal(v, n, sign, skip0, skip1));
 }
 
-// The loss and gradient of one sample after another. Scratch rows, of `classes` each: what a member's logits are
-// brought to, the members' exponentials, the scores, and a gradient.
+// Computes the loss and the gradient of one sample after another. rows_ holds rows of `classes` numbers: the
+// exponentials of each member, a member's converted logits, the scores, and a gradient.
 template <class T>
 class Sample {
   using A = compute_t<T>;
@@ -120,7 +120,7 @@ class Sample {
   A weight(int64_t k) const { return weight_of<A>(args_, k); }
   int64_t at(int64_t k) const { return (k * args_.batch + b_) * n_; }
 
-  // Member k's logits: memory itself, or converted into scratch().
+  // Member k's logits: memory itself, or scratch() after conversion.
   const A* logits(int64_t k) {
     if constexpr (sizeof(T) != 2) return static_cast<const A*>(args_.logits.data) + at(k);
     for (int j = 0; j < n_; j += kStrip) load(args_.logits, at(k) + j, std::min(kStrip, n_ - j), scratch() + j);
@@ -159,7 +159,7 @@ class Sample {
 
   void write(int64_t k, const A* v, A weight) { store(v, n_, weight, static_cast<T*>(args_.grad.data) + at(k)); }
 
-  // weight * scale * (p - onehot(y)) from the exponentials of a softmax.
+  // Writes weight * scale * (p - onehot(y)), from the exponentials e of a softmax.
   void write_entropy(int64_t k, const A* e, const Softmax<A>& s, A own, A weight) {
     const A r = valid_ ? weight * (scale_ / s.total()) : A(0);
     write(k, e, r);
@@ -196,7 +196,6 @@ class Sample {
     if (args_.loss == Loss::dlr) {
       m.first = best_of(v, n_);
       const int second = best_of(v, n_, A(1), m.first);
-      // The third largest: the best but the first two, in one more pass.
       m.third = best_of(v, n_, A(1), m.first, second);
       s.first = v[m.first];
       s.third = v[m.third];

@@ -1,5 +1,5 @@
-// Tiles of pixels that stay in the L1 cache: brought to x's order, computed on there, and only the result, in its
-// final dtype, changes order.
+// The images are walked in tiles of pixels that stay in the L1 cache. A tile's inputs are brought to x's order (planes
+// or pixels) and computed on in that order; the result changes to its own order once it has its final dtype.
 #include "../model_entry.h"
 
 #include <cstring>
@@ -7,59 +7,14 @@
 #include <vector>
 
 #include "loop.h"
+#include "reorder.h"
 
 namespace ensadv {
 namespace {
 
 constexpr int64_t kTile = 1536;  // elements
 
-// Between planes, `stride` elements apart, and pixels of `channels` each. Indices are 64-bit: under -fwrapv, with
-// which Python extensions are built, 3 * p + c of an int might wrap, and the loop would not vectorise.
-#define ENSADV_REORDER_FIXED(U, C)                                                      \
-  ENSADV_CLONES void interleave##C(const U* planes, int64_t stride, int n, U* pixels) { \
-    ENSADV_INDEPENDENT for (int64_t p = 0; p < n; ++p)                                  \
-      for (int c = 0; c < C; ++c) pixels[C * p + c] = planes[c * stride + p];           \
-  }                                                                                     \
-  ENSADV_CLONES void split##C(const U* pixels, int n, U* planes, int64_t stride) {      \
-    ENSADV_INDEPENDENT for (int64_t p = 0; p < n; ++p)                                  \
-      for (int c = 0; c < C; ++c) planes[c * stride + p] = pixels[C * p + c];           \
-  }
-#define ENSADV_REORDER(U)                                                                \
-  ENSADV_REORDER_FIXED(U, 2)                                                             \
-  ENSADV_REORDER_FIXED(U, 3)                                                             \
-  ENSADV_REORDER_FIXED(U, 4)                                                             \
-  void interleave(const U* planes, int64_t stride, int64_t channels, int n, U* pixels) { \
-    switch (channels) {                                                                  \
-      case 2: return interleave2(planes, stride, n, pixels);                             \
-      case 3: return interleave3(planes, stride, n, pixels);                             \
-      case 4: return interleave4(planes, stride, n, pixels);                             \
-    }                                                                                    \
-    for (int64_t c = 0; c < channels; ++c)                                               \
-      for (int64_t p = 0; p < n; ++p) pixels[p * channels + c] = planes[c * stride + p]; \
-  }                                                                                      \
-  void split(const U* pixels, int64_t channels, int n, U* planes, int64_t stride) {      \
-    switch (channels) {                                                                  \
-      case 2: return split2(pixels, n, planes, stride);                                  \
-      case 3: return split3(pixels, n, planes, stride);                                  \
-      case 4: return split4(pixels, n, planes, stride);                                  \
-    }                                                                                    \
-    for (int64_t c = 0; c < channels; ++c)                                               \
-      for (int64_t p = 0; p < n; ++p) planes[c * stride + p] = pixels[p * channels + c]; \
-  }
-ENSADV_REORDER(uint16_t)
-ENSADV_REORDER(float)
-ENSADV_REORDER(double)
-#undef ENSADV_REORDER
-#undef ENSADV_REORDER_FIXED
-
-// Types of one width change order alike.
-template <class T>
-auto* raw(T* p) {
-  using U = std::conditional_t<sizeof(T) == 2, uint16_t, std::remove_const_t<T>>;
-  return reinterpret_cast<std::conditional_t<std::is_const_v<T>, const U, U>*>(p);
-}
-
-// `one`: a plane, with one mean and std; `each`: pixels, with a mean and std for each element.
+// one: a plane, with one mean and std. each: pixels, with a mean and std for each element.
 #define ENSADV_ADD(A)                                                    \
   ENSADV_CLONES void add(const A* a, const A* b, int n, A* out) {        \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = a[i] + b[i]; \
@@ -89,7 +44,7 @@ auto* raw(T* p) {
     else                                                                                               \
       ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = round_to<T>(g[i] / std[i]);              \
   }
-// Half a unit added, the rest cut off: not right for every number, but see Affine.
+// Adds half a unit and truncates. That is wrong for some numbers, which Affine rules out.
 ENSADV_HD bfloat_t round_shortly(float v, bfloat_t) { return {uint16_t((float_bits(v) + 0x8000u) >> 16)}; }
 ENSADV_HD half_t round_shortly(float v, half_t) { return round_to<half_t>(v); }
 
@@ -122,7 +77,7 @@ struct Place {
   int n;
 };
 
-// Body over the tiles of [begin, end), pixels of the whole batch.
+// body(tile) for the tiles of [begin, end), which counts the pixels of the whole batch.
 template <class Body>
 void for_each_tile(const ModelEntryArgs& args, int64_t begin, int64_t end, Body body) {
   const int max_pixels = int(std::max<int64_t>(1, kTile / args.channels));
@@ -130,13 +85,13 @@ void for_each_tile(const ModelEntryArgs& args, int64_t begin, int64_t end, Body 
                  [&](int64_t i, int n, int64_t sample) { body(Place{sample, i - sample * args.spatial, n}); });
 }
 
-// Where the tile begins in memory, or channel c of it where that holds planes.
+// Where the tile begins in memory, or its channel c if memory holds planes.
 int64_t offset(const ModelEntryArgs& args, bool channels_last, const Place& at, int64_t c) {
   const int64_t first = at.sample * args.spatial * args.channels;
   return first + (channels_last ? at.p * args.channels : c * args.spatial + at.p);
 }
 
-// What is a plane or a run of pixels in x's order: `channels_last` says which of the two.
+// Reads tiles in x's order: as planes, or as pixels if `channels_last`.
 template <class A>
 class Reader {
  public:
@@ -167,20 +122,22 @@ class Reader {
   }
   const A* pixels() {
     return from_.channels_last ? fetch(0, int(at_.n * args_.channels), scratch_.data())
-                      : scratch_.data() + room(args_);
+                               : scratch_.data() + room(args_);
   }
 
  private:
-  const A* fetch(int64_t c, int n, A* to) const { return load(from_.in, offset(args_, from_.channels_last, at_, c), n, to); }
+  const A* fetch(int64_t c, int n, A* to) const {
+    return load(from_.in, offset(args_, from_.channels_last, at_, c), n, to);
+  }
 
   const ModelEntryArgs& args_;
   const Pixels from_;
   const bool channels_last_;
-  std::vector<A> scratch_;  // what is read, and what has changed its order
+  std::vector<A> scratch_;  // two halves: as read, and reordered
   Place at_{};
 };
 
-// x + delta, or what there is of it; null where x is absent.
+// Tiles of x + delta, or of x without delta; null if x is absent.
 template <class A>
 class Image {
  public:
@@ -209,12 +166,13 @@ class Image {
   std::vector<A> scratch_;
 };
 
-// The result of a tile: where planes or pixels in x's order are put, and from where they get to their place.
+// Takes the result of a tile in x's order, as planes or pixels, and brings it to its place in the result's order.
 template <class T>
 class Writer {
  public:
   Writer(const ModelEntryArgs& args, bool channels_last)
-      : args_(args), channels_last_(channels_last), scratch_(channels_last == args.out_channels_last ? 0 : size_t(Reader<float>::room(args))) {}
+      : args_(args), channels_last_(channels_last),
+        scratch_(channels_last == args.out_channels_last ? 0 : size_t(Reader<float>::room(args))) {}
 
   T* plane(const Place& at, int64_t c) { return args_.out_channels_last ? scratch_.data() + c * at.n : target(at, c); }
   T* pixels(const Place& at) { return args_.out_channels_last ? target(at, 0) : scratch_.data(); }
@@ -236,7 +194,7 @@ class Writer {
   std::vector<T> scratch_;
 };
 
-// A channel's value for each element of a tile: of pixels, or else of planes, where one of each channel will do.
+// `values`, one per channel, repeated for each element of a tile of pixels. Planes need one per channel alone.
 template <class A>
 std::vector<A> per_element(const ModelEntryArgs& args, bool channels_last, const void* values) {
   std::vector<A> result(size_t(channels_last ? Reader<A>::room(args) : args.channels));
@@ -244,8 +202,8 @@ std::vector<A> per_element(const ModelEntryArgs& args, bool channels_last, const
   return result;
 }
 
-// Bytes to 16 bits: one multiplication and one addition nearly always give what the two divisions give, and since
-// there are but 256 bytes, whether they do is seen beforehand, channel by channel.
+// Bytes to 16 bits by one multiplication and one addition in place of two divisions. The results are nearly always the
+// same. Since there are only 256 bytes, all are compared beforehand, channel by channel.
 template <class T>
 class Affine {
  public:

@@ -47,7 +47,7 @@ void momentum_step_cpu(const MomentumStepArgs& args, int64_t begin, int64_t end)
         known = sample;
       }
       accumulate(load(args.step.grad, i, n, gs), static_cast<A*>(args.momentum) + i, n, mean, A(args.decay));
-      sign_step_cpu(along, i, i + n);  // the momentum is still in the L1 cache
+      sign_step_cpu(along, i, i + n);  // while the momentum is in the L1 cache
     });
   });
 }

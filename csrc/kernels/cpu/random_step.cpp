@@ -7,12 +7,12 @@ namespace {
 
 constexpr int kBlocks = 64;         // Philox blocks drawn at a time
 constexpr int kTile = 4096;         // noise values made at a time
-constexpr int kSlack = 128;         // a tile starts inside a block: up to 127 values come before it
+constexpr int kSlack = 128;         // values before a tile's first, at most: a block has 128
 static_assert(kTile >= 2 * kMaxChannelsLast);
 
 ENSADV_CLONES void draw_blocks(const Key& key, uint32_t first, uint32_t sample, int n, uint32_t* words) {
   uint32_t w[4][kBlocks];
-  ENSADV_INDEPENDENT for (int b = 0; b < kBlocks; ++b) {  // always a full set: a fixed trip count vectorises
+  ENSADV_INDEPENDENT for (int b = 0; b < kBlocks; ++b) {  // always all: a fixed count vectorises
     const Words block = draw(key, first + uint32_t(b), sample);
     w[0][b] = block.w[0];
     w[1][b] = block.w[1];
@@ -40,7 +40,8 @@ ENSADV_EXPAND(normal)
 using Expand = void (*)(const uint32_t*, int, float, float*);
 constexpr Expand kExpand[] = {expand_rademacher, expand_uniform, expand_truncated_normal, expand_normal};
 
-// Noise of logical elements [e, e + n) of one sample. Returns where in `dst` (kTile + 2 * kSlack) it begins.
+// Writes the noise of logical elements [e, e + n) of one sample to `dst` (kTile + 2 * kSlack values) and returns where
+// in dst it begins.
 const float* fill(Noise noise, const Key& key, uint32_t sample, int64_t e, int n, float eps, float* dst) {
   const int per = noise == Noise::rademacher ? kPerBlock<true> : kPerBlock<false>;
   const int64_t first = e / per;
@@ -75,7 +76,7 @@ struct Scratch {
   float pixels[kTile];
 };
 
-// The noise of memory positions [m, m + n) of a sample; n fits the tile.
+// The noise of memory positions [m, m + n) of a sample, for n <= kTile.
 const float* tile_noise(const RandomStepArgs& args, const Key& key, int64_t sample, int64_t m, int n, float eps,
                         Scratch& s) {
   const uint32_t id = sample_id(args.index, sample);
@@ -102,8 +103,8 @@ const float* tile_noise(const RandomStepArgs& args, const Key& key, int64_t samp
 void random_step_cpu(const RandomStepArgs& args, int64_t begin, int64_t end) {
   const Key key = read_key(args.key);
   const int64_t channels = args.layout.channels;
-  // Chunks end on whole pixels where they can; a chunk that starts inside one touches one pixel more.
-  const int chunk = channels == 1 ? kTile : int(std::max<int64_t>(1, kTile / channels - 1) * channels);
+  // Tiles of whole pixels, less one: a tile that starts inside a pixel touches one pixel more.
+  const int tile = channels == 1 ? kTile : int(std::max<int64_t>(1, kTile / channels - 1) * channels);
   Scratch scratch;
   with_dtype(args.out.dtype, [&](auto t) {
     using T = decltype(t);
@@ -122,7 +123,7 @@ void random_step_cpu(const RandomStepArgs& args, int64_t begin, int64_t end) {
         if constexpr (kStored<T>) store(v, x, noise_reach(args.noise, eps), box, out, count);
       }
     };
-    for_each_strip(args.batch, true, chunk, begin, end, body);
+    for_each_strip(args.batch, true, tile, begin, end, body);
   });
 }
 

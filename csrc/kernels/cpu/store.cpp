@@ -12,7 +12,7 @@ ENSADV_HD level_t finish_stored(float v, float c, float eps, const Box<level_t>&
 ENSADV_HD float of_element(float eps, int) { return eps; }
 ENSADV_HD float of_element(const float* eps, int i) { return eps[i]; }
 
-// E: one eps for all, or one each.
+// E: one eps for all elements, or one for each.
 #define ENSADV_STORE(T, E)                                                                                      \
   ENSADV_CLONES void store_all(const float* v, const float* c, E eps, Box<T> box, T* out, int n) {              \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = finish_stored(v[i], c[i], of_element(eps, i), box); \
@@ -23,7 +23,7 @@ ENSADV_STORE(level_t, float)
 ENSADV_STORE(level_t, const float*)
 #undef ENSADV_STORE
 
-// `bits`, worth r, are rounded already.
+// step_all: `bits` are the numbers after rounding, and r their values.
 #define ENSADV_STORE_HALF(E)                                                                                  \
   ENSADV_CLONES void step_all(const half_t* bits, const float* r, const float* c, E eps, Box<half_t> box,     \
                               half_t* out, int n) {                                                           \

@@ -6,7 +6,7 @@ namespace {
 
 constexpr int V = kMaskBits;  // elements of a thread: those of one byte of the mask
 
-// The biases of V elements from i on, of which the last may lie beyond the end.
+// The biases of V elements from i on; the last may lie beyond the end.
 template <class A>
 __device__ __forceinline__ void load_bias(const BiasActArgs& args, int64_t i, bool aligned, A (&dst)[V]) {
   const A* bias = static_cast<const A*>(args.bias);
@@ -18,7 +18,7 @@ __device__ __forceinline__ void load_bias(const BiasActArgs& args, int64_t i, bo
   const Batch rows{args.numel, args.channel_stride}, cycles{args.numel, args.channels};
   const int64_t row = args.channel_stride == 1 ? i : sample_of(i, rows);
   int64_t c = row - sample_of(row, cycles) * args.channels;
-  int64_t ahead = (row + 1) * args.channel_stride - i;  // elements of this channel before the next one's
+  int64_t ahead = (row + 1) * args.channel_stride - i;  // elements of this channel from i on
   if (ahead >= V) {
     const A one = bias[c];
 #pragma unroll

@@ -82,7 +82,7 @@ int l2_step_cuda(const L2StepArgs& args, void* stream) {
   const Chunks chunks = chunks_of(args.batch.inner);
   const bool aligned = is_aligned(args.x.data) && is_aligned(args.grad.data) && is_aligned(args.center.data) &&
                        is_aligned(args.out.data);
-  // Without a gradient its dtype is moot: any that goes with x.
+  // Without a gradient any dtype that goes with x will do.
   const Dtype grad_dtype = args.grad.data ? args.grad.dtype : args.x.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   return with_step_dtypes(args.x.dtype, grad_dtype, args.out.dtype, [&](auto x, auto out) {
     using X = decltype(x);

@@ -1,13 +1,13 @@
-// Images of one or three channels: a thread computes all channels of a run of pixels, so that reading planes and
-// writing pixels, or the reverse, both move 16-byte words. Other channel counts, and float64, go in the order of
-// the result, where an input in another order is gathered.
+// For images of one or three channels, a thread computes all channels of a run of pixels. So both reading planes and
+// writing pixels, or the reverse, move 16-byte words. Other channel counts, and float64, are computed in the order of
+// the result; an input in another order is gathered.
 #include "../model_entry.h"
 #include "loop.cuh"
 
 namespace ensadv {
 namespace {
 
-constexpr int kRun = 8;  // pixels, or elements, of a thread
+constexpr int kRun = 8;  // pixels or elements of a thread
 
 template <class A>
 __device__ __forceinline__ A load_one(const In& from, int64_t i) {
@@ -23,14 +23,14 @@ __device__ __forceinline__ A constant(const void* values, int64_t c) {
   return static_cast<const A*>(values)[c];
 }
 
-// A run of pixels of one sample: where it starts, and whether it moves as whole 16-byte words.
+// A run of pixels of one sample from pixel p on. `whole`: it may move as 16-byte words.
 struct Run {
   int64_t sample, p;
   int count;
   bool whole;
 };
 
-// All words of a run are asked for before the first is used.
+// Loads all words of a run before it uses the first.
 template <int C>
 __device__ __forceinline__ void load_run(const ModelEntryArgs& args, const Pixels& from, const Run& r,
                                          float (&v)[C][kRun]) {
@@ -57,8 +57,9 @@ __device__ __forceinline__ void load_run(const ModelEntryArgs& args, const Pixel
   });
 }
 
-// Rounded to T. `stage` is this warp's, kWarpLanes * C * kRun elements: through it the warp's pixels, contiguous in memory
-// where all of its runs are whole, leave as neighbouring 16-byte words.
+// Rounds a run to T and stores it. If all runs of a warp are whole, the warp's pixels are contiguous in memory. They
+// then go through `stage` (this warp's shared memory, kWarpLanes * C * kRun elements) to leave as neighbouring 16-byte
+// words.
 template <class T, int C>
 __device__ __forceinline__ void store_run(const ModelEntryArgs& args, const Run& r, bool whole_warp, uint4* stage,
                                           const float (&v)[C][kRun]) {
@@ -95,13 +96,33 @@ __device__ __forceinline__ void store_run(const ModelEntryArgs& args, const Run&
   for (int k = 0; k < kWords; ++k) dst[k * kWarpLanes + lane] = stage[k * kWarpLanes + lane];
 }
 
+template <int C>
+__device__ __forceinline__ void load_image(const ModelEntryArgs& args, const Run& r, float (&v)[C][kRun]) {
+  load_run<C>(args, args.x, r, v);
+  if (!args.delta.in.data) return;
+  float delta[C][kRun];
+  load_run<C>(args, args.delta, r, delta);
+#pragma unroll
+  for (int c = 0; c < C; ++c)
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) v[c][j] = v[c][j] + delta[c][j];
+}
+
+__device__ __forceinline__ Run run_at(const ModelEntryArgs& args, int64_t i, const Batch& batch, bool aligned) {
+  Run r;
+  r.sample = sample_of(i, batch);
+  r.p = (i - r.sample * batch.inner) * kRun;
+  r.count = args.spatial - r.p < kRun ? int(args.spatial - r.p) : kRun;
+  r.whole = aligned && r.count == kRun;
+  return r;
+}
+
 // Both directions: out = f(x + delta), or the gradient through it.
 template <int C, bool kBackward>
 __global__ void __launch_bounds__(kThreads, 2) runs_kernel(ModelEntryArgs args, ModelEntry<float> f, bool aligned) {
   constexpr int kStage = C > 1 ? kWarpLanes * C * kRun * int(sizeof(float)) / 16 : 1;
   __shared__ uint4 stage[kThreads / kWarpLanes][kStage];
   const int64_t per_sample = (args.spatial + kRun - 1) / kRun, runs = args.batch * per_sample;
-  const Batch batch{runs, per_sample};
   float mean[C], std[C];
 #pragma unroll
   for (int c = 0; c < C; ++c) {
@@ -111,31 +132,18 @@ __global__ void __launch_bounds__(kThreads, 2) runs_kernel(ModelEntryArgs args, 
   const int64_t stride = int64_t(gridDim.x) * kThreads;
   const int lane = threadIdx.x % kWarpLanes;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < runs; i += stride) {
-    Run r;
-    r.sample = sample_of(i, batch);
-    r.p = (i - r.sample * per_sample) * kRun;
-    r.count = args.spatial - r.p < kRun ? int(args.spatial - r.p) : kRun;
-    r.whole = aligned && r.count == kRun;
+    const Run r = run_at(args, i, {runs, per_sample}, aligned);
     const bool whole_warp = aligned && args.spatial % kRun == 0 && i - lane + kWarpLanes <= runs;
-    float v[C][kRun], other[C][kRun];
+    float v[C][kRun], grad[C][kRun];
     const bool image = !kBackward || args.x.in.data;
-    if (image) {
-      load_run<C>(args, args.x, r, v);
-      if (args.delta.in.data) {
-        load_run<C>(args, args.delta, r, other);
-#pragma unroll
-        for (int c = 0; c < C; ++c)
-#pragma unroll
-          for (int j = 0; j < kRun; ++j) v[c][j] = v[c][j] + other[c][j];
-      }
-    }
-    if constexpr (kBackward) load_run<C>(args, args.grad, r, other);
+    if (image) load_image<C>(args, r, v);
+    if constexpr (kBackward) load_run<C>(args, args.grad, r, grad);
 #pragma unroll
     for (int c = 0; c < C; ++c)
 #pragma unroll
       for (int j = 0; j < kRun; ++j) {
         if constexpr (kBackward)
-          v[c][j] = (image ? f.passed(other[c][j], v[c][j]) : other[c][j]) / std[c];
+          v[c][j] = (image ? f.passed(grad[c][j], v[c][j]) : grad[c][j]) / std[c];
         else
           v[c][j] = f.centered(v[c][j], mean[c]) / std[c];
       }
@@ -145,8 +153,8 @@ __global__ void __launch_bounds__(kThreads, 2) runs_kernel(ModelEntryArgs args, 
   }
 }
 
-// Where an element of a result lies, stepped along the result's memory: [sample, outer, inner], which are channels
-// and pixels, or the reverse.
+// The position of a result's element, which steps along the result's memory: [sample, outer, inner]. outer and inner
+// are channel and pixel, or the reverse.
 struct Position {
   int64_t sample, outer, inner;
 
@@ -169,11 +177,12 @@ struct Position {
   }
   __device__ __forceinline__ int64_t in(const ModelEntryArgs& args, bool channels_last) const {
     const int64_t pixel = args.out_channels_last ? outer : inner, c = channel(args);
-    return sample * args.channels * args.spatial + (channels_last ? pixel * args.channels + c : c * args.spatial + pixel);
+    const int64_t first = sample * args.channels * args.spatial;
+    return first + (channels_last ? pixel * args.channels + c : c * args.spatial + pixel);
   }
 };
 
-// kRun elements of `from` where the result has its i-th and following.
+// The kRun elements of `from` that belong to elements i, i + 1, ... of the result.
 template <class A>
 __device__ __forceinline__ void load_elements(const ModelEntryArgs& args, const Pixels& from, int64_t i, int count,
                                               bool whole, A* dst) {

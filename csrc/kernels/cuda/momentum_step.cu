@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kThreads) momentum_sums_kernel(MomentumStepArg
             });
 }
 
-// Two blocks a multiprocessor: left to itself ptxas spills a word to fit five.
+// Two blocks per multiprocessor: without this bound ptxas spills a word to fit five.
 template <class TX, class TO, bool kBall>
 __global__ void __launch_bounds__(kThreads, 2)
     momentum_step_kernel(MomentumStepArgs args, SignStep<TO, kBall> f, Chunks chunks, bool aligned) {
