@@ -17,8 +17,8 @@ def packed(bits: np.ndarray) -> np.ndarray:
 class Product:
     """Operands of act(a[z] @ b[z] + bias[z]) at any address, what it should be, and the kernel run on them."""
 
-    def __init__(self, rng, dtype, members, batch, cols, inner, lead=0, *, shared=False, inner_first=False, reduce=False,
-                 keep=False, bias=False, act=False, tiles=True):
+    def __init__(self, rng, dtype, members, batch, cols, inner, lead=0, *, shared=False, inner_first=False,
+                 reduce=False, keep=False, bias=False, act=False, tiles=True):
         self.dtype, self.flags = dtype, {"shared": shared, "inner_first": inner_first, "reduce": reduce, "tiles": tiles}
         self.sizes = {"members": members, "batch": batch, "cols": cols, "inner": inner}
         self.lead, self.act = lead, act
@@ -177,9 +177,9 @@ def test_all_digits_count(dtype, inner_first):
     wanted = rng.normal(size=(40, 40)) * 10.0 ** rng.integers(-4, 5, (40, 40))
     wanted[0, :2], wanted[1, :2] = [top, -top], [2.0**-24, -3 * 2.0**-24]
     one, many = cast(np.eye(40), dtype).reshape(1, 40, 40), cast(wanted, dtype).reshape(1, 40, 40)
-    for product.a, product.b, turn in ((many, one, False), (one, many, not inner_first)):
+    for product.a, product.b, transposed in ((many, one, False), (one, many, not inner_first)):
         out, expected = values(product.run()[0], dtype).reshape(40, 40), values(many[0], dtype).reshape(40, 40)
-        assert np.array_equal(out, expected.T if turn else expected)
+        assert np.array_equal(out, expected.T if transposed else expected)
 
 
 @pytest.mark.parametrize("where", ["a", "b"])
