@@ -1,4 +1,4 @@
-"""The written rules that can be read off the tree and the built extension (CONTRIBUTING.md)."""
+"""The written rules that can be read off the tree and the built extension (docs/rules.md)."""
 import ast
 import importlib.util
 import json
@@ -41,8 +41,8 @@ ALLOWED = {
     "kernels": [STANDARD, r"<immintrin\.h>", r"<cuda_\w+\.h>", r"kernels/.*"],
     "ops": [STANDARD, r"<torch/csrc/stable/.*>", r"<torch/headeronly/.*>",
             r"<torch/csrc/inductor/aoti_torch/c/shim\.h>", r"kernels/[^/]*\.h", r"kernels/cuda/launch\.h", r"ops/.*"],
-    "python": [STANDARD, r"<pybind11/.*>", r"kernels/.*", r"python/.*"],
-    "selftest": [STANDARD, r"<cuda_runtime\.h>", r"<sys/mman\.h>", r"kernels/.*"],
+    "numpy": [STANDARD, r"<pybind11/.*>", r"kernels/.*", r"numpy/.*"],
+    "selftest": [STANDARD, r"<cuda_runtime\.h>", r"<sys/mman\.h>", r"kernels/.*", r"selftest/.*"],
 }
 
 
@@ -219,6 +219,64 @@ def test_optional_packages_are_not_imported():
             if not module.endswith("__main__") and ".compat.art" not in module:
                 importlib.import_module(module.removesuffix(".__init__"))"""
     run(sys.executable, "-W", "error", "-c", code)
+
+
+# ---- sizes of C++ files and functions ------------------------------------------------------------------------------
+
+SOURCES = sorted(path for path in CSRC.rglob("*.*") if path.suffix in (".h", ".cpp", ".cu", ".cuh"))
+NO_CODE = re.compile(r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])+'|^[ \t]*\#(?:\\\n|[^\n])*""",
+                     re.S | re.M)
+SCOPE = re.compile(r"(template\s*<.*>\s*)?(namespace|struct|class|enum)\b(?!.*\()|extern\b", re.S)
+
+
+def functions(source: str) -> list[tuple[int, int]]:
+    """First and last line of every function, from its `template` on: a body in braces with a parenthesis before it, in
+    a namespace or class. What macros expand to is not seen."""
+    text = NO_CODE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), source)
+    found, start = [], 0
+    scopes = []  # for each open brace: is it a namespace's or class's, and where its function begins, if it is one's
+    for i in (match.start() for match in re.finditer(r"[{};]", text)):
+        header = text[start:i]
+        if text[i] == "{":
+            scope = bool(SCOPE.match(header.strip()))
+            outermost = not scope and "(" in header and all(outer for outer, _ in scopes)
+            scopes.append((scope, start + len(header) - len(header.lstrip()) if outermost else None))
+        elif text[i] == "}":
+            _, first = scopes.pop()
+            if first is not None:
+                found.append((text.count("\n", 0, first) + 1, text.count("\n", 0, i) + 1))
+        start = i + 1
+    return found
+
+
+def test_functions_are_found():
+    source = """
+        namespace a {
+        struct B {
+          B(int n) : n_(n) { n = 0; }  // one line {
+          int n_ = 0, list[2] = {1, 2};
+        };
+        #define MACRO(T) \\
+          void never(T) { \\
+          }
+        template <class T>
+        T two(T t) {
+          if (t) {
+            return [&] { return "}" + t; }();
+          }
+        }
+        }"""
+    assert functions(source) == [(4, 4), (10, 15)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CSRC)))
+def test_cpp_files_and_functions_are_short(path):
+    source = path.read_text()
+    lines = source.splitlines()
+    assert len(lines) <= 350 and max(map(len, lines)) <= 120
+    too_long = [f"{last - first + 1} lines from line {first} on" for first, last in functions(source)
+                if last - first + 1 > 40]
+    assert too_long == []
 
 
 # ---- ops ---------------------------------------------------------------------------------------------------------
