@@ -67,7 +67,7 @@ def terminate(name, step, rank):
 
 def kill_while_writing(name, step, rank):
     """Half of the checkpoint of that step is on the disk."""
-    whole = files.atomic_write
+    whole = checkpoints.atomic_write
 
     def half(path, write):
         if path.name == f"{name}-{step:09d}.pt":
@@ -76,7 +76,7 @@ def kill_while_writing(name, step, rank):
             os.kill(os.getpid(), signal.SIGKILL)
         whole(path, write)
 
-    files.atomic_write = half
+    checkpoints.atomic_write = half
 
 
 def kill_before_it_is_published(name, step, rank):

@@ -1,4 +1,4 @@
-"""presets.py: whole runs by name, what they hold, and what overrides them."""
+"""train/runs.py: whole runs by name, what they hold, and what overrides them."""
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_options_override_a_runs():
     assert make_config() == Config()
     with pytest.raises(ValueError, match="got 'cifar10-eat', want main or one or more of"):
         make_config(preset="cifar10-eat,plain")
-    with pytest.raises(ValueError, match=r"presets\.configured"):
+    with pytest.raises(ValueError, match=r"train\.make_config"):
         Config(preset="cifar10-eat")
 
 

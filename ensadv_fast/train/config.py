@@ -127,6 +127,9 @@ class Config:
         for name, recipe in self.recipes().items():
             if recipe.static and not self.static:
                 raise ValueError(f"train: preset {name} needs at least one static source (--static)")
+            if recipe.is_weightless():
+                raise ValueError(f"train: lam must be > 0 where all samples of a batch are adversarial (preset {name}: "
+                                 f"fraction {recipe.fraction}, mix replace), got {recipe.lam}: no sample would count")
         for spec in (self.model, *self.static, *self.held_out):
             models.parse(spec)
         if (file := models.parse(self.model)[2]) is not None:

@@ -30,6 +30,10 @@ class Recipe:
         """Steps, of `total`, before the first adversarial batch."""
         return round(self.delay * total) if self.start_step is None else self.start_step
 
+    def is_weightless(self) -> bool:
+        """Is every sample of an adversarial batch left out of the loss?"""
+        return self.attack is not None and self.mix == "replace" and self.fraction == 1 and self.lam == 0
+
 
 PRESETS = {
     "plain": Recipe(),

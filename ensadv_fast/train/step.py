@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..adversary.batches import AdversarialBatch
+from ..adversary.batches import AdversarialBatch, Counts
 from ..adversary.loss import mixed_cross_entropy
 from ..sources.source import lay_out
 from .config import Config
@@ -73,20 +73,21 @@ class Update:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.watch.before()
-        weights, losses, logits = [], [], []
-        if len(parts) > 1:
-            ones = [torch.ones_like(b.is_adv, dtype=torch.float64) for b in parts]
-            weights = [one.masked_fill_(b.is_adv, self.lam).sum() for one, b in zip(ones, parts, strict=True)]
+        whole = Counts.total(part.counts for part in parts)
+        losses, logits = [], []
         for i, part in enumerate(parts):
             with self._alone(last=i == len(parts) - 1):
                 loss, out = self._loss(part)
-                loss = loss * (scale * weights[i] / sum(weights)) if weights else loss * scale
+                if len(parts) > 1:  # the shares, and so the sum of their losses, in float64
+                    loss = loss.double() * part.counts.share(whole, self.lam)
+                loss = loss * scale
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             losses.append(loss.detach())
             logits.append(out.detach())
-        loss = torch.stack(losses).sum() if weights else losses[0]
         self._step(index)
-        return loss, torch.cat(logits) if weights else logits[0]
+        if len(parts) == 1:
+            return losses[0], logits[0]
+        return torch.stack(losses).sum(), torch.cat(logits)
 
     def _alone(self, last: bool) -> AbstractContextManager:
         """Gradients of all micro-batches but the last stay on this rank."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import data, models, ops
 from ..adversary.adversary import EnsembleAdversary
-from ..adversary.batches import EpsDistribution, Part, weight
+from ..adversary.batches import Counts, EpsDistribution, Part
 from ..attacks.by_name import make_attack
 from ..diagnose.monitor import OverfittingMonitor
 from ..ops.keys import derive_seed
@@ -108,7 +108,8 @@ class Training:
         with self.meter.span("attack"), self.update.autocast():
             batches = self.adversary.micro(config.accumulate, x, y, index, part)
         with self.meter.span("train"):
-            scale = here.world * weight(batches, self.job.recipe.lam) if images else 0.0
+            ours = Counts.total(b.counts for b in batches)
+            scale = here.world * ours.share(batches[0].all_counts, self.job.recipe.lam) if images else 0.0
             loss, logits = self.update(batches, lr, scale=scale, index=index)
             here.copy(self.buffers)
         if images:
