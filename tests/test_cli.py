@@ -63,12 +63,12 @@ def test_resume_finds_its_folder(asked, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["train", "--epochs", "0"], "epochs: got 0"),
+    (["train", "--epochs", "0"], "epochs must be an integer >= 1, got 0"),
     (["train", "--data", "mnist:/no/such/folder"], "/no/such/folder"),
     (["train", "--data", "imagenet"], "want digits"),
     (["train", "--resume", "nowhere"], "no run in nowhere"),
     (["train", "--resume", "nowhere", "--out", "other"], "name two folders"),
-    (["train", "--preset", "magic"], "preset: got 'magic'"),
+    (["train", "--preset", "magic"], "(a whole run comes from train.make_config), got 'magic'"),
     (["evaluate", "--model", "mnist:D"], "mnist:D has no weights"),
     (["evaluate", "--model", "mnist:D=none.pt"], "none.pt"),
     (["diagnose", "--model", "mnist:D"], "mnist:D has no weights"),

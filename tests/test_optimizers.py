@@ -152,7 +152,7 @@ def test_warm_up(schedule):
         assert warm[25:] == rates()[25:]
     if schedule == "constant":
         assert set(warm[24:]) == {2.0}
-    with pytest.raises(ValueError, match="warmup: got 10"):
+    with pytest.raises(ValueError, match=r"warmup must be < epochs \(10\), got 10"):
         Config(warmup=10, epochs=10)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import train
 from ..system import machine, ranks, signals
+from ..train.config import check_options
 from ..train.runs import with_run_defaults
 from .options import RUNS, add_config_options
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """The command. Raises what `train.run` raises."""
     given = {f.name: getattr(args, f.name) for f in fields(train.Config) if hasattr(args, f.name)}
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    check_options(given)
     with ranks.opened(machine.device(given.get("device", train.Config.device))) as world:
         # Rank 0 finds the folder for all: names depend on the clock, and what is there changes at once.
         folder, resume, before = world.tell(_found(args, train.load_config) if world.main else None)

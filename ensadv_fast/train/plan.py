@@ -20,7 +20,7 @@ def plan(config: Config, folder: Path) -> tuple[dict[str, Job | str], dict[str, 
     sources: dict[str, Job | str] = {}
     for name, spec in (static | held_out).items():
         # Sources have seeds of their own: also a static D is another network than any target D.
-        sources[name] = spec if config.exists(spec) else Job(
+        sources[name] = spec if config.has_weights(spec) else Job(
             f"source-{name}", spec, PRESETS["plain"], derive_seed(config.seed, "source", name), config.source_epochs)
     targets: dict[str, dict[int, Job]] = {}
     for recipe in config.recipes().values():
