@@ -50,7 +50,7 @@ def after_step(name, step, rank, happen):
 
     def watched(self, *batch):
         result = advance(self, *batch)
-        if (self.job.name, self.step, self.run.ranks.rank) == (name, step, rank):
+        if (self.job.name, self.step, self.setup.ranks.rank) == (name, step, rank):
             happen()
         return result
 
@@ -95,7 +95,7 @@ def poison(name, step, rank):
     advance = Training.advance
 
     def poisoned(self, x, y, index):
-        hit = (self.job.name, self.step + 1, self.run.ranks.rank) == (name, step, rank)
+        hit = (self.job.name, self.step + 1, self.setup.ranks.rank) == (name, step, rank)
         return advance(self, x * torch.nan if hit else x, y, index)
 
     Training.advance = poisoned

@@ -188,7 +188,7 @@ def test_sync_bn_refuses_layers_that_do_more():
     class Norm(nn.BatchNorm2d):
         pass
 
-    with pytest.raises(TypeError, match="sync_bn: 1 is a Norm"):
+    with pytest.raises(TypeError, match="1 must be a plain batch normalisation for --sync-bn, got a Norm"):
         sync_norm.convert(nn.Sequential(nn.Conv2d(1, 2, 3), Norm(2)))
 
 
