@@ -59,7 +59,7 @@ class FakeClock:
     def seconds(self, start, end):
         return end - start
 
-    def passed(self, mark):
+    def has_passed(self, mark):
         return mark <= self.time - self.behind
 
     def forget(self, mark):

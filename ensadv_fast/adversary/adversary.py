@@ -134,7 +134,7 @@ class EnsembleAdversary:
         self.step += 1
         return batches
 
-    def _replaced(self, m: int) -> int:
+    def _count_perturbed(self, m: int) -> int:
         """How many of m samples are perturbed."""
         if self.mix == "append":
             return m if self.fraction else 0
@@ -143,7 +143,7 @@ class EnsembleAdversary:
 
     def _draw(self, step: int, total: int) -> int:
         """The source of this step's global batch of `total` samples, or -1 where it stays clean."""
-        return self.source_at(step) if step >= self.start_step and self._replaced(total) else -1
+        return self.source_at(step) if step >= self.start_step and self._count_perturbed(total) else -1
 
     def _make_batch(self, step: int, source: int, x: Tensor, y: Tensor, index: Tensor | None,
                     part: Part) -> AdversarialBatch:
@@ -155,7 +155,7 @@ class EnsembleAdversary:
         if source < 0:
             return AdversarialBatch(x.clone(), y, torch.zeros(m, dtype=torch.bool, device=x.device), -1,
                                     Counts(m, 0), Counts(part.total, 0))
-        append, all_k = self.mix == "append", self._replaced(part.total)
+        append, all_k = self.mix == "append", self._count_perturbed(part.total)
         k = min(m, part.count(all_k))
         new_x = torch.cat([x, x]) if append else x.clone()
         adversarial = slice(m, m + k) if append else slice(k)

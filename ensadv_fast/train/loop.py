@@ -30,8 +30,7 @@ def fit(setup: Run, job: Job) -> float:
     with ExitStack() as stack:
         stack.enter_context(t.stream)
         bar = stack.enter_context(setup.bar(total=images, initial=t.images, unit=" images", desc=job.name))
-        log = stack.enter_context(logs.Log(setup.folder, job.name, tensorboard=config.tensorboard, step=t.step)
-                                  ) if setup.ranks.main else None
+        log = stack.enter_context(t.open_log()) if setup.ranks.main else None
         while t.step < t.total:
             for batch in _epoch(t):
                 lr, source = t.advance(*batch)

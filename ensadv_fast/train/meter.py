@@ -30,7 +30,7 @@ class HostClock:
     def seconds(self, start: float, end: float) -> float:
         return end - start
 
-    def passed(self, mark: float) -> bool:
+    def has_passed(self, mark: float) -> bool:
         return True
 
     def forget(self, mark: float) -> None:
@@ -53,7 +53,7 @@ class CudaClock:
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
         return float(start.elapsed_time(end)) / 1e3
 
-    def passed(self, mark: torch.cuda.Event) -> bool:
+    def has_passed(self, mark: torch.cuda.Event) -> bool:
         return bool(mark.query())
 
     def forget(self, mark: torch.cuda.Event) -> None:
@@ -77,7 +77,7 @@ class Timeline:
 
     def _fold(self) -> None:
         """Add up the time between marks that the device has passed; nothing is waited for."""
-        while len(self._marks) > 1 and self.clock.passed(self._marks[1][1]):
+        while len(self._marks) > 1 and self.clock.has_passed(self._marks[1][1]):
             name, start = self._marks.popleft()
             self._spent[name] = self._spent.get(name, 0.0) + self.clock.seconds(start, self._marks[0][1])
             self.clock.forget(start)

@@ -168,6 +168,10 @@ class Training:
         if self.setup.ranks.main:
             warnings.warn(f"{message}. They are left out", stacklevel=2)
 
+    def open_log(self) -> logs.Log:
+        """Where this job's log lines go, from this step on."""
+        return logs.Log(self.setup.folder, self.job.name, tensorboard=self.setup.config.tensorboard, step=self.step)
+
     def line(self) -> dict[str, Any]:
         """What happened on all ranks since the last line; the one place where the host waits for the device."""
         stream = self.stream
