@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ensadv_fast.bench.contenders import DTYPES
+from ensadv_fast.bench.contenders import DTYPES, copy_arguments
 from ensadv_fast.bench.quick import to_json
 from ensadv_fast.bench.stamp import stamp
 from ensadv_fast.bench.timing import cache_bytes, sets_to_rotate, time_ratios, time_replay
