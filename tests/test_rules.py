@@ -91,12 +91,15 @@ ROLE = re.compile(r":(?:mod|func|class|meth|attr|data|exc):`~?([\w.]+)`")
 
 
 def defined(body: list[ast.stmt], owner: str = "") -> set[str]:
-    """Names that statements define or import, and members of classes as "Class.member"."""
+    """Names that statements define or import, and members of classes and of self as "Class.member"."""
     found = set()
     for node in body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found.add(owner + node.name)
-            found |= defined(node.body, f"{owner}{node.name}.") if isinstance(node, ast.ClassDef) else set()
+        if isinstance(node, ast.ClassDef):
+            found |= defined(node.body, f"{owner}{node.name}.")
+            found |= {f"{owner}{node.name}.{n.attr}" for n in ast.walk(node) if isinstance(n, ast.Attribute)
+                      and isinstance(n.ctx, ast.Store) and isinstance(n.value, ast.Name) and n.value.id == "self"}
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             found |= {owner + (alias.asname or alias.name.split(".")[0]) for alias in node.names}
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
@@ -152,6 +155,7 @@ def test_references_in_docstrings_name_something():
     ("stopping.Stopped", "ensadv_fast.train.driver", False),
     ("calibrate", "ensadv_fast.sources.source", True),
     ("calibrate", "ensadv_fast.sources.stacking", False),
+    ("Source.device", "ensadv_fast.sources.calibration", True),
     ("random_step", "ensadv_fast.ops.sample_eps", True),
 ])
 def test_what_counts_as_a_reference_to_something(name, module, there):
