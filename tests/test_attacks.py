@@ -278,7 +278,7 @@ def test_alpha_belongs_to_the_budget():
     with pytest.raises(ValueError, match="alpha must be <= eps = 0.1, of which it is a part, got 0.2"):
         ea.rand_fgsm(0.1, alpha=0.2)
     net, (x, y) = small_net(), batch(n=2)
-    with pytest.raises(ValueError, match="alpha = 0.05 belongs to the budget"):
+    with pytest.raises(ValueError, match="alpha must be <= eps = 0.01, of which it is a part, got 0.05"):
         ea.rand_fgsm(0.1, alpha=0.05)(net, x, y, eps=0.01)
     small = ea.rand_fgsm(0.1, alpha=0.05)(net, x, y, eps=torch.tensor([0.01, 0.1]))
     assert (small - x).abs()[0].max() <= 0.01 + 2**-24
@@ -509,7 +509,7 @@ BAD = [
     (lambda: ea.pgd()(NET, X, Y, index=torch.zeros(2, dtype=torch.int64)), ValueError, "index must have shape"),
     (lambda: ea.fgsm()(nn.Flatten(2), X, Y), ValueError, r"model must return logits \[N, C\].*got shape \(4, 3, 64\)"),
     (lambda: ea.fgsm(loss="dlr")(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), X, Y % 2), ValueError,
-     "needs at least 3 classes, got 2"),
+     "sample_losses: logits must have at least 3 classes for loss dlr, got 2"),
 ]
 
 

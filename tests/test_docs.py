@@ -146,13 +146,6 @@ def test_every_face_with_public_names_is_looked_at():
     assert faces - inner <= set(loaded(DOCS / "site_check.py").FACES)
 
 
-def test_references_in_docstrings_name_something():
-    for path in sorted((ROOT / "ensadv_fast").rglob("*.py")):
-        for name in re.findall(r":(?:func|class|meth|mod|data|attr|exc):`~?(ensadv_fast[\w.]*)`", path.read_text()):
-            if ".compat.art" not in name:
-                pkgutil.resolve_name(name)
-
-
 # ---- documents ---------------------------------------------------------------------------------------------------
 
 def test_documents_keep_their_lengths():

@@ -451,7 +451,7 @@ def test_errors_about_arguments_stay_what_they_are(again):
     x, y = batch()
     with pytest.raises(ValueError, match="rand_fgsm: alpha must be <= eps = 0.01, of which it is a part, got 0.02"):
         ea.rand_fgsm(alpha=0.02)(strict, x, y, eps=0.01)
-    with pytest.raises(ValueError, match="loss dlr needs at least 3 classes"):
+    with pytest.raises(ValueError, match="logits must have at least 3 classes for loss dlr"):
         ea.fgsm(loss="dlr")(ea.Source(small_net(classes=2), cuda_graph=True, dtype=torch.bfloat16), x, y.clamp(max=1))
 
 

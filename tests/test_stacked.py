@@ -59,7 +59,7 @@ def in_turn(monkeypatch):
     """Makes ensembles whose members run one after the other."""
     def make(*args, **kw):
         with monkeypatch.context() as patch:
-            patch.setattr(stacking, "chain", lambda model: None)
+            patch.setattr(stacking, "find_chain", lambda model: None)
             made = ea.Ensemble(*args, **kw)
         assert all(len(index) == 1 for index in runs(made))
         return made
@@ -160,7 +160,7 @@ def test_its_forward_keeps_bits(dtype):
 
 
 def test_weights_are_kept_once():
-    """The members' are views of the stack, and an ensemble made again of the same members takes the same memory."""
+    """The members' weights are views of the stack; another ensemble of the same members uses the same memory."""
     members, (x, y) = sources(), batch()
     alone = [s.input_grad(x, y).grad for s in members]
     ensemble = ea.Ensemble(members)
@@ -251,7 +251,7 @@ OTHERS = {
 @pytest.mark.filterwarnings("ignore:Source. fold leaves")
 def test_what_is_not_for_sure_an_mlp_is_not_stacked(why):
     source = ea.Source(OTHERS[why](), dtype=torch.float32)
-    assert stacking.chain(source.module) is None
+    assert stacking.find_chain(source.module) is None
     assert runs(ea.Ensemble([source, source])) == [(0,), (1,)]
 
 
@@ -286,7 +286,7 @@ def test_a_member_that_calibrate_switches_leaves_the_stack(trained, monkeypatch)
     members = [ea.Source(net, dtype=torch.bfloat16) for net in trained]
     ensemble = ea.Ensemble(members)
     assert runs(ensemble) == [(0, 1, 2)]
-    monkeypatch.setattr("ensadv_fast.sources.source.ENOUGH", 2.0)  # nothing is enough
+    monkeypatch.setattr("ensadv_fast.sources.source.ENOUGH", 2.0)  # more than any agreement
     members[1].calibrate(x, y)
     assert members[1].dtype == torch.float32 and runs(ensemble) == [(0, 2), (1,)]
     wanted = ea.Ensemble([ea.Source(net, dtype=d) for net, d in

@@ -56,7 +56,7 @@ class TrainingLossSource(Source):
         if objective.loss != "ce":
             return super().input_grad_unchecked(x, labels, objective, key=key, index=index, rescale=rescale)
         x, labels = for_autograd(x), for_autograd(labels)
-        with torch.enable_grad(), self._precision():
+        with torch.enable_grad(), self.precision_context():
             leaf = x.detach().requires_grad_()
             outputs = list(self._outputs(leaf))
             logits = outputs[0]

@@ -15,7 +15,7 @@ def fit(run: Run, job: Job) -> float:
     """Train one network, or go on where its checkpoint stops; the seconds it took. Its checkpoint is the result.
 
     A job depends on its seed, the config and the static sources alone: not on the jobs before or beside it, and (on
-    the CPU, bit for bit) not on whether it was interrupted. A signal ends it by :class:`stopping.Stopped` after a
+    the CPU, bit for bit) not on whether it was interrupted. A signal ends it by :class:`signals.Stopped` after a
     step, with a checkpoint of that step.
     """
     config, here = run.config, run.ranks
