@@ -66,7 +66,7 @@ def test_resume_finds_its_folder(asked, monkeypatch, tmp_path):
 @pytest.mark.parametrize("argv, message", [
     (["train", "--epochs", "0"], "epochs must be an integer >= 1, got 0"),
     (["train", "--data", "mnist:/no/such/folder"], "/no/such/folder"),
-    (["train", "--data", "imagenet"], "want digits"),
+    (["train", "--data", "imagenet"], "spec must be digits"),
     (["train", "--resume", "nowhere"], "no run in nowhere"),
     (["train", "--resume", "nowhere", "--out", "other"], "name two folders"),
     (["train", "--preset", "magic"], "(a whole run comes from train.make_config), got 'magic'"),
@@ -76,6 +76,7 @@ def test_resume_finds_its_folder(asked, monkeypatch, tmp_path):
     (["diagnose", "--model", "mnist:D=none.pt"], "none.pt"),
     (["diagnose", "--model", "mnist:D=none.pt", "--points", "1"], "diagnose: points must be >= 2, got 1"),
     (["diagnose", "--model", "mnist:D=none.pt", "--batch-size", "0"], "diagnose: batch_size must be >= 1, got 0"),
+    (["evaluate", "--model", "mnist:D=none.pt", "--device", "gpu"], "name must be auto, cpu, cuda or cuda:N, got 'gpu'"),
     (["evaluate", "--model", "mnist:D=none.pt", "--steps", "0"], "evaluate: steps must be >= 1, got 0"),
     (["diagnose", "--model", "mnist:D=none.pt", "--images", "0"], "diagnose: images must be >= 1, got 0"),
 ])

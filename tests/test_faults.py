@@ -224,12 +224,12 @@ def test_sigterm_reaches_the_workers_of_a_pool(small, unbroken, tmp_path):
 
 def test_the_second_ctrl_c_ends_at_once():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), signals.signals():
+    with pytest.raises(KeyboardInterrupt), signals.handled():
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.asked.value == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before and not signals.asked.value
-    with pytest.raises(signals.Stopped), signals.signals(), signals.at_once():
+    with pytest.raises(signals.Stopped), signals.handled(), signals.at_once():
         os.kill(os.getpid(), signal.SIGTERM)
 
 

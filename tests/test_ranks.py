@@ -238,9 +238,10 @@ def test_parts_are_together_the_batch_of_one_process(mix, world, indexed):
 
 
 @pytest.mark.parametrize("environment, message", [
-    ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=2 of WORLD_SIZE=2"),
-    ({"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0"}, "WORLD_SIZE is 'two'"),
-    ({"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_RANK is None")])
+    ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK must be >= 0 and less than WORLD_SIZE=2, got 2"),
+    ({"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0"},
+     "WORLD_SIZE must be the number that torchrun sets, got 'two'"),
+    ({"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_RANK must be the number that torchrun sets, got None")])
 def test_an_environment_that_makes_no_sense_is_named(monkeypatch, environment, message):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     for name, value in environment.items():
@@ -251,7 +252,7 @@ def test_an_environment_that_makes_no_sense_is_named(monkeypatch, environment, m
 
 def test_one_process_is_one_rank():
     with ranks.opened(torch.device("cpu")) as here:
-        assert here is ranks.here() and here.main and here.world == 1
+        assert here is ranks.current_ranks() and here.main and here.world == 1
         assert here.agree(True) and not here.agree(False) and here.gather(3) == [3] and here.tell(4) == 4
         t = torch.ones(2)
         assert here.sum(t) is t and t.tolist() == [1, 1]

@@ -449,9 +449,9 @@ def test_a_capture_that_fails(again, monkeypatch):
 def test_errors_about_arguments_stay_what_they_are(again):
     strict, _ = pair()
     x, y = batch()
-    with pytest.raises(ValueError, match="alpha = 0.02 belongs to the budget"):
+    with pytest.raises(ValueError, match="rand_fgsm: alpha must be <= eps = 0.01, of which it is a part, got 0.02"):
         ea.rand_fgsm(alpha=0.02)(strict, x, y, eps=0.01)
-    with pytest.raises(ValueError, match="loss dlr needs at least 3 classes"):
+    with pytest.raises(ValueError, match="logits must have at least 3 classes for loss dlr"):
         ea.fgsm(loss="dlr")(ea.Source(small_net(classes=2), cuda_graph=True, dtype=torch.bfloat16), x, y.clamp(max=1))
 
 

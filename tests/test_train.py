@@ -335,7 +335,7 @@ def test_a_corrupt_checkpoint_stops_a_resumed_run(small, tmp_path):
     ({"eps": 0.0}, "eps must be .*, got 0.0"), ({"eps": float("nan")}, "eps must be .*, got nan"),
     ({"optimizer": "lion"}, "optimizer must be one of .*, got 'lion'"), ({"schedule": "warm"}, "schedule"),
     ({"dtype": "float64"}, "dtype"), ({"static": ()}, "static must name a source or more for preset tramer"),
-    ({"model": "D"}, "mnist:NAME"), ({"attack": "cw"}, "attack must be one of .*, got 'cw'"),
+    ({"model": "D"}, "spec must be mnist:NAME"), ({"attack": "cw"}, "attack must be one of .*, got 'cw'"),
     ({"eps_dist": "normal"}, "eps_dist"),
 ])
 def test_bad_options(change, message):

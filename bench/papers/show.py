@@ -1,4 +1,4 @@
-"""Results as Markdown: verdicts in short for README.md, claims and numbers for bench/papers/TABLES.md."""
+"""Results as Markdown: verdicts in short for docs/results.md, claims and numbers for docs/papers.md."""
 from __future__ import annotations
 
 from collections import Counter

@@ -199,7 +199,6 @@ class VarianceTuning:
 di, si, ti, vt = InputDiversity, ScaleInvariance, TranslationInvariance, VarianceTuning
 
 
-
 def _four(op: str, name: str, x: Tensor) -> None:
     if x.dim() != 4:
         raise ValueError(f"{op}: {name} needs images [N, C, H, W], got shape {tuple(x.shape)}")

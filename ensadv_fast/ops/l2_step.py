@@ -26,7 +26,7 @@ def l2_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor | N
         lo, hi, out: as :func:`sign_step`.
 
     Returns:
-        As :func:`sign_step`. Distances exceed eps by rounding alone, a few units in the last place of float32; in 16
+        As :func:`sign_step`. Distances exceed eps only by rounding, a few units in the last place of float32. In 16
         bits every element is rounded toward the center.
 
     Raises:
@@ -49,7 +49,7 @@ def l2_step(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor | N
 
 def run(x: Tensor, grad: Tensor | None, center: Tensor | None, step_n: Tensor | None, eps_n: Tensor | None,
         step: float, eps: float, lo: float, hi: float, out: Tensor | None) -> Tensor:
-    """The op on checked arguments; without a gradient the projection alone."""
+    """The op on checked arguments. Without a gradient it only projects."""
     to = memory.Destination(x, out)
     x, grad, center = to.input(x), to.input(grad), to.input(center)
     call(x, grad, center, step_n, eps_n, step, eps, lo, hi, memory.scratch(x, 2), to.dense)
@@ -74,7 +74,7 @@ def reference(x: Tensor, grad: Tensor, step: float | Tensor, *, center: Tensor |
 
 def project_reference(v: Tensor, center: Tensor | None, eps: float | Tensor | None, lo: float, hi: float,
                       x: Tensor, dtype: torch.dtype) -> Tensor:
-    """v projected on the ball where there is one, rounded to `dtype` toward its center (x where there is none)."""
+    """v projected on the ball and rounded to `dtype` toward its center; without a ball, only rounded toward x."""
     if center is None or eps is None:
         return ref.finish(v, x, (v - x).abs(), lo, hi, dtype)
     center = memory.widen(center)

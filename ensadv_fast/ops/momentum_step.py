@@ -18,21 +18,21 @@ def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tenso
                   out: Tensor | None = None) -> Tensor:
     """momentum = decay * momentum + grad / mean(abs(grad)), in place, then a sign step along the momentum.
 
-    MI-FGSM (Dong et al. 2018, equations 6 and 7), the mean over each sample standing for their L1 norm: the two
-    differ by a factor that the sign does not feel. An all-zero or non-finite gradient adds nothing; NaN elements count
-    as 0.
+    MI-FGSM (Dong et al. 2018, equations 6 and 7), with the mean over each sample in place of their L1 norm: the two
+    differ by a constant factor, on which the sign does not depend. An all-zero or non-finite gradient adds nothing; NaN
+    elements count as 0.
 
     Args:
         x: images [N, ...], float32, float16, bfloat16, float64, or uint8 (level / 255).
         grad: gradient of the loss by x, x's shape; its dtype and memory format may differ. Its scale does not matter.
         momentum: float32 (float64 for float64 x), x's shape; updated in place. Start from zeros.
         step: signed step in image units; negative descends. A number or a tensor [N].
-        decay: the weight of the past, finite.
+        decay: what the old momentum is multiplied by, finite.
         center, eps, lo, hi, out: as :func:`sign_step`; out may not be momentum.
 
     Returns:
-        As :func:`sign_step`. The sum over a sample is made in float64 in an order that the shape fixes, so that CPU
-        and CUDA agree bit for bit.
+        As :func:`sign_step`. The sum over a sample is made in float64 in an order that depends on the shape only, so
+        that CPU and CUDA agree bit for bit.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted; nothing is changed then.
@@ -41,7 +41,7 @@ def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tenso
     if sizes and type(decay) is float and math.isfinite(decay):
         result = memory.fresh(x) if out is None else out
         if fast_path.accepted(call, x, grad, momentum, center, *sizes[:2], decay, *sizes[2:], lo, hi,
-                           memory.scratch(x, 1), result):
+                              memory.scratch(x, 1), result):
             memory.mark_written(momentum)
             return result if out is None else memory.mark_written(out)
     op = "momentum_step"

@@ -36,9 +36,9 @@ def run(config: Config, folder: str | Path, *, resume: bool = False, progress: b
     processes are spawned: a script that calls this needs the usual `if __name__ == "__main__":`. Under torchrun all
     ranks train one network after the other together, and rank 0 writes the folder, which all of them must see.
     Raises FileNotFoundError, FileExistsError, ValueError (bad options, corrupt files, ranks that differ), OSError, and
-    :class:`ensadv_fast.system.signals.Stopped` after SIGTERM or SIGINT, when all that was under way is saved.
+    :class:`signals.Stopped` after SIGTERM or SIGINT, when all that was under way is saved.
     """
-    with ranks.opened(machine.device(config.device)), signals.signals():
+    with ranks.opened(machine.device(config.device)), signals.handled():
         begin = time.perf_counter()
         config.check_weights()
         setup = Run.open(config, Path(folder), progress)

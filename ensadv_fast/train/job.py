@@ -14,7 +14,7 @@ from .. import data, models
 from ..sources.source import Source
 from ..sources.training_loss import TrainingLossSource
 from ..system import machine, processes
-from ..system.ranks import Ranks, here
+from ..system.ranks import Ranks, current_ranks
 from . import checkpoints
 from .checkpoints import Checkpoints
 from .config import Config
@@ -68,7 +68,7 @@ class Run:
     @staticmethod
     def open(config: Config, folder: Path, progress: bool) -> Run:
         """The run as this process sees it: each process loads the data once."""
-        ranks = here()
+        ranks = current_ranks()
         device = ranks.device(machine.device(config.device))
         dataset = _load_dataset(config.data, config.size, device)
         return Run(config, folder, dataset, device, progress and ranks.main, ranks)

@@ -19,7 +19,7 @@ def fit(setup: Run, job: Job) -> float:
 
     The result depends on the job's seed, the config and the static sources only: not on the jobs before or beside it,
     and (on the CPU, bit for bit) not on whether it was interrupted. A signal ends it by
-    :class:`ensadv_fast.system.signals.Stopped` after a step, with a checkpoint of that step.
+    :class:`signals.Stopped` after a step, with a checkpoint of that step.
     """
     config, t = setup.config, Training(setup, job)
     t.resume()
