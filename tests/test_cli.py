@@ -76,6 +76,7 @@ def test_resume_finds_its_folder(asked, monkeypatch, tmp_path):
     (["diagnose", "--model", "mnist:D=none.pt"], "none.pt"),
     (["diagnose", "--model", "mnist:D=none.pt", "--points", "1"], "diagnose: points must be >= 2, got 1"),
     (["diagnose", "--model", "mnist:D=none.pt", "--batch-size", "0"], "diagnose: batch_size must be >= 1, got 0"),
+    (["evaluate", "--model", "mnist:D=none.pt", "--device", "gpu"], "auto, cpu, cuda or cuda:N, got 'gpu'"),
     (["evaluate", "--model", "mnist:D=none.pt", "--steps", "0"], "evaluate: steps must be >= 1, got 0"),
     (["diagnose", "--model", "mnist:D=none.pt", "--images", "0"], "diagnose: images must be >= 1, got 0"),
 ])

@@ -58,24 +58,34 @@ def test_every_source_folder_has_its_rule():
     assert {path.name for path in CSRC.iterdir()} == set(ALLOWED)
 
 
-def imports(path: Path) -> set[str]:
-    """Modules of the package that a module imports, at its top or inside functions: "ops.keys", "source"...
+def package_names() -> dict[str, str]:
+    """Every module of the package as it is imported: {"ops": "ops.__init__", "ops.keys": "ops.keys"}."""
+    modules = [".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")]
+    return {name.removesuffix("__init__").removesuffix("."): name for name in modules}
 
-    Not counted: a module's own package. What only type checkers see counts."""
-    here = list(path.relative_to(PACKAGE).with_suffix("").parts)
-    package = here[:-1]
-    tree = ast.parse(path.read_text())
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) - (node.level - 1)] + (node.module or "").split(".") * bool(node.module)
-            found |= {".".join([*base, alias.name]) for alias in node.names}
-            found |= {".".join(base)} if base != package else set()
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ensadv_fast":
-            found |= {".".join([*node.module.split(".")[1:], alias.name]) for alias in node.names}
-    modules = {".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py")}
-    packages = {name.removesuffix(".__init__"): name for name in modules if name.endswith(".__init__")}
-    return {packages.get(name, name) for name in found} & modules - {".".join(here)}
+
+def imported(path: Path) -> list[tuple[ast.ImportFrom, str]]:
+    """Every `from ... import` of the package in a module, at its top or inside functions, with what it imports from:
+    "ops.keys"; "" is the package itself. What only type checkers see counts."""
+    package = list(path.relative_to(PACKAGE).parts[:-1])
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module.split(".") if node.module else []
+            if node.level:
+                found.append((node, ".".join([*package[: len(package) - (node.level - 1)], *module])))
+            elif module[0] == "ensadv_fast":
+                found.append((node, ".".join(module[1:])))
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a module imports: "ops.keys", "ops.__init__"... Its own package is not counted."""
+    here, known, found = path.relative_to(PACKAGE).with_suffix("").parts, package_names(), set()
+    for node, base in imported(path):
+        found |= {f"{base}.{alias.name}".removeprefix(".") for alias in node.names}
+        found |= {base} - {"", ".".join(here[:-1])}
+    return {known[name] for name in found & known.keys()} - {".".join(here)}
 
 
 def test_python_modules_have_a_direction():
@@ -223,6 +233,86 @@ def test_optional_packages_are_not_imported():
             if not module.endswith("__main__") and ".compat.art" not in module:
                 importlib.import_module(module.removesuffix(".__init__"))"""
     run(sys.executable, "-W", "error", "-c", code)
+
+
+# ---- files, functions and names ----------------------------------------------------------------------------------
+
+FOLDERS = ["", *sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))]
+
+
+def modules_of(folder: str) -> list[Path]:
+    """The Python files of a folder of the package; of "" those at its root."""
+    return sorted((PACKAGE / folder).rglob("*.py") if folder else PACKAGE.glob("*.py"))
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def modules_by_name(path: Path) -> dict[str, str]:
+    """The modules of the package that a module has imported, by the names that it has for them: {"k": "ops.keys"}."""
+    known, found = package_names(), {}
+    for node, base in imported(path):
+        for alias in node.names:
+            if (name := f"{base}.{alias.name}".removeprefix(".")) in known:
+                found[alias.asname or alias.name] = name
+    for node in ast.walk(ast.parse(path.read_text())):
+        for alias in node.names if isinstance(node, ast.Import) else ():
+            package, _, module = alias.name.partition(".")
+            if package == "ensadv_fast":
+                found[alias.asname or package] = module if alias.asname else ""
+    return found
+
+
+def private_names_of_others(path: Path) -> list[str]:
+    """Where a module takes a private name of another: "from ..ops.keys import _seed", "keys._seed"."""
+    known, modules = package_names(), modules_by_name(path)
+    found = [f"{path.name}:{node.lineno}: from {base} import {alias.name}" for node, base in imported(path)
+             for alias in node.names if is_private(alias.name)]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            root, _, rest = ast.unparse(node.value).partition(".")
+            # `module.Class._name` is not meant: in `ops.keys._seed` all before the last point is a module.
+            if root in modules and ".".join(filter(None, [modules[root], rest])) in known:
+                found.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def test_a_private_name_of_another_module_is_found(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    for name in ("__init__.py", "ops/__init__.py", "ops/keys.py", "train/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    path = tmp_path / "train" / "x.py"
+    path.write_text("from .. import ops\nfrom ..ops import keys as k\nfrom ..ops.keys import _a, b, __c__\n"
+                    "import ensadv_fast as e\nimport torch\nself._x, torch._y, k.b, k.__doc__, k.B._z\n"
+                    "k._d\nops.keys._e\ne.ops.keys._f\ndef f():\n    from ensadv_fast.ops.keys import _g\n")
+    assert {found.split(": ", 1)[1] for found in private_names_of_others(path)} == {
+        "from ops.keys import _a", "k._d", "ops.keys._e", "e.ops.keys._f", "from ops.keys import _g"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_module_takes_a_private_name_of_another(folder):
+    assert [found for path in modules_of(folder) for found in private_names_of_others(path)] == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_file_is_over_350_lines(folder):
+    lengths = {str(path): len(path.read_text().splitlines()) for path in modules_of(folder)}
+    assert {path: n for path, n in lengths.items() if n > 350} == {}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_function_is_over_40_lines(folder):
+    """From `def` to the last line, with docstring and nested functions, without decorators."""
+    long = {}
+    for path in modules_of(folder):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if lines > 40:
+                    long[f"{path}:{node.lineno} {node.name}"] = lines
+    assert long == {}
 
 
 # ---- sizes of C++ files and functions ------------------------------------------------------------------------------

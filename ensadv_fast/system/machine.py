@@ -23,8 +23,14 @@ def versions() -> dict[str, Any]:
 
 
 def device(name: str) -> torch.device:
-    """The device of this name, such as "cpu" or "cuda:1"; "auto" is the GPU where there is one, else the CPU."""
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    """The device of this name, such as "cpu" or "cuda:1"; "auto" is the GPU where there is one, else the CPU.
+
+    ValueError for a name that torch does not know.
+    """
+    try:
+        return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    except RuntimeError as e:
+        raise ValueError(f"device: name must be auto, cpu, cuda or cuda:N, got {name!r}") from e
 
 
 def cores() -> int:
