@@ -63,8 +63,8 @@ def headline() -> str:
         f"{times['foolbox']}, CleverHans {times['cleverhans']} and ART {times['art']} times. torchattacks on a frozen, "
         f"compiled, channels_last model in bfloat16 takes {times[COMPILED]} times as long. Ours computes in "
         f"{result['runtime']['auto dtype on the CPU']} by default there, and raises the loss by "
-        f"{row['contenders']['ours']['loss_increase']:.3f} of what plain float32 reaches; in float32 torchattacks takes "
-        f"{ms['torchattacks'] / ms['ours, float32 source']:.1f} times as long as ours.", 120)
+        f"{row['contenders']['ours']['loss_increase']:.3f} of what plain float32 reaches; in float32 torchattacks "
+        f"takes {ms['torchattacks'] / ms['ours, float32 source']:.1f} times as long as ours.", 120)
 
 
 def options(command: str) -> str:
