@@ -2,9 +2,8 @@
 # Everything there is to learn on a GPU machine, in one go: does the extension load, do the gpu tests pass, is the
 # self-test clean under compute-sanitizer, how fast are the kernels, beside the peers' where those are installed
 # (pip install torchattacks foolbox cleverhans adversarial-robustness-toolbox). JSON goes to bench/results/ (or to $1),
-# Nsight Compute's report, where ncu is there, to build/. Then give README.md the marks of the tables targets_gpu,
-# attack_step_gpu, compat_gpu and train_step_gpu, bench/RESULTS.md those of ops_gpu, peers_gpu and
-# ensemble_linear_cuda, and run bench/report.py.
+# Nsight Compute's report, where ncu is there, to build/. Then give docs/results.md the marks of the tables targets_gpu,
+# attack_step_gpu, compat_gpu, train_step_gpu, ops_gpu, peers_gpu and ensemble_linear_cuda, and run bench/report.py.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 results=${1:-bench/results}

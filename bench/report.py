@@ -1,8 +1,9 @@
-"""Writes the tables of README.md, bench/RESULTS.md and bench/papers/TABLES.md from bench/results/: `python
-bench/report.py`; `--check` only compares."""
+"""Writes the tables of README.md and docs/: `python bench/report.py`; `--check` only compares. Numbers come from
+bench/results/, options of commands from their parsers."""
 import json
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,39 @@ def main_job() -> str:
     seconds = result["seconds"]["total"]
     return (f"Error in % of all test inputs, eps {result['eps']:g}, dataset {result['dataset']}, mean ± standard "
             f"deviation over seeds; {seconds:.0f} s in all.\n\n" + table(["", *names], rows))
+
+
+def headline() -> str:
+    """FGSM on ResNet-50 beside the libraries, in a sentence."""
+    result = load("attack_step_cpu.json")
+    row = next(r for r in result["rows"] if (r["network"], r["attack"]) == ("resnet50", "fgsm"))
+    ms = {name: c["ms"] for name, c in row["contenders"].items()}
+    times = {name: f"{ms[name] / ms['ours']:.1f}" for name in ms}
+    return textwrap.fill(
+        f"FGSM on ResNet-50, batch {row['shape'][0]}, takes {ms['ours']:.0f} ms on {result['threads']} CPU threads "
+        f"({result['machine']['cpu']}). torchattacks takes {times['torchattacks']} times as long, Foolbox "
+        f"{times['foolbox']}, CleverHans {times['cleverhans']} and ART {times['art']} times. torchattacks on a frozen, "
+        f"compiled, channels_last model in bfloat16 takes {times[COMPILED]} times as long. Ours computes in "
+        f"{result['runtime']['auto dtype on the CPU']} by default there, and raises the loss by "
+        f"{row['contenders']['ours']['loss_increase']:.3f} of what plain float32 reaches; in float32 torchattacks "
+        f"takes {ms['torchattacks'] / ms['ours, float32 source']:.1f} times as long as ours.", 120)
+
+
+def options(command: str) -> str:
+    """The options of a command, from its parser."""
+    sys.path.append(str(ROOT))
+    from ensadv_fast.cli import make_parser
+
+    (commands,) = (a for a in make_parser(command)._actions if isinstance(a.choices, dict))
+    parser = commands.choices[command]
+    formatter, rows = parser._get_formatter(), []
+    for action in parser._actions[1:]:  # the first is --help
+        value = action.metavar or ", ".join(map(str, action.choices or (action.dest.upper(),)))
+        value = "" if action.nargs == 0 else f"{value} ..." if action.nargs in ("*", "+") else value
+        flags = ", ".join(action.option_strings)
+        cells = [f"`{f'{flags} {value}'.strip()}`", formatter._expand_help(action) if action.help else ""]
+        rows.append([cells[0].replace("|", " or "), cells[1].replace("|", "\\|")])
+    return "\n".join(["| option | meaning |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows)])
 
 
 def conditions(stamp: dict) -> str:
@@ -357,40 +391,38 @@ def tested() -> str:
     return table(["torch", "Python", "device", "how", "result"], rows)
 
 
-# For each document, by the name of a table's marks: the file it comes from, and what makes it.
-README: dict[str, tuple[str, Callable[[], str]]] = {
+# For each document, by the name of a table's marks: the file it comes from (None: none), and what makes it.
+Tables = dict[str, tuple[str | None, Callable[[], str]]]
+README: Tables = {"headline": ("attack_step_cpu.json", headline), "main_job": ("main_job.json", main_job)}
+ONCE = {"kept_cpu": ("kept_cpu.json", partial(kept, "kept_cpu.json")),
+        "scale": ("scale.json", partial(scale, "scale.json")),
+        "papers": ("papers_a.json", lambda: show.verdicts([load(f"papers_{t}.json") for t in "abcdefgh"])),
+        "build": ("build.json", build), "tested": ("tested_versions.json", tested)}
+PLACES = {"targets": ("ops", targets), "ops": ("ops", per_op), "peers": ("peers", peers),
+          "attack_step": ("attack_step", attack_step), "compat": ("compat", compat),
+          "train_step": ("train_step", train_step), "large": ("large", large), "input": ("input", reading)}
+DETAILS: Tables = {
     "main_job": ("main_job.json", main_job),
-    **{f"{name}_{on}": (file.format(on), partial(make, file.format(on)))
-       for name, file, make in (("targets", "ops_{}.json", targets),
-                                ("attack_step", "attack_step_{}.json", attack_step),
-                                ("train_step", "train_step_{}.json", train_step), ("compat", "compat_{}.json", compat))
-       for on in ("cpu", "gpu")},
-    "papers": ("papers_a.json", lambda: show.verdicts([load(f"papers_{t}.json") for t in "abcdefgh"])),
-    "build": ("build.json", build),
-    "tested": ("tested_versions.json", tested),
-}
-DETAILS: dict[str, tuple[str, Callable[[], str]]] = {
-    **{f"{name}_{on}": (f"{name}_{on}.json", partial(make, f"{name}_{on}.json"))
-       for name, make in (("ops", per_op), ("peers", peers)) for on in ("cpu", "gpu")},
+    **{f"{name}_{on}": (f"{file}_{on}.json", partial(make, f"{file}_{on}.json"))
+       for name, (file, make) in PLACES.items() for on in ("cpu", "gpu")},
     **{f"ensemble_linear_{on}": (f"ensemble_linear_{on}.json", partial(ensemble_linear, f"ensemble_linear_{on}.json"))
        for on in ("cpu", "cuda")},
-    "kept_cpu": ("kept_cpu.json", lambda: kept("kept_cpu.json")),
-    **{f"{name}_{on}": (f"{name}_{on}.json", partial(make, f"{name}_{on}.json"))
-       for name, make in (("large", large), ("input", reading)) for on in ("cpu", "gpu")},
-    "scale": ("scale.json", lambda: scale("scale.json")),
+    **ONCE,
 }
-PAPERS = {f"{part}_{t}": (f"papers_{t}.json", lambda t=t, make=make: make(load(f"papers_{t}.json")))
-          for part, make in (("claims", show.claims), ("papers", show.numbers)) for t in "abcdefgh"}
-DOCUMENTS = {ROOT / "README.md": README, ROOT / "bench" / "RESULTS.md": DETAILS,
-             ROOT / "bench" / "papers" / "TABLES.md": PAPERS}
+PAPERS: Tables = {f"{part}_{t}": (f"papers_{t}.json", lambda t=t, make=make: make(load(f"papers_{t}.json")))
+                  for part, make in (("claims", show.claims), ("papers", show.numbers)) for t in "abcdefgh"}
+COMMANDS: Tables = {f"{command}_options": (None, partial(options, command))
+                    for command in ("train", "evaluate", "diagnose", "bench")}
+DOCUMENTS = {ROOT / "README.md": README, ROOT / "docs" / "results.md": DETAILS, ROOT / "docs" / "papers.md": PAPERS,
+             ROOT / "docs" / "api" / "commands.md": COMMANDS}
 
 
-def rendered(text: str, tables: dict[str, tuple[str, Callable[[], str]]] = README) -> str:
+def rendered(text: str, tables: Tables = README) -> str:
     """A document with its tables made anew. Results that are there must be shown, and nothing else may be."""
     for name, (file, make) in tables.items():
         begin, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
         shown = text.count(begin)
-        if shown != int((RESULTS / file).exists()):
+        if shown != int(file is None or (RESULTS / file).exists()):
             raise ValueError(f"the document has {shown} tables {name}, and bench/results/{file} "
                              f"{'is missing' if shown else 'exists'}")
         if shown:

@@ -6,9 +6,8 @@ VOID = {"br", "img", "link", "meta"}
 
 
 class Reader(HTMLParser):
-    """elements: (name, attributes) in order; text: what a reader sees outside style and title elements;
-    titles: what pointing at things shows; tables: the
-    cells' texts by table, row and column."""
+    """elements: (name, attributes) in order; text: what a reader sees outside style and title elements; titles: the
+    tooltips; tables: the texts of the cells by table, row and column."""
 
     def __init__(self, page: str):
         super().__init__(convert_charrefs=True)

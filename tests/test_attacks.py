@@ -1,5 +1,6 @@
 """Attacks against independent plain-PyTorch implementations, their budgets, and what they leave untouched."""
 import copy
+import gc
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 import ensadv_fast as ea
+from ensadv_fast.attacks.request import Keys, Request
 from ensadv_fast.ops.random_step import unit_noise
 
 EPS = 8 / 255
@@ -273,10 +275,10 @@ def test_16_bit_iterates_do_not_stall():
 
 
 def test_alpha_belongs_to_the_budget():
-    with pytest.raises(ValueError, match="alpha belongs to the budget and must not exceed eps = 0.1, got 0.2"):
+    with pytest.raises(ValueError, match="alpha must be <= eps = 0.1, of which it is a part, got 0.2"):
         ea.rand_fgsm(0.1, alpha=0.2)
     net, (x, y) = small_net(), batch(n=2)
-    with pytest.raises(ValueError, match="alpha = 0.05 belongs to the budget"):
+    with pytest.raises(ValueError, match="alpha must be <= eps = 0.01, of which it is a part, got 0.05"):
         ea.rand_fgsm(0.1, alpha=0.05)(net, x, y, eps=0.01)
     small = ea.rand_fgsm(0.1, alpha=0.05)(net, x, y, eps=torch.tensor([0.01, 0.1]))
     assert (small - x).abs()[0].max() <= 0.01 + 2**-24
@@ -285,7 +287,7 @@ def test_alpha_belongs_to_the_budget():
 # Keys
 
 
-DRAWING = {n: a for n, a in ATTACKS.items() if a._draws or a.rule == "random"}
+DRAWING = {n: a for n, a in ATTACKS.items() if a._draws_noise or a.rule == "random"}
 
 
 def test_attacks_that_draw_are_known():
@@ -388,19 +390,20 @@ def test_eval_mode_while_crafting():
 @pytest.mark.parametrize("sizes", ["numbers", "per sample"])
 def test_no_value_of_a_tensor_decides_what_is_done(attack, sizes, monkeypatch):
     """On tensors that have no values, as a CUDA graph's capture has none to look at."""
-    monkeypatch.setattr("ensadv_fast.ops.checks.readable", lambda t: False)  # on a GPU nothing is
+    monkeypatch.setattr("ensadv_fast.ops.checks.is_readable", lambda t: False)  # on a GPU nothing is
     with FakeTensorMode(allow_non_fake_inputs=True):
         net, x = small_net().eval(), torch.empty(4, 3, 8, 8)
         y, start, label = torch.empty(4, dtype=torch.int64), torch.empty(2, dtype=torch.int64), torch.ones(2).long()
         source = ea.Source(net, live=True, dtype=None, fold=False, channels_last=False)
         at = attack._sizes(x, EPS if sizes == "numbers" else torch.empty(4))
+        request, keys = Request(x, y, None, None, at), Keys(start, label, None)
         with source.session(), torch.no_grad():
             if not isinstance(attack, ea.CwLinf):
-                result = attack._worst_of(source, x, y, at, start, label, None, None)
+                result = attack._worst_of(source, request, keys)
                 assert (result if isinstance(result, torch.Tensor) else result.x_adv).shape == x.shape
             else:
                 with pytest.raises(DynamicOutputShapeException):
-                    attack._worst_of(source, x, y, at, start, label, None, None)
+                    attack._worst_of(source, request, keys)
 
 
 @every_attack
@@ -461,11 +464,11 @@ BAD = [
     (lambda: ea.fgsm(lo=1.0, hi=0.0), ValueError, "lo must not exceed hi"),
     (lambda: ea.pgd(steps=0), ValueError, "pgd: steps must be >= 1, got 0"),
     (lambda: ea.pgd(steps=2.5), TypeError, "pgd: steps must be an int, got float"),
-    (lambda: ea.pgd(random_start=False, restarts=2), ValueError, "restarts > 1 needs a random start"),
+    (lambda: ea.pgd(random_start=False, restarts=2), ValueError, "pgd: start must be random where restarts > 1"),
     (lambda: ea.fgsm(loss=None), ValueError, "fgsm: loss None is a random start alone, got start None"),
     (lambda: ea.fast_grad_l2(start="rademacher"), ValueError, "start must be None or 'uniform' in the L2 ball"),
     (lambda: ea.fgsm(direction="down"), ValueError, "direction must be one of sign, l2, max, got 'down'"),
-    (lambda: ea.ifgsm(nesterov=True), ValueError, "nesterov looks ahead along the momentum and needs one"),
+    (lambda: ea.ifgsm(nesterov=True), ValueError, "momentum must be a number where nesterov looks ahead along it"),
     (lambda: ea.nifgsm(nesterov=1), TypeError, "nifgsm: nesterov must be a bool, got int"),
     (lambda: ea.mifgsm(decay=math.inf), ValueError, "mifgsm: momentum must be finite, got inf"),
     (lambda: ea.pgd(variance=2.5), TypeError, r"variance must be vt\(...\) or an int, got float"),
@@ -484,11 +487,11 @@ BAD = [
     (lambda: ea.difgsm()(NET, X[:, 0], Y), ValueError, r"difgsm: di needs images \[N, C, H, W\], got shape \(4, 8"),
     (lambda: ea.tifgsm()(NET, X.flatten(1), Y), ValueError, r"tifgsm: ti needs images \[N, C, H, W\]"),
     (lambda: ea.difgsm(rate=0.1)(NET, X, Y), ValueError, r"di with rate 0.1 leaves nothing of images \(8, 8\)"),
-    (lambda: ea.cw_linf(loss="ce"), ValueError, "cw_linf: loss must be cw, got 'ce'"),
+    (lambda: ea.cw_linf(loss="ce"), ValueError, "cw_linf: loss must be one of cw, got 'ce'"),
     (lambda: ea.cw_linf(max_iterations=0), ValueError, "max_iterations must be >= 1, got 0"),
     (lambda: ea.cw_linf(check_every=1.5), TypeError, "check_every must be an int, got float"),
     (lambda: ea.cw_linf(const_factor=1.0), ValueError, "const_factor must be > 1, got 1.0"),
-    (lambda: ea.cw_linf(largest_const=1e-3), ValueError, "largest_const must exceed initial_const = 0.001, got"),
+    (lambda: ea.cw_linf(largest_const=1e-3), ValueError, "largest_const must be > initial_const = 0.001, got"),
     (lambda: ea.cw_linf(abort_early=1), TypeError, "abort_early must be a bool, got int"),
     (lambda: ea.fgsm()(lambda x: x, X, Y), TypeError, "source must be a Source or a torch.nn.Module, got function"),
     (lambda: ea.fgsm()(NET, X.int(), Y), TypeError, "x must be float32.*got int32"),
@@ -500,13 +503,13 @@ BAD = [
     (lambda: ea.fgsm()(NET, X, Y, eps=-1.0), ValueError, "eps must be >= 0, got -1.0"),
     (lambda: ea.fgsm()(NET, X, Y, eps=torch.tensor([1.0, math.nan, 0, 0])), ValueError, "got nan for sample 1"),
     (lambda: ea.fgsm()(NET, X, Y, eps=torch.ones(3)), ValueError, r"shape \[N\] = \[4\], got \(3,\)"),
-    (lambda: ea.fgsm(targeted=True)(NET, X), ValueError, "targeted with rule 'true' needs y"),
+    (lambda: ea.fgsm(targeted=True)(NET, X), ValueError, "y must be the labels to reach, since targeted is True"),
     (lambda: ea.fgsm()(NET, X, Y, out=X.double()), TypeError, "out must be float32, got float64"),
     (lambda: ea.pgd()(NET, X, Y, key=3), TypeError, "key must be a torch.Tensor, got int"),
     (lambda: ea.pgd()(NET, X, Y, index=torch.zeros(2, dtype=torch.int64)), ValueError, "index must have shape"),
     (lambda: ea.fgsm()(nn.Flatten(2), X, Y), ValueError, r"model must return logits \[N, C\].*got shape \(4, 3, 64\)"),
     (lambda: ea.fgsm(loss="dlr")(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), X, Y % 2), ValueError,
-     "needs at least 3 classes, got 2"),
+     "sample_losses: logits must have at least 3 classes for loss dlr, got 2"),
 ]
 
 
@@ -545,3 +548,24 @@ def test_nothing_waits_for_the_gpu(attack):
     assert (again - wanted).abs().gt(1e-5).double().mean() < 1e-2
     alone = attack(net.cpu(), x.cpu(), y.cpu(), key=where.cpu(), eps=eps.cpu())
     assert (again.cpu() - alone).abs().gt(1e-4).double().mean() < 0.05
+
+
+@pytest.mark.parametrize("attack", [ea.pgd(EPS, steps=2, restarts=2), ea.vnifgsm(EPS, steps=2, variance=2),
+                                    ea.cw_linf(EPS, max_iterations=3), ea.random_sign(EPS)], ids=lambda a: a.name)
+def test_a_call_leaves_nothing_to_the_garbage_collector(attack):
+    """Memory of a batch is free when the call ends: nothing of it is in a cycle of references."""
+    net, (x, y) = small_net(), batch()
+    source = ea.Source(net, dtype=torch.float32)
+    attack(source, x, y, return_info=True)
+    gc.collect()
+    gc.disable()
+    try:
+        attack(source, x, y, return_info=True)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [o for o in gc.garbage if isinstance(o, torch.Tensor) or "ensadv_fast" in type(o).__module__]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == []

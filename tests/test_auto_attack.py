@@ -79,7 +79,7 @@ BAD = [
     (lambda: ea.autoattack(norm="l7"), "norm must be one of linf, l2, got 'l7'"),
     (lambda: ea.autoattack(version="best"), "version must be one of standard, plus, rand, got 'best'"),
     (lambda: ea.autoattack(package="foolbox"), "package must be one of None, autoattack, pyautoattack, torchattacks"),
-    (lambda: ea.autoattack(targeted=True), "targeted, loss, lo and hi are AutoAttack's own, got targeted True"),
+    (lambda: ea.autoattack(targeted=True), "targeted, loss, lo and hi must be AutoAttack's own, got targeted True"),
     (lambda: ea.autoattack(batch_size=0), "batch_size must be >= 1, got 0"),
     (lambda: ea.autoattack()(small_net(), *batch(2), eps=torch.ones(2)), "eps must be one number for the batch"),
     (lambda: ea.autoattack()(small_net(), batch(2)[0].flatten(1)), r"x must have shape \[N, C, H, W\]"),

@@ -114,7 +114,7 @@ def test_a_weak_dtype_is_switched_to_float32_from_the_weights_as_they_came(train
     exact = ea.Source(net, dtype=torch.float32, fold=fold, channels_last=source.channels_last)
     saved = {k: v.clone() for k, v in net.state_dict().items()}
     with torch.no_grad():
-        for p in net.parameters():  # the caller's model goes its own way
+        for p in net.parameters():  # the caller's model changes later
             p.zero_()
     try:
         found = source.calibrate(x, y, eps=EPS)

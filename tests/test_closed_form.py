@@ -30,7 +30,7 @@ class Linear(nn.Module):
         self.b = nn.Parameter(torch.tensor(0.3, dtype=dtype))
 
     def margin(self, x):
-        """z [N]: that of label 1 over label 0."""
+        """The margin z [N] of label 1 over label 0."""
         return x.flatten(1) @ self.w.flatten() + self.b
 
     def forward(self, x):

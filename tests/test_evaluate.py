@@ -329,7 +329,7 @@ def test_any_loader_gives_the_same(xy):
     ([(torch.rand(4, 16), torch.zeros(4).long(), torch.zeros(4, 1).long())], ValueError, "index must have shape"),
     ([(torch.rand(4, 16), torch.full((4,), 7))], ValueError, r"y must lie in \[0, 4\)"),
     ([(torch.rand(0, 16), torch.zeros(0).long())], ValueError, "no batch"),
-    (None, ValueError, "loader: got None"),
+    (None, ValueError, "loader must be given.*got None"),
 ])
 def test_wrong_batches_are_named(loader, error, message):
     with pytest.raises(error, match=message):

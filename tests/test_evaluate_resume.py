@@ -16,6 +16,7 @@ from ensadv_fast.attacks import Attack, fgsm, pgd
 from ensadv_fast.evaluate import accuracy_curve, load_set, transfer_matrix
 from ensadv_fast.evaluate.fingerprint import describe, fingerprint, image_checksums
 from ensadv_fast.evaluate.journal import Journal
+from ensadv_fast.evaluate.verdicts import Arrivals
 
 N, BATCH = 40, 8
 KEY = ops.fresh_key("cpu", 3)
@@ -153,6 +154,17 @@ def test_the_journal_is_appended_to(tmp_path):
     last.close()
     found = [last.get("c", batch, model) for batch, model in (("b", "m"), ("b", "n"), ("b2", "m"), ("b", "x"))]
     assert found == [b"12", b"", b"3", None]
+
+
+def test_verdicts_that_arrive_late_are_kept_under_their_own_batch(tmp_path, monkeypatch):
+    """On a GPU the verdicts of a batch arrive while the next one is judged."""
+    put = []
+    monkeypatch.setattr(Arrivals, "put", lambda self, t, then: put.append(t) or self._waiting.append((t, None, then)))
+    late, _ = evaluate(tmp_path)
+    monkeypatch.undo()
+    again, calls = evaluate(tmp_path)
+    assert calls == 0 and same(again, late) and same(again, evaluate(None)[0])
+    assert len(put) == CALLS + 2 * N // BATCH
 
 
 def test_curves_go_on_too(tmp_path):

@@ -136,7 +136,7 @@ def test_channels_last_and_normalisation():
 
 
 def test_a_forward_that_keeps_things_keeps_no_traces():
-    """Tracing runs the forward once; what that leaves in attributes and generators is nobody's."""
+    """Tracing runs the forward once; that run leaves nothing in attributes and generators."""
     def forward(m, x):
         m.kept.append(x)
         return m.norm(m.conv(x)) + 0 * torch.rand(1)
@@ -291,7 +291,7 @@ def test_a_part_with_control_flow_costs_only_itself():
 
 
 def test_containers_of_what_cannot_be_traced_are_left_alone():
-    """Their owner may walk through them and take what it likes in between."""
+    """Their owner may call what is in them one by one, and use the results in between."""
     def tapped(m, x):
         taps = []
         for layer in m.layers:

@@ -11,7 +11,7 @@ from torch import nn
 
 import ensadv_fast as ea
 from ensadv_fast.sources.frozen.frozen_pass import FrozenPass
-from ensadv_fast.sources.frozen.relus import Joins
+from ensadv_fast.sources.frozen.relus import ReluPlan
 
 SHAPE = (2, 4, 9, 10)
 
@@ -291,8 +291,8 @@ def written_result(m, x):
     return torch.cat([m.relu(z), w], 1)
 
 
-# name: (net, are the sums joined (and those written over an operand), does the ReLU work in place)
-BOTH, FRESH, NONE = Joins(True, True), Joins(True, False), Joins(False, False)
+# name: (net, what is proved about its sums, does the ReLU module work in place)
+BOTH, FRESH, NONE = ReluPlan(True, True), ReluPlan(True, False), ReluPlan(False, False)
 JOINS = {
     "in-place": (Two(in_place_sum), BOTH, False),
     "out-of-place": (Two(lambda m, x: F.relu(m.a(x) + m.b(x))), BOTH, False),
@@ -318,12 +318,12 @@ JOINS = {
 
 
 @pytest.mark.parametrize("name", JOINS)
-def test_joins(name):
+def test_which_sums_are_fused(name):
     torch.manual_seed(0)
-    net, joins, inplace = JOINS[name]
+    net, plan, inplace = JOINS[name]
     net = copy.deepcopy(net).eval()
     (x, y), source = batch(), ea.Source(net, dtype=torch.float64, channels_last=False)
-    assert (source._joins, source.module.relu.inplace) == (joins, inplace)
+    assert (source._relu_plan, source.module.relu.inplace) == (plan, inplace)
     assert not net.relu.inplace
     grad, logits = gradient(net.double(), x.double(), y)
     got = source.input_grad(x.double(), y, rescale=False)
@@ -350,7 +350,7 @@ def test_a_hook_on_a_relu_sees_the_sum():
     net.relu.register_forward_pre_hook(lambda m, args: seen.append(args[0].min().item()))
     source = ea.Source(net, dtype=torch.float32)
     source.input_grad(*batch())
-    assert source._joins == NONE and seen[-1] < 0
+    assert source._relu_plan == NONE and seen[-1] < 0
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------

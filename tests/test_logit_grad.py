@@ -31,7 +31,7 @@ def plain(logits, labels, loss, **kw):
     return value.detach(), torch.autograd.grad(value.sum(), z)[0]
 
 
-# Accuracy: at most twice plain PyTorch's error against float64, plus one spacing for the luck of its last rounding
+# Accuracy: at most twice plain PyTorch's error against float64, plus one spacing for its last rounding
 
 
 def not_worse(got, plain, truth, dtype):
@@ -50,7 +50,7 @@ def test_error_is_at_most_twice_plain_pytorchs(loss, dtype, classes, spread, see
     got = ops.logit_grad(z, y, loss=loss, rescale=False)
     top = z.topk(min(4, classes)).values
     if loss == "dlr" and (top[:, 1:] == top[:, :-1]).any():
-        return  # which of tied logits is the third largest is anybody's choice
+        return  # which of tied logits is the third largest is unspecified
     values, grads = plain(z, y, loss)
     true_values, true_grads = plain(z.double(), y, loss)
     not_worse(got.loss, values, true_values, torch.float32)
@@ -320,7 +320,7 @@ def test_sources_use_it(dtype, loss):
     grad, = torch.autograd.grad(value, leaf, got.scale)
     assert torch.equal(got.logits, logits.detach()) and torch.equal(got.labels, y)
     assert torch.allclose(got.loss, value.detach(), rtol=1e-5)
-    # The median: where 16-bit logits tie, dlr's third largest is anybody's choice.
+    # The median: where 16-bit logits tie, dlr's third largest is unspecified.
     assert F.cosine_similarity(got.grad.flatten(1), grad.flatten(1)).median() > 0.9999
 
 
@@ -336,15 +336,17 @@ BAD = [
     (lambda: ops.logit_grad(Z[:, :0]), ValueError, "at least one member and one class"),
     (lambda: ops.logit_grad(Z, rule="worst"), ValueError, "rule must be one of true, predicted.*got 'worst'"),
     (lambda: ops.logit_grad(Z, loss="mse"), ValueError, "loss must be one of ce, cw, dlr, got 'mse'"),
-    (lambda: ops.logit_grad(Z[:, :2], loss="dlr"), ValueError, "loss dlr needs at least 3 classes, got 2"),
-    (lambda: ops.logit_grad(Z[:, :1], rule="random"), ValueError, "rule random needs at least 2 classes, got 1"),
+    (lambda: ops.logit_grad(Z[:, :2], loss="dlr"), ValueError,
+     "logits must have at least 3 classes for loss dlr, got 2"),
+    (lambda: ops.logit_grad(Z[:, :1], rule="random"), ValueError,
+     "logits must have at least 2 classes for rule random, got 1"),
     (lambda: ops.logit_grad(Z, Y.int()), TypeError, "labels must be int64, got int32"),
     (lambda: ops.logit_grad(Z, Y[:1]), ValueError, r"labels must have shape \[B\] = \[2\], got \(1,\)"),
     (lambda: ops.logit_grad(Z, Y + 1), ValueError, r"labels must lie in \[0, 5\), got \[1, 5\]"),
     (lambda: ops.logit_grad(Z, Y - 1), ValueError, r"labels must lie in \[0, 5\), got \[-1, 3\]"),
     (lambda: ops.logit_grad(Z, Y.to("meta")), ValueError, "labels must be on logits' device cpu, got meta"),
     (lambda: ops.logit_grad(Z, kappa="a"), TypeError, "kappa must be a number, got str"),
-    (lambda: ops.logit_grad(Z, weights=[1.0]), ValueError, r"weights are for logits \[K, B, C\]"),
+    (lambda: ops.logit_grad(Z, weights=[1.0]), ValueError, r"weights must be None for logits \[B, C\], got list"),
     (lambda: ops.logit_grad(Z3, fuse="loss", weights=[1, 2]), ValueError, r"weights must have shape \[K\] = \[3\]"),
     (lambda: ops.logit_grad(Z3, fuse="loss", weights=[1, -2, 3]), ValueError, "weights must be >= 0.*got"),
     (lambda: ops.logit_grad(Z3, fuse="loss", weights=[0, 0, 0]), ValueError, "not all 0"),
@@ -371,16 +373,18 @@ def test_the_raw_op_protects_memory():
     call()
     for wrong, message in [
         (dict(logits=z[0, 0]), "contiguous .batch, classes. or .members, batch, classes."),
-        (dict(logits=z[0]), "grad must have x's"), (dict(given=y + 5), "labels must lie in"),
-        (dict(given=y - 1), "labels must lie in"), (dict(weights=torch.tensor([-1.0])), "weights must be >= 0"),
-        (dict(weights=torch.zeros(1)), "weights must be >= 0, finite and not all 0"),
+        (dict(logits=z[0]), "grad must have x's"), (dict(given=y + 5), r"given must lie in \[0, 5\), got 5"),
+        (dict(given=y - 1), r"given must lie in \[0, 5\), got -1"),
+        (dict(weights=torch.tensor([-1.0])), "weights must be >= 0, .*got -1"),
+        (dict(weights=torch.zeros(1)), "weights must be >= 0, finite and not all 0, got 0"),
         (dict(grad=torch.zeros(1, 2, 4)), "grad must have x's"),
-        (dict(grad=z), "overlaps"), (dict(grad=z.double()), "grad must have logits' dtype"),
+        (dict(grad=z), "must not overlap"), (dict(grad=z.double()), "grad must be float32, got float64"),
         (dict(given=y[:1]), "given must be"), (dict(labels=y.int()), "labels must be"),
         (dict(value=v[:1]), "loss must be"), (dict(scale=v.double()), "scale must be"),
-        (dict(weights=v), "weights must be"), (dict(rule=3), "needs a key"),
-        (dict(rule=4), "unknown rule"), (dict(loss=3), "unknown loss"),
-        (dict(logits=z[..., :2].contiguous(), grad=torch.zeros(1, 2, 2), loss=2), "at least 3 classes"),
+        (dict(weights=v), "weights must be"), (dict(rule=3), "key must be given"),
+        (dict(rule=4), "rule must be 0 to 3, got 4"), (dict(loss=3), "loss_kind must be 0 to 2, got 3"),
+        (dict(logits=z[..., :2].contiguous(), grad=torch.zeros(1, 2, 2), loss=2),
+         "at least 3 classes for loss dlr, got 2"),
     ]:
         with pytest.raises(RuntimeError, match=message):
             call(**wrong)

@@ -1,4 +1,4 @@
-"""README.md's recipes, each run as it stands: the programs are the text."""
+"""The recipes of docs/recipes.md, each run as it stands: the programs are the text."""
 import importlib.util
 import os
 import re
@@ -14,8 +14,8 @@ from ensadv_fast.attacks import auto_attack
 from ensadv_fast.models import mnist_d
 
 ROOT = Path(__file__).parent.parent
-SECTION = (ROOT / "README.md").read_text().split("## Recipes\n")[1].split("\n## ")[0]
-RECIPES = {name: text for text, name in re.findall(r"```python\n(# (\w+\.py)\n.*?)```", SECTION, re.S)}
+PAGE = (ROOT / "docs" / "recipes.md").read_text()
+RECIPES = {name: text for text, name in re.findall(r"```python\n(# (\w+\.py)\n.*?)```", PAGE, re.S)}
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,9 @@ def accuracy(weights: dict, model: nn.Module) -> float:
         return (model.eval()(x.float().view(-1, 1, 28, 28) / 255).argmax(1) == y).float().mean().item()
 
 
-def test_every_program_of_the_section_is_run():
+def test_every_program_of_the_page_is_run():
     assert list(RECIPES) == ["digits.py", "own_loop.py", "robust.py", "timm_style.py", "ddp.py"]
-    assert SECTION.count("```python") == len(RECIPES)
+    assert PAGE.count("```python") == len(RECIPES)
     assert max(len(line) for text in RECIPES.values() for line in text.splitlines()) <= 120
 
 

@@ -45,7 +45,7 @@ class AgainLane:
         self.under_way = False
 
     @staticmethod
-    def taken():
+    def is_capturing():
         return False
 
     def begin(self):
@@ -77,7 +77,7 @@ class AgainLane:
 def again(monkeypatch):
     """Sources on the CPU are captured, by AgainLane, and values are not looked at, as on a GPU."""
     monkeypatch.setitem(cuda_graphs.LANES, "cpu", AgainLane)
-    monkeypatch.setattr(check, "readable", lambda t: False)
+    monkeypatch.setattr(check, "is_readable", lambda t: False)
     for dtype in (torch.float32, torch.bfloat16):
         packing.works(dtype)  # looks at values, once a process
 
@@ -449,9 +449,9 @@ def test_a_capture_that_fails(again, monkeypatch):
 def test_errors_about_arguments_stay_what_they_are(again):
     strict, _ = pair()
     x, y = batch()
-    with pytest.raises(ValueError, match="alpha = 0.02 belongs to the budget"):
+    with pytest.raises(ValueError, match="rand_fgsm: alpha must be <= eps = 0.01, of which it is a part, got 0.02"):
         ea.rand_fgsm(alpha=0.02)(strict, x, y, eps=0.01)
-    with pytest.raises(ValueError, match="loss dlr needs at least 3 classes"):
+    with pytest.raises(ValueError, match="logits must have at least 3 classes for loss dlr"):
         ea.fgsm(loss="dlr")(ea.Source(small_net(classes=2), cuda_graph=True, dtype=torch.bfloat16), x, y.clamp(max=1))
 
 
@@ -492,10 +492,10 @@ def test_calls_that_are_left_alone(again, monkeypatch):
         ea.fgsm()(source, x, y)
     ea.fgsm()(source, torch.cat([x, x], 3)[..., ::2], y)  # not dense
     with monkeypatch.context() as m:
-        m.setattr(AgainLane, "taken", staticmethod(lambda: True))
+        m.setattr(AgainLane, "is_capturing", staticmethod(lambda: True))
         ea.fgsm()(source, x, y)
     with monkeypatch.context() as m:
-        m.setattr(check, "readable", lambda t: True)  # ENSADV_CHECK=1
+        m.setattr(check, "is_readable", lambda t: True)  # ENSADV_CHECK=1
         ea.fgsm()(source, x, y)
     assert not source.replays.graphs
     own = ea.Source(small_net(), cuda_graph=True, **EXACT)

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 import ensadv_fast as ea
 from ensadv_fast import data, models
 from ensadv_fast.ops.ensemble_linear import grad_reference, reference
+from ensadv_fast.ops.losses import Objective
 from ensadv_fast.sources import stacking
 
 FUSES = ("logits", "probs", "loss")
@@ -58,7 +59,7 @@ def in_turn(monkeypatch):
     """Makes ensembles whose members run one after the other."""
     def make(*args, **kw):
         with monkeypatch.context() as patch:
-            patch.setattr(stacking, "chain", lambda model: None)
+            patch.setattr(stacking, "find_chain", lambda model: None)
             made = ea.Ensemble(*args, **kw)
         assert all(len(index) == 1 for index in runs(made))
         return made
@@ -88,7 +89,7 @@ def test_a_stack_gives_what_its_members_give_in_turn(fuse, normalised, in_turn):
         torch.testing.assert_close(a.loss, b.loss, **close)
         torch.testing.assert_close(a.logits, b.logits, **close)
     torch.testing.assert_close(one.logits(x), other.logits(x), **close)
-    for a, b in zip(*(e.losses_unchecked(x, y, "ce", False, 0.0) for e in (one, other)), strict=True):
+    for a, b in zip(*(e.losses_unchecked(x, y, Objective()) for e in (one, other)), strict=True):
         torch.testing.assert_close(a, b, **close)
 
 
@@ -138,7 +139,7 @@ def test_it_is_as_strong(trained, dtype, fuse):
     assert runs(stack) == [(0, 1, 2)] and runs(exact) == [(0,), (1,), (2,)]
 
     def loss(images):
-        return exact.losses_unchecked(images, y, "ce", False, 0.0)[0].double().mean().item()
+        return exact.losses_unchecked(images, y, Objective())[0].double().mean().item()
 
     with exact.session(), torch.no_grad():
         clean, wanted, got = loss(x), loss(ea.fgsm(0.1)(exact, x, y)), loss(ea.fgsm(0.1)(stack, x, y))
@@ -159,7 +160,7 @@ def test_its_forward_keeps_bits(dtype):
 
 
 def test_weights_are_kept_once():
-    """The members' are views of the stack, and an ensemble made again of the same members takes the same memory."""
+    """The members' weights are views of the stack; another ensemble of the same members uses the same memory."""
     members, (x, y) = sources(), batch()
     alone = [s.input_grad(x, y).grad for s in members]
     ensemble = ea.Ensemble(members)
@@ -250,7 +251,7 @@ OTHERS = {
 @pytest.mark.filterwarnings("ignore:Source. fold leaves")
 def test_what_is_not_for_sure_an_mlp_is_not_stacked(why):
     source = ea.Source(OTHERS[why](), dtype=torch.float32)
-    assert stacking.chain(source.module) is None
+    assert stacking.find_chain(source.module) is None
     assert runs(ea.Ensemble([source, source])) == [(0,), (1,)]
 
 
@@ -285,7 +286,7 @@ def test_a_member_that_calibrate_switches_leaves_the_stack(trained, monkeypatch)
     members = [ea.Source(net, dtype=torch.bfloat16) for net in trained]
     ensemble = ea.Ensemble(members)
     assert runs(ensemble) == [(0, 1, 2)]
-    monkeypatch.setattr("ensadv_fast.sources.source.ENOUGH", 2.0)  # nothing is enough
+    monkeypatch.setattr("ensadv_fast.sources.source.ENOUGH", 2.0)  # more than any agreement
     members[1].calibrate(x, y)
     assert members[1].dtype == torch.float32 and runs(ensemble) == [(0, 2), (1,)]
     wanted = ea.Ensemble([ea.Source(net, dtype=d) for net, d in

@@ -44,7 +44,7 @@ class Trace(TorchDispatchMode):
 @pytest.fixture
 def trace(monkeypatch):
     """Trace one attack as if its tensors lay on a GPU, where no value may be looked at."""
-    monkeypatch.setattr(checks, "readable", lambda t: False)
+    monkeypatch.setattr(checks, "is_readable", lambda t: False)
 
     def run(attack, y=True, source=lambda m: m, **kw):
         x = torch.rand(4, 3, 32, 32)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ensadv_fast as ea
+from ensadv_fast.ops.losses import Objective
 from ensadv_fast.sources.source import Source
 from ensadv_fast.sources.training_loss import TrainingLossSource
 
@@ -51,7 +52,7 @@ def test_loss_and_gradient_are_autograds(smoothing, aux, options):
     least = source.input_grad(x, rule="least_likely")
     assert torch.equal(least.labels, model(x)[0].argmin(1))
     with source.session():
-        torch.testing.assert_close(source.losses_unchecked(x, y, "ce", False, 0.0)[0], wanted, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(source.losses_unchecked(x, y, Objective())[0], wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_without_either_it_is_the_source_itself():

@@ -14,6 +14,8 @@ from transfer_rules import kernel, resized_and_padded, transfer
 
 import ensadv_fast as ea
 from ensadv_fast.attacks import transforms
+from ensadv_fast.attacks.gradient import _Run
+from ensadv_fast.attacks.request import Keys, Request
 from ensadv_fast.ops.random_step import unit_noise
 
 EPS, STEP, STEPS, SIZE = 16 / 255, 1.6 / 255, 6, 20
@@ -403,8 +405,10 @@ def test_restarts_keep_the_worst_example_by_every_loss(make, eps, loss, targeted
     net, x, y = setting(torch.float64)
     attack = make(eps, steps=2, loss=loss, targeted=targeted, kappa=1.0)
     result = replace(attack, restarts=4)(net, x, y, key=KEY, return_info=True)
-    live, sizes = ea.Source(net, live=True, dtype=None, fold=False, channels_last=False), attack._sizes(x, eps)
-    runs = torch.stack([attack._run(live, x, y, None, sizes, k, None, None, None).x_adv for k in ea.split(START, 4)])
+    live = ea.Source(net, live=True, dtype=None, fold=False, channels_last=False)
+    request = Request(x, y, None, None, attack._sizes(x, eps))
+    runs = torch.stack([_Run(attack, live, request, Keys(k, None, None), None).result().x_adv
+                        for k in ea.split(START, 4)])
     logits = torch.stack([net(run).detach() for run in runs])
     losses = torch.stack([plain_loss(loss, z, y, targeted) for z in logits])
     met = (logits.argmax(2) == y) == targeted

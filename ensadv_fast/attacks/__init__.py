@@ -6,9 +6,10 @@ variance too, in free combination: :class:`ensadv_fast.Attack` says what they me
 from typing import Any
 
 from .auto_attack import AutoAttack, autoattack
-from .base import AttackResult, BaseAttack
+from .base import BaseAttack
 from .cw import CwLinf, cw_linf
 from .gradient import Attack
+from .request import AttackResult
 from .transforms import Transform, di, si, ti, vt
 
 __all__ = [

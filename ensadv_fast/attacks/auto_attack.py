@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
 from ..ops import checks, memory
 from ..ops.losses import choose_labels
 from ..sources.base import BaseSource, for_autograd
-from .base import AttackResult, BaseAttack, Sizes, wide
+from .base import BaseAttack
+from .request import AttackResult, Budget, Keys, Request
 
 PACKAGES = ("autoattack", "pyautoattack", "torchattacks")
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -37,42 +37,36 @@ class AutoAttack(BaseAttack):
         checks.choice(op, "version", self.version, VERSIONS)
         checks.choice(op, "package", self.package, (None, *PACKAGES))
         if self.targeted or self.loss != "ce" or (self.lo, self.hi) != (0, 1):
-            raise ValueError(f"{op}: targeted, loss, lo and hi are AutoAttack's own, got targeted {self.targeted}, "
+            raise ValueError(f"{op}: targeted, loss, lo and hi must be AutoAttack's own, got targeted {self.targeted}, "
                              f"loss {self.loss!r}, [lo, hi] = [{self.lo}, {self.hi}]")
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
-            raise TypeError(f"{op}: batch_size must be an int, got {type(self.batch_size).__name__}")
-        if self.batch_size < 1:
-            raise ValueError(f"{op}: batch_size must be >= 1, got {self.batch_size}")
+        checks.integer(op, "batch_size", self.batch_size, least=1)
 
     @property
-    def _draws(self) -> bool:
+    def _draws_noise(self) -> bool:
         return True
 
-    def _sizes(self, x: Tensor, eps: float | Tensor) -> Sizes:
+    def _sizes(self, x: Tensor, eps: float | Tensor) -> Budget:
         if isinstance(eps, Tensor):
             raise ValueError(f"{self.name}: eps must be one number for the batch, got a tensor {tuple(eps.shape)}")
         if x.dim() != 4:
             raise ValueError(f"{self.name}: x must have shape [N, C, H, W], got {tuple(x.shape)}")
-        _, eps = checks.per_sample(self.name, "eps", eps, x, size=True)
         _package(self.package)
-        return Sizes(eps, eps, eps, 1, eps)
+        return self._budget(x, eps)
 
-    def _worst_of(self, source: BaseSource, x: Tensor, y: Tensor | None, sizes: Sizes, start_key: Tensor | None,
-                  label_key: Tensor | None, index: Tensor | None, out: Tensor | None) -> AttackResult:
-        clean = wide(x)
+    def _worst_of(self, source: BaseSource, request: Request, keys: Keys) -> AttackResult:
+        clean = memory.widen(request.x)
         logits = source.logits(clean)
-        labels = choose_labels(logits, y, self.rule, label_key, index)
-        checks.labels(self.name, "y", labels, len(x), x.device, logits.shape[1])
-        assert start_key is not None
-        seed = int(start_key[0] ^ start_key[1]) & (1 << 31) - 1
-        module, devices = _package(self.package), [x.device] if x.device.type == "cuda" else []
+        labels = choose_labels(logits, request.y, self.rule, keys.labels, request.index)
+        checks.labels(self.name, "y", labels, len(clean), clean.device, logits.shape[1])
+        assert keys.start is not None
+        seed = int(keys.start[0] ^ keys.start[1]) & (1 << 31) - 1
+        module, devices = _package(self.package), [clean.device] if clean.device.type == "cuda" else []
         with _alone(source) as net, torch.random.fork_rng(devices), torch.enable_grad():
             found = _RUNS[module.__name__](module, net, for_autograd(clean).float().contiguous(), for_autograd(labels),
-                                           self, float(sizes.eps), logits.shape[1], seed)
-        target = torch.empty_like(x) if out is None and memory.result_dtype(x) != clean.dtype else out
-        x_adv = ops.project(found.detach().to(clean.dtype), clean, sizes.eps, norm=self.norm, out=target)
-        loss, logits = self._losses(source, wide(x_adv), labels)
-        return AttackResult(x_adv, labels, loss, self._met(logits, labels))
+                                           self, float(request.sizes.eps), logits.shape[1], seed)
+        x_adv = self._into_ball(found.detach().to(clean.dtype), request, self.norm)
+        loss, logits = self._losses(source, memory.widen(x_adv), labels)
+        return AttackResult(x_adv, labels, loss, self.succeeded(logits, labels))
 
 
 class _Logits(nn.Module):

@@ -16,7 +16,7 @@ def make_attack(name: str, eps: float, *, alpha: float | None = None, step: floa
     """The attack of this name. alpha, step: in units of eps, for those attacks that have one; None is the attack's
     own default. ValueError for a name that is not in ATTACKS."""
     if name not in ATTACKS:
-        raise ValueError(f"attack: got {name!r}, want one of {', '.join(ATTACKS)}")
+        raise ValueError(f"attack: name must be one of {', '.join(ATTACKS)}, got {name!r}")
     options: dict[str, Any] = {} if rule is None else {"rule": rule}
     if name.startswith("rand_") and alpha is not None:
         options["alpha"] = alpha * eps

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..ops import checks, memory
-from ..sources.base import BaseSource
-from .base import AttackResult, BaseAttack, Sizes, over, wide
+from ..sources.base import BaseSource, InputGrad
+from .base import BaseAttack
+from .request import AttackResult, Budget, Keys, Request
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # Adam's own, as TensorFlow's optimizer applies them
 _ENOUGH, _SLACK = 1e-4, 0.1
@@ -31,85 +31,101 @@ class CwLinf(BaseAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         op = self.name
-        if self.loss != "cw":
-            raise ValueError(f"{op}: loss must be cw, got {self.loss!r}")
+        checks.choice(op, "loss", self.loss, ("cw",))
         for name in ("max_iterations", "check_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{op}: {name} must be >= 1, got {value}")
+            checks.integer(op, name, getattr(self, name), least=1)
         for name, least in (("learning_rate", 0), ("initial_const", 0), ("const_factor", 1)):
             if checks.finite(op, name, getattr(self, name)) <= least:
                 raise ValueError(f"{op}: {name} must be > {least}, got {getattr(self, name)}")
         if checks.finite(op, "largest_const", self.largest_const) <= self.initial_const:
-            raise ValueError(f"{op}: largest_const must exceed initial_const = {self.initial_const}, "
+            raise ValueError(f"{op}: largest_const must be > initial_const = {self.initial_const}, "
                              f"got {self.largest_const}")
-        if not isinstance(self.abort_early, bool):
-            raise TypeError(f"{op}: abort_early must be a bool, got {type(self.abort_early).__name__}")
+        checks.flag(op, "abort_early", self.abort_early)
 
     @property
-    def _draws(self) -> bool:
+    def _draws_noise(self) -> bool:
         return False
 
-    def _sizes(self, x: Tensor, eps: float | Tensor) -> Sizes:
-        tensor, number = checks.per_sample(self.name, "eps", eps, x, size=True)
-        eps = number if tensor is None else tensor
-        return Sizes(eps, eps, eps, self.max_iterations, eps)
+    def _sizes(self, x: Tensor, eps: float | Tensor) -> Budget:
+        return self._budget(x, eps)
 
-    def _worst_of(self, source: BaseSource, x: Tensor, y: Tensor | None, sizes: Sizes, start_key: Tensor | None,
-                  label_key: Tensor | None, index: Tensor | None, out: Tensor | None) -> AttackResult:
-        clean = wide(x)
-        todo = _Search.begun(clean, sizes.eps)
-        best, loss, success = (t.clone() for t in (todo.best, todo.loss, todo.success))
-        labels, const, t = None, self.initial_const, 0
-
-        def leave(stay: Tensor) -> _Search:
-            """Write down all that was found, and go on with the samples that stay. One look at values."""
-            best[todo.rows], loss[todo.rows], success[todo.rows] = todo.best, todo.loss, todo.success
-            rows = stay.nonzero().squeeze(1)
-            return todo if len(rows) == len(stay) else todo.only(rows)
-
-        while const < self.largest_const and len(todo.rows):
-            for iteration in range(self.max_iterations):
-                raw = todo.clean + todo.change
-                point = raw.clamp(self.lo, self.hi)
-                # The index belongs to the draw of labels, before any sample has left.
-                given, rule, at = (y, self.rule, index) if labels is None else (labels[todo.rows], "true", None)
-                passed = source.input_grad_unchecked(point, given, rule, self.targeted, "cw", self.kappa, label_key,
-                                                     at, rescale=False)
-                met = self._met(passed.logits, passed.labels)
-                if labels is None:
-                    labels = passed.labels
-                    todo.keep(point, passed.loss, met, torch.ones_like(met))  # where nothing is found: the clean image
-                moved = point - todo.clean
-                excess = moved.abs() - over(todo.eps, moved)
-                slack = excess.clamp(min=0).flatten(1).sum(1)
-                if self.abort_early:
-                    found = met & (const * passed.loss.abs() + slack < _ENOUGH * const) & ~todo.found
-                    todo.keep(point, passed.loss, met, found)
-                    todo.found.logical_or_(found)
-                # The gradient of const * hinge + slack by the change, through the clip. Untargeted, the loss that
-                # attacks ascend is the hinge with its sign turned.
-                grad = passed.grad * (const if self.targeted else -const) + moved.sign() * (excess > 0)
-                t += 1
-                todo.adam(grad * ((raw >= self.lo) & (raw <= self.hi)), self.learning_rate, t)
-                if (iteration + 1) % self.check_every == 0 and iteration + 1 < self.max_iterations:
-                    todo = leave(~todo.found)
-                    if not len(todo.rows):
-                        break
-            else:
-                small = ~todo.found & (slack < _SLACK * todo.eps)
-                todo.keep(point, passed.loss, met, small)
-                todo = leave(small)
-                const *= self.const_factor
-        target = torch.empty_like(x) if out is None and memory.result_dtype(x) != clean.dtype else out
-        x_adv = ops.project(best, clean, sizes.eps, lo=self.lo, hi=self.hi, out=target)
-        assert labels is not None  # chosen in the first iteration
-        return AttackResult(x_adv, labels, loss, success)
+    def _worst_of(self, source: BaseSource, request: Request, keys: Keys) -> AttackResult:
+        search = _Search(self, source, request, keys)
+        const = self.initial_const
+        while const < self.largest_const and len(search.todo.rows):
+            search.run(const)
+            const *= self.const_factor
+        assert search.labels is not None  # chosen in the first iteration
+        return AttackResult(self._into_ball(search.best, request), search.labels, search.loss, search.success)
 
 
-class _Search(NamedTuple):
+class _Search:
+    """The search of a whole batch: what is found so far (best, loss, success), and the samples still searched for."""
+
+    def __init__(self, attack: CwLinf, source: BaseSource, request: Request, keys: Keys) -> None:
+        self.attack, self.source, self.request, self.keys = attack, source, request, keys
+        self.todo = _Samples.start(memory.widen(request.x), request.sizes.eps)
+        self.best, self.loss, self.success = (t.clone() for t in (self.todo.best, self.todo.loss, self.todo.success))
+        self.labels: Tensor | None = None
+        self.iterations = 0  # of Adam, over all constants
+        self.last: tuple[Tensor, InputGrad, Tensor]  # of the last iteration: point, pass, which samples met the aim
+
+    def run(self, const: float) -> None:
+        """All iterations for one constant; then the samples that are near enough to the ball go on to the next."""
+        attack = self.attack
+        for iteration in range(1, attack.max_iterations + 1):
+            slack = self.iterate(const)
+            if iteration % attack.check_every == 0 and iteration < attack.max_iterations:
+                self.leave(~self.todo.found)
+                if not len(self.todo.rows):
+                    return
+        todo, point, passed, met = self.todo, *self.last
+        small = ~todo.found & (slack < _SLACK * todo.eps)
+        todo.keep(point, passed.loss, met, small)
+        self.leave(small)
+
+    def iterate(self, const: float) -> Tensor:
+        """One step of Adam; the second term of the objective, per sample."""
+        attack, todo = self.attack, self.todo
+        raw = todo.clean + todo.change
+        point = raw.clamp(attack.lo, attack.hi)
+        passed = self.forward_backward(point)
+        met = attack.succeeded(passed.logits, passed.labels)
+        if self.labels is None:
+            self.labels = passed.labels
+            todo.keep(point, passed.loss, met, torch.ones_like(met))  # where nothing is found: the clean image
+        moved = point - todo.clean
+        excess = moved.abs() - memory.broadcast(todo.eps, moved)
+        slack = excess.clamp(min=0).flatten(1).sum(1)
+        if attack.abort_early:
+            found = met & (const * passed.loss.abs() + slack < _ENOUGH * const) & ~todo.found
+            todo.keep(point, passed.loss, met, found)
+            todo.found.logical_or_(found)
+        # The gradient of const * hinge + slack by the change, through the clip. Untargeted, the loss that attacks
+        # ascend is the hinge with its sign turned.
+        grad = passed.grad * (const if attack.targeted else -const) + moved.sign() * (excess > 0)
+        self.iterations += 1
+        todo.adam(grad * ((raw >= attack.lo) & (raw <= attack.hi)), attack.learning_rate, self.iterations)
+        self.last = point, passed, met
+        return slack
+
+    def forward_backward(self, point: Tensor) -> InputGrad:
+        request, objective = self.request, self.attack.objective
+        if self.labels is None:  # the index belongs to the draw of labels, before any sample has left
+            return self.source.input_grad_unchecked(point, request.y, objective, key=self.keys.labels,
+                                                    index=request.index, rescale=False)
+        return self.source.input_grad_unchecked(point, self.labels[self.todo.rows], objective.of_labels, rescale=False)
+
+    def leave(self, stay: Tensor) -> None:
+        """Write down all that was found, and go on with the samples that stay. One look at values."""
+        todo = self.todo
+        self.best[todo.rows], self.loss[todo.rows], self.success[todo.rows] = todo.best, todo.loss, todo.success
+        rows = stay.nonzero().squeeze(1)
+        if len(rows) < len(stay):
+            self.todo = todo.only(rows)
+
+
+class _Samples(NamedTuple):
     """The samples that are searched for. rows: int64 [n], where they stand in the batch; best, loss, success: what is
     returned for each, as it stands; found: bool [n], it is final; change and Adam's moments: the variable."""
 
@@ -125,19 +141,19 @@ class _Search(NamedTuple):
     second: Tensor
 
     @staticmethod
-    def begun(clean: Tensor, eps: float | Tensor) -> "_Search":
+    def start(clean: Tensor, eps: float | Tensor) -> "_Samples":
         n, change = len(clean), torch.zeros_like(clean)
         none = torch.zeros(n, dtype=torch.bool, device=clean.device)
-        return _Search(torch.arange(n, device=clean.device), clean, eps, clean.clone(), clean.new_zeros(n), none,
-                       none.clone(), change, change.clone(), change.clone())
+        return _Samples(torch.arange(n, device=clean.device), clean, eps, clean.clone(), clean.new_zeros(n), none,
+                        none.clone(), change, change.clone(), change.clone())
 
-    def only(self, rows: Tensor) -> "_Search":
+    def only(self, rows: Tensor) -> "_Samples":
         eps = self.eps[rows] if isinstance(self.eps, Tensor) else self.eps
         return self._replace(eps=eps, **{f: getattr(self, f)[rows] for f in self._fields if f != "eps"})
 
     def keep(self, point: Tensor, loss: Tensor, success: Tensor, where: Tensor) -> None:
         """Take these as the best there is of some samples."""
-        torch.where(over(where, point), point, self.best, out=self.best)
+        torch.where(memory.broadcast(where, point), point, self.best, out=self.best)
         torch.where(where, loss.to(self.loss.dtype), self.loss, out=self.loss)
         torch.where(where, success, self.success, out=self.success)
 

@@ -1,22 +1,35 @@
-"""The one loop that gradient attacks are."""
-import itertools
-from collections.abc import Callable, Sequence
+"""Attacks that follow gradients, and the one loop that all of them are."""
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops import checks, keys, memory
+from ..ops import checks
+from ..ops.keys import split
 from ..ops.losses import LOSSES, choose_labels
+from ..ops.memory import broadcast, result_dtype, widen
 from ..sources.base import BaseSource, InputGrad
 from . import entropy
-from .base import AttackResult, BaseAttack, Sizes, check_size, over, wide
+from .base import BaseAttack
+from .request import AttackResult, Keys, Request
 from .transforms import Transform, VarianceTuning
+from .views import ViewedGradient
 
 STARTS = (None, "rademacher", "uniform", "truncated_normal")
 DIRECTIONS = ("sign", "l2", "max")
+
+
+class Sizes(NamedTuple):
+    """An attack's sizes for one call: numbers, or tensors [N] where eps is one. reach: of the neighbours of vt."""
+
+    eps: float | Tensor
+    start: float | Tensor
+    step: float | Tensor
+    steps: int
+    reach: float | Tensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class Attack(BaseAttack):
     transforms: tuple[Transform, ...] = ()
     momentum: float | None = None
     nesterov: bool = False
-    variance: VarianceTuning | int | None = None
+    variance: VarianceTuning | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,26 +82,11 @@ class Attack(BaseAttack):
         checks.choice(op, "direction", self.direction, DIRECTIONS)
         for name in ("step", "alpha"):
             if getattr(self, name) is not None:
-                check_size(op, name, getattr(self, name))
-        for name in ("steps", "restarts"):
-            value = getattr(self, name)
-            if name == "steps" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{op}: {name} must be >= 1, got {value}")
-        if self.restarts > 1 and self.start is None:
-            raise ValueError(f"{op}: restarts > 1 needs a random start")
-        if self.loss is None and (self.start is None or self.restarts > 1 or self.direction == "l2"):
-            raise ValueError(f"{op}: loss None is a random start alone, got start {self.start!r}, "
-                             f"restarts {self.restarts}, direction {self.direction!r}")
-        if self.direction == "l2" and self.start not in (None, "uniform"):
-            raise ValueError(f"{op}: start must be None or 'uniform' in the L2 ball, got {self.start!r}")
-        if self.alpha is not None and self.alpha > self.eps:
-            raise ValueError(
-                f"{op}: alpha belongs to the budget and must not exceed eps = {self.eps}, got {self.alpha}"
-            )
+                checks.size(op, name, getattr(self, name))
+        if self.steps is not None:
+            checks.integer(op, "steps", self.steps, least=1)
+        checks.integer(op, "restarts", self.restarts, least=1)
+        checks.flag(op, "nesterov", self.nesterov)
         if not isinstance(self.transforms, (tuple, list)):
             raise TypeError(f"{op}: transforms must be a sequence, got {type(self.transforms).__name__}")
         for t in self.transforms:
@@ -96,25 +94,31 @@ class Attack(BaseAttack):
                 raise TypeError(f"{op}: transforms must be di(...), si(...) or ti(...) each, got {type(t).__name__}")
         object.__setattr__(self, "transforms", tuple(self.transforms))  # the attack is frozen, and stays hashable
         if self.momentum is not None:
-            checks.finite(op, "momentum", self.momentum)
-            object.__setattr__(self, "momentum", float(self.momentum))
-        if not isinstance(self.nesterov, bool):
-            raise TypeError(f"{op}: nesterov must be a bool, got {type(self.nesterov).__name__}")
-        if self.nesterov and self.momentum is None:
-            raise ValueError(f"{op}: nesterov looks ahead along the momentum and needs one, got momentum None")
-        if self.variance is not None and not isinstance(self.variance, VarianceTuning):
-            if isinstance(self.variance, bool) or not isinstance(self.variance, int):
-                raise TypeError(f"{op}: variance must be vt(...) or an int, got {type(self.variance).__name__}")
+            object.__setattr__(self, "momentum", checks.finite(op, "momentum", self.momentum))
+        if isinstance(self.variance, int) and not isinstance(self.variance, bool):
             object.__setattr__(self, "variance", VarianceTuning(self.variance))
+        if not isinstance(self.variance, VarianceTuning | None):
+            raise TypeError(f"{op}: variance must be vt(...) or an int, got {type(self.variance).__name__}")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """ValueError where two options do not go together."""
+        op = self.name
+        if self.restarts > 1 and self.start is None:
+            raise ValueError(f"{op}: start must be random where restarts > 1, got None")
+        if self.loss is None and (self.start is None or self.restarts > 1 or self.direction == "l2"):
+            raise ValueError(f"{op}: loss None is a random start alone, got start {self.start!r}, "
+                             f"restarts {self.restarts}, direction {self.direction!r}")
+        if self.direction == "l2" and self.start not in (None, "uniform"):
+            raise ValueError(f"{op}: start must be None or 'uniform' in the L2 ball, got {self.start!r}")
+        if self.alpha is not None and self.alpha > self.eps:
+            raise ValueError(f"{op}: alpha must be <= eps = {self.eps}, of which it is a part, got {self.alpha}")
+        if self.nesterov and self.momentum is None:
+            raise ValueError(f"{op}: momentum must be a number where nesterov looks ahead along it, got None")
 
     @property
     def capturable(self) -> bool:
         return self.loss is not None
-
-    @property
-    def _tuning(self) -> VarianceTuning | None:
-        """`variance`, of which __post_init__ has made a VarianceTuning."""
-        return VarianceTuning(self.variance) if isinstance(self.variance, int) else self.variance
 
     @property
     def norm(self) -> str:
@@ -122,197 +126,199 @@ class Attack(BaseAttack):
         return "l2" if self.direction == "l2" else "linf"
 
     @property
-    def _draws(self) -> bool:
+    def _draws_noise(self) -> bool:
         return self.start is not None or self.variance is not None or any(t.draws for t in self.transforms)
 
-    def _sizes(self, x: Tensor, eps: float | Tensor) -> "Sizes":
+    def _sizes(self, x: Tensor, eps: float | Tensor) -> Sizes:
         for t in self.transforms:
             t.check(self.name, x)
-        op = self.name
-        tensor, number = checks.per_sample(op, "eps", eps, x, size=True)
-        eps = number if tensor is None else tensor
-        start = step = eps
+        (eps,) = self._budget(x, eps)
         steps = self.steps
         if steps is None:
             # Kurakin et al. 2017: min(eps + 4, 1.25 eps) in units of 1/255. With eps per sample, the attack's own.
-            eps255 = 255 * (number if tensor is None else self.eps)
+            eps255 = 255 * (self.eps if isinstance(eps, Tensor) else eps)
             steps = max(1, int(round(min(eps255 + 4, 1.25 * eps255), 6)))
-        if self.start == "rademacher" and self.loss is not None:
-            start = eps / 2 if self.alpha is None else self.alpha
-            if tensor is not None:
-                start = tensor / 2 if self.alpha is None else tensor.clamp(max=self.alpha)
-            elif start > eps:
-                raise ValueError(f"{op}: alpha = {start} belongs to the budget and must not exceed eps, got {eps}")
-            step = eps - start
+        start = self._start_size(eps)
+        step = eps - start if self.start == "rademacher" and self.loss is not None else eps
         if self.step is not None:
             step = self.step
         elif self.step_over_eps is not None:
             step = self.step_over_eps * eps
-        return Sizes(eps, start, step, steps, 0.0 if self._tuning is None else self._tuning.beta * eps)
+        return Sizes(eps, start, step, steps, 0.0 if self.variance is None else self.variance.beta * eps)
 
-    def _worst_of(self, source: BaseSource, x: Tensor, y: Tensor | None, sizes: "Sizes", start_key: Tensor | None,
-                  label_key: Tensor | None, index: Tensor | None, out: Tensor | None) -> AttackResult | Tensor:
-        """Run once per restart; with more than one, keep per sample the example on which the loss ended worst."""
+    def _start_size(self, eps: float | Tensor) -> float | Tensor:
+        """eps, but for a random sign before a gradient step: it has alpha of the budget."""
+        if self.start != "rademacher" or self.loss is None:
+            return eps
+        if self.alpha is None:
+            return eps / 2
+        if isinstance(eps, Tensor):
+            return eps.clamp(max=self.alpha)
+        if self.alpha > eps:
+            raise ValueError(f"{self.name}: alpha must be <= eps = {eps}, of which it is a part, got {self.alpha}")
+        return self.alpha
+
+    def _worst_of(self, source: BaseSource, request: Request, keys: Keys) -> AttackResult | Tensor:
+        """One run, or several from different starts: of these, per sample the example on which the loss ended worst."""
+        x = request.x
         if self.loss is None:
-            assert start_key is not None and self.start is not None
-            return ops.random_step(x, start_key, sizes.start, kind=self.start, index=index, lo=self.lo, hi=self.hi,
-                                   out=out)
+            assert keys.start is not None and self.start is not None
+            return ops.random_step(x, keys.start, request.sizes.start, kind=self.start, index=request.index, lo=self.lo,
+                                   hi=self.hi, out=request.out)
         labels = None
         first_is_clean = self.start is None and all(t.clean_first for t in self.transforms)
-        if not first_is_clean and (self.rule != "true" or y is None):
-            labels = choose_labels(source.logits(wide(x)), y, self.rule, label_key, index)
+        if not first_is_clean and (self.rule != "true" or request.y is None):
+            labels = choose_labels(source.logits(widen(x)), request.y, self.rule, keys.labels, request.index)
         if self.restarts == 1:
-            return self._run(source, x, y, labels, sizes, start_key, label_key, index, out)
-        assert start_key is not None
-        best: AttackResult | None = None
-        for restart_key in keys.split(start_key, self.restarts):
-            run = self._run(source, x, y, labels, sizes, restart_key, label_key, index, None)
-            loss, logits = self._losses(source, wide(run.x_adv), run.labels)
-            run = AttackResult(run.x_adv, run.labels, loss, self._met(logits, run.labels))
-            labels = run.labels
-            if best is None:
-                best = run
-                continue
-            further = run.loss < best.loss if self.targeted else run.loss > best.loss
-            worse = (run.success & ~best.success) | (further & (run.success == best.success))
-            pick = worse.view(-1, *[1] * (x.dim() - 1))
-            best = AttackResult(torch.where(pick, run.x_adv, best.x_adv), labels,
-                                torch.where(worse, run.loss, best.loss), run.success | best.success)
-        assert best is not None
-        if out is None:
+            return _Run(self, source, request, keys, labels).result()
+        best = self._worst_restart(source, request, keys, labels)
+        if request.out is None:
             return best
-        if out.dtype == best.x_adv.dtype:
-            return best._replace(x_adv=out.copy_(best.x_adv))
-        return best._replace(x_adv=ops.project(best.x_adv, wide(x), sizes.eps, norm=self.norm, lo=self.lo, hi=self.hi,
-                                               out=out))
+        if request.out.dtype == best.x_adv.dtype:
+            return best._replace(x_adv=request.out.copy_(best.x_adv))
+        return best._replace(x_adv=self._into_ball(best.x_adv, request, self.norm))
 
-    def _run(self, source: BaseSource, x: Tensor, y: Tensor | None, labels: Tensor | None, sizes: "Sizes",
-             start_key: Tensor | None, label_key: Tensor | None, index: Tensor | None,
-             out: Tensor | None) -> AttackResult:
-        loss, tuning = self.loss, self._tuning
-        assert loss is not None
+    def _worst_restart(self, source: BaseSource, request: Request, keys: Keys, labels: Tensor | None) -> AttackResult:
+        assert keys.start is not None
+        best: AttackResult | None = None
+        for start in split(keys.start, self.restarts):
+            run = _Run(self, source, request._replace(out=None), keys._replace(start=start), labels).result()
+            labels = run.labels
+            loss, logits = self._losses(source, widen(run.x_adv), labels)
+            run = AttackResult(run.x_adv, labels, loss, self.succeeded(logits, labels))
+            best = run if best is None else self._worse(best, run)
+        assert best is not None
+        return best
 
-        def look(image: Tensor) -> InputGrad:
-            """One forward and backward pass; the first chooses the labels where they are not given."""
-            nonlocal labels
-            given, rule = (y, self.rule) if labels is None else (labels, "true")
-            if loss == "entropy":
-                passed = entropy.input_grad(source, image, given, rule, label_key, index)
-            else:
-                passed = source.input_grad_unchecked(image, given, rule, self.targeted, loss, self.kappa,
-                                                     label_key, index, rescale=True)
-            labels = passed.labels
-            return passed
+    def _worse(self, best: AttackResult, run: AttackResult) -> AttackResult:
+        """Per sample: a success before a failure, then the loss that is further."""
+        further = run.loss < best.loss if self.targeted else run.loss > best.loss
+        worse = (run.success & ~best.success) | (further & (run.success == best.success))
+        x_adv = torch.where(broadcast(worse, run.x_adv), run.x_adv, best.x_adv)
+        return AttackResult(x_adv, run.labels, torch.where(worse, run.loss, best.loss), run.success | best.success)
 
-        clean = wide(x)
-        # Children 0 to 2 of the key are the L2 start's and the neighbours'; a start in L-inf takes the key itself.
-        drawing = self.norm == "l2" or tuning is not None or any(t.draws for t in self.transforms)
-        own: list[Tensor | None] = [None] * (3 + len(self.transforms))
-        if start_key is not None and drawing:
-            own = list(keys.split(start_key, len(own)))
-        current = self._started(clean, sizes, start_key, own, index)
-        neighbours = 0 if tuning is None else tuning.n
-        gradient = _Gradient(look, self.transforms, clean, own[3:], index, sizes.steps * (1 + neighbours),
-                             averaged=neighbours > 0)
-        around: Sequence[Tensor] = ()
-        if neighbours and own[2] is not None:
-            around = list(keys.split(own[2], sizes.steps * neighbours))
-        momentum = None if self.momentum is None else torch.zeros_like(clean)
-        tuned: Tensor | None = None  # the variance of the gradient, of the step before
-        step = -sizes.step if self.targeted else sizes.step
+
+class _StartKeys(NamedTuple):
+    """The children of a start key: of a start in the L2 ball (direction, length), of neighbours, of each transform."""
+
+    direction: Tensor | None
+    length: Tensor | None
+    neighbours: Tensor | None
+    transforms: tuple[Tensor | None, ...]
+
+
+class _Run:
+    """One run of the loop: a start, then steps."""
+
+    def __init__(self, attack: Attack, source: BaseSource, request: Request, keys: Keys,
+                 labels: Tensor | None) -> None:
+        self.attack, self.source, self.request, self.keys, self.labels = attack, source, request, keys, labels
+        self.clean, self.sizes = widen(request.x), request.sizes
+        self.own = self._children()
+        self.neighbours = 0 if attack.variance is None else attack.variance.n
+        evaluations = self.sizes.steps * (1 + self.neighbours)
+        self.gradient = ViewedGradient(attack.transforms, self.clean, self.own.transforms, request.index, evaluations,
+                                       averaged=self.neighbours > 0)
+        self.around: Sequence[Tensor] = ()
+        if self.own.neighbours is not None and self.neighbours:
+            self.around = list(split(self.own.neighbours, self.sizes.steps * self.neighbours))
+        self.momentum = None if attack.momentum is None else torch.zeros_like(self.clean)
+        self.step = -self.sizes.step if attack.targeted else self.sizes.step
+        self.within: dict[str, Any] = {"lo": attack.lo, "hi": attack.hi}
         # A single step from x itself cannot leave the ball, so the center need not be read.
-        free = sizes.steps == 1 and self.start is None and self.step is None and self.step_over_eps is None
-        ball: dict[str, Any] = {} if free and self.direction != "max" else {"center": clean, "eps": sizes.eps}
-        for i in range(sizes.steps):
-            number, last = i * (1 + neighbours), i == sizes.steps - 1
-            at = current
-            if self.nesterov and i and momentum is not None and self.momentum is not None:
-                at = current + momentum * over(self.momentum * step, clean)
-            passed, grad = gradient.at(at, number)
-            followed = grad if tuned is None else grad + tuned
-            if neighbours and not last:
-                total: Tensor | None = None
-                for j in range(neighbours):
-                    near = ops.random_step(current, around[i * neighbours + j], sizes.reach, kind="uniform",
-                                           index=index, clip=False)
-                    _, one = gradient.at(near, number + 1 + j)
-                    total = one if total is None else total.add_(one)
-                assert total is not None
-                tuned = (total / neighbours).sub_(grad)
-            target = None if current is clean else current  # iterates move in place, x never does
-            if last and (out is not None or memory.result_dtype(x) != clean.dtype):
-                target = torch.empty_like(x) if out is None else out
-            current = self._stepped(current, gradient.smoothed(followed), momentum, step, ball, target)
-        return AttackResult(current, passed.labels, passed.loss, self._met(passed.logits, passed.labels))
+        single = self.sizes.steps == 1 and attack.start is None and attack.step is None
+        if not single or attack.step_over_eps is not None or attack.direction == "max":
+            self.within |= {"center": self.clean, "eps": self.sizes.eps}
 
-    def _started(self, clean: Tensor, sizes: "Sizes", key: Tensor | None, own: list[Tensor | None],
-                 index: Tensor | None) -> Tensor:
-        if self.start is None:
+    def _children(self) -> _StartKeys:
+        """A start in the L-inf ball takes the start key itself; all other draws take its children."""
+        attack, n = self.attack, len(self.attack.transforms)
+        if self.keys.start is None or not (attack.norm == "l2" or attack.variance is not None
+                                           or any(t.draws for t in attack.transforms)):
+            return _StartKeys(None, None, None, (None,) * n)
+        direction, length, neighbours, *transforms = split(self.keys.start, 3 + n)
+        return _StartKeys(direction, length, neighbours, tuple(transforms))
+
+    def result(self) -> AttackResult:
+        current, steps = self.started(), self.sizes.steps
+        variance: Tensor | None = None  # of the gradient, of the step before
+        for step in range(steps):
+            number, last = step * (1 + self.neighbours), step == steps - 1
+            passed, grad = self.gradient.at(self.looked_at(current, step), number, self.forward_backward)
+            followed = grad if variance is None else grad + variance
+            if self.neighbours and not last:
+                variance = self.neighbours_mean(current, step).sub_(grad)
+            current = self.stepped(current, self.gradient.smoothed(followed), self.target(current, last))
+        return AttackResult(current, passed.labels, passed.loss,
+                            self.attack.succeeded(passed.logits, passed.labels))
+
+    def forward_backward(self, image: Tensor) -> InputGrad:
+        """One forward and backward pass; the first chooses the labels where they are not given."""
+        request, objective = self.request, self.attack.objective
+        given = request.y if self.labels is None else self.labels
+        objective = objective if self.labels is None else objective.of_labels
+        if objective.loss == "entropy":
+            passed = entropy.input_grad(self.source, image, given, objective.rule, self.keys.labels, request.index)
+        else:
+            passed = self.source.input_grad_unchecked(image, given, objective, key=self.keys.labels,
+                                                      index=request.index)
+        self.labels = passed.labels
+        return passed
+
+    def started(self) -> Tensor:
+        attack, clean, index, own = self.attack, self.clean, self.request.index, self.own
+        if attack.start is None:
             return clean
-        assert key is not None
-        if self.norm == "linf":
-            return ops.random_step(clean, key, sizes.start, kind=self.start, index=index, lo=self.lo, hi=self.hi,
-                                   clip=self.clip_start)
+        if attack.norm == "linf":
+            assert self.keys.start is not None
+            return ops.random_step(clean, self.keys.start, self.sizes.start, kind=attack.start, index=index,
+                                   lo=attack.lo, hi=attack.hi, clip=attack.clip_start)
         # Uniform in the L2 ball: a normal's direction, and the d-th root of U(0, 1) for the length.
-        assert own[0] is not None and own[1] is not None
-        noise = ops.random_step(torch.zeros_like(clean), own[0], 1.0, kind="normal", index=index, clip=False)
-        length = ops.sample_eps(len(clean), own[1], dist="uniform", eps_max=1.0, index=index)
+        assert own.direction is not None and own.length is not None
+        noise = ops.random_step(torch.zeros_like(clean), own.direction, 1.0, kind="normal", index=index, clip=False)
+        length = ops.sample_eps(len(clean), own.length, dist="uniform", eps_max=1.0, index=index)
         length = length.to(clean.dtype) ** (1 / max(1, clean[0].numel()))
-        lo, hi = (self.lo, self.hi) if self.clip_start else (-torch.inf, torch.inf)
-        return ops.l2_step(clean, noise, length * sizes.start, lo=lo, hi=hi)
+        lo, hi = (attack.lo, attack.hi) if attack.clip_start else (-torch.inf, torch.inf)
+        return ops.l2_step(clean, noise, length * self.sizes.start, lo=lo, hi=hi)
 
-    def _stepped(self, current: Tensor, grad: Tensor, momentum: Tensor | None, step: float | Tensor,
-                 ball: dict[str, Any],                  out: Tensor | None) -> Tensor:
-        """The next iterate, written to `out` where given; momentum is updated in place."""
-        within: dict[str, Any] = {**ball, "lo": self.lo, "hi": self.hi}
-        if self.direction == "sign":
-            if momentum is None or self.momentum is None:
-                return ops.sign_step(current, grad, step, **within, out=out)
-            return ops.momentum_step(current, grad, momentum, step, decay=self.momentum, **within, out=out)
-        if momentum is not None and self.momentum is not None:
-            ops.momentum_step(current, grad, momentum, 0.0, decay=self.momentum)  # for the momentum's sake
-            grad = momentum
-        if self.direction == "l2":
-            return ops.l2_step(current, grad, step, **within, out=out)
-        grad = grad.to(current.dtype).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-        largest = over(grad.abs().flatten(1).amax(1), current)
-        usable = (largest > 0) & (largest < torch.inf)
-        moved = torch.where(usable, current + over(step, current) * (grad / largest), current)
-        return ops.project(moved, **within, out=out)
+    def looked_at(self, current: Tensor, step: int) -> Tensor:
+        """Where the gradient is taken: at the iterate, or with nesterov ahead of it along the momentum."""
+        if not self.attack.nesterov or not step or self.momentum is None or self.attack.momentum is None:
+            return current
+        return current + self.momentum * broadcast(self.attack.momentum * self.step, self.clean)
 
-
-class _Gradient:
-    """The gradient that a step follows: the mean over the views that transforms take of a point, each taken back."""
-
-    def __init__(self, look: Callable[[Tensor], InputGrad], transforms: tuple[Transform, ...], x: Tensor,
-                 own: list[Tensor | None], index: Tensor | None, evaluations: int, averaged: bool) -> None:
-        self.look = look
-        self.copies = list(itertools.product(*(range(t.copies) for t in transforms)))
-        passes = evaluations * len(self.copies)
-        self.views = [t.view(x, key, index, passes) for t, key in zip(transforms, own)]
-        self.smoothers = [s for s in (t.smoother(x) for t in transforms) if s is not None]
-        self.true = averaged or len(self.copies) > 1  # only what is averaged needs the gradient's true size
-
-    def at(self, point: Tensor, number: int) -> tuple[InputGrad, Tensor]:
-        """What the first copy's pass gave, and the gradient by the point, in the point's dtype."""
-        first: InputGrad | None = None
+    def neighbours_mean(self, current: Tensor, step: int) -> Tensor:
+        """The mean gradient at random neighbours of the iterate."""
+        number = step * (1 + self.neighbours) + 1
         total: Tensor | None = None
-        for c, copy in enumerate(self.copies):
-            image, backs = point, list[Callable[[Tensor], Tensor]]()
-            for view, which in zip(self.views, copy):
-                if view is not None:
-                    image, back = view(image, number * len(self.copies) + c, which)
-                    backs.append(back)
-            passed = self.look(image)
-            grad = passed.grad / over(passed.scale, image) if self.true else passed.grad
-            for back in reversed(backs):
-                grad = back(grad)
-            first = passed if first is None else first
+        for j, key in enumerate(self.around[step * self.neighbours:(step + 1) * self.neighbours]):
+            near = ops.random_step(current, key, self.sizes.reach, kind="uniform", index=self.request.index, clip=False)
+            _, grad = self.gradient.at(near, number + j, self.forward_backward)
             total = grad if total is None else total.add_(grad)
-        assert first is not None and total is not None
-        return first, total if len(self.copies) == 1 else total / len(self.copies)
+        assert total is not None
+        return total / self.neighbours
 
-    def smoothed(self, grad: Tensor) -> Tensor:
-        for smooth in self.smoothers:
-            grad = smooth(grad)
-        return grad
+    def target(self, current: Tensor, last: bool) -> Tensor | None:
+        """Where the next iterate is written. Iterates move in place, x never does; the last step rounds."""
+        x, out = self.request.x, self.request.out
+        if last and (out is not None or result_dtype(x) != self.clean.dtype):
+            return torch.empty_like(x) if out is None else out
+        return None if current is self.clean else current
+
+    def stepped(self, current: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
+        """The next iterate; the momentum is updated in place."""
+        attack, momentum, step = self.attack, self.momentum, self.step
+        if attack.direction == "sign":
+            if momentum is None or attack.momentum is None:
+                return ops.sign_step(current, grad, step, **self.within, out=out)
+            return ops.momentum_step(current, grad, momentum, step, decay=attack.momentum, **self.within, out=out)
+        if momentum is not None and attack.momentum is not None:
+            ops.momentum_step(current, grad, momentum, 0.0, decay=attack.momentum)  # for the momentum's sake
+            grad = momentum
+        if attack.direction == "l2":
+            return ops.l2_step(current, grad, step, **self.within, out=out)
+        grad = grad.to(current.dtype).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+        largest = broadcast(grad.abs().flatten(1).amax(1), current)
+        usable = (largest > 0) & (largest < torch.inf)
+        moved = torch.where(usable, current + broadcast(step, current) * (grad / largest), current)
+        return ops.project(moved, **self.within, out=out)

@@ -79,8 +79,7 @@ class InputDiversity(Transform):
             raise ValueError(f"di: rate must be > 0, got {self.rate}")
         if not 0 <= checks.number("di", "prob", self.prob) <= 1:
             raise ValueError(f"di: prob must lie in [0, 1], got {self.prob}")
-        if not isinstance(self.per_sample, bool):
-            raise TypeError(f"di: per_sample must be a bool, got {type(self.per_sample).__name__}")
+        checks.flag("di", "per_sample", self.per_sample)
         checks.choice("di", "mode", self.mode, MODES)
 
     def check(self, op: str, x: Tensor) -> None:
@@ -126,7 +125,7 @@ class ScaleInvariance(Transform):
     m: int = 5
 
     def __post_init__(self) -> None:
-        _count("si", "m", self.m)
+        checks.integer("si", "m", self.m, least=1)
 
     @property
     def copies(self) -> int:
@@ -158,7 +157,7 @@ class TranslationInvariance(Transform):
 
     def __post_init__(self) -> None:
         checks.choice("ti", "kernel", self.kernel, KERNELS)
-        _count("ti", "size", self.size)
+        checks.integer("ti", "size", self.size, least=1)
         if self.size % 2 == 0:
             raise ValueError(f"ti: size must be odd, got {self.size}")
         if not 0 < checks.finite("ti", "nsig", self.nsig):
@@ -192,19 +191,12 @@ class VarianceTuning:
     beta: float = 1.5
 
     def __post_init__(self) -> None:
-        _count("vt", "n", self.n)
+        checks.integer("vt", "n", self.n, least=1)
         if checks.finite("vt", "beta", self.beta) < 0:
             raise ValueError(f"vt: beta must be >= 0, got {self.beta}")
 
 
 di, si, ti, vt = InputDiversity, ScaleInvariance, TranslationInvariance, VarianceTuning
-
-
-def _count(op: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{op}: {name} must be >= 1, got {value}")
 
 
 def _four(op: str, name: str, x: Tensor) -> None:

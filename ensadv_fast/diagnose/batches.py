@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops import checks
 from ..ops.losses import sample_losses
+from ..ops.memory import widen
 from ..sources.base import BaseSource
 from ..sources.source import as_source
 
@@ -19,7 +20,9 @@ Model = BaseSource | nn.Module
 Data = Tensor | Iterable  # images, or batches (x, y) or (x, y, index)
 Rows = dict[str, Tensor]  # per-sample tensors of one length
 
-BATCH_SIZE = 250
+Batch = tuple[Tensor, Tensor, Tensor]  # images, at least float32; labels and index, int64 [N]
+
+BATCH_SIZE = 250  # images
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Result:
     """A measurement: numbers over all samples, and tensors with one entry per sample, on the CPU."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON takes them: tensors as nested lists, what is not finite as None."""
+        """The fields as JSON takes them: tensors as nested lists, NaN and infinities as None."""
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
 
 
@@ -44,94 +47,94 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def over(op: str, model: Model, x: Data, y: Tensor | None, index: Tensor | None, batch_size: int,
-         measure: Callable[[BaseSource, Tensor, Tensor, Tensor], Rows]) -> Rows:
+def per_batch(op: str, model: Model, x: Data, y: Tensor | None, index: Tensor | None, batch_size: int,
+              measure: Callable[[BaseSource, Tensor, Tensor, Tensor], Rows]) -> Rows:
     """`measure(source, x, y, index)` of each batch, its rows joined over all batches and brought to the CPU once.
 
-    x: float images [N, ...] in [0, 1] with labels y (int64 [N]) and, optionally, index (int64 [N], 0..N-1 where
-    absent), taken `batch_size` at a time; or any iterable of (x, y) or (x, y, index), which is walked through once and
-    whose batches are moved to the model's device. A plain module is used as it is (in eval mode meanwhile) and left
-    exactly as it was.
-    Raises TypeError, ValueError: naming the argument, also where there is no sample.
+    model: a plain module is used as it is (in eval mode meanwhile) and left exactly as it was. x: float images [N, ...]
+    in [0, 1] on the model's device with labels y (int64 [N]) and, optionally, index (int64 [N], 0..N-1 where absent),
+    taken `batch_size` at a time; or any iterable of (x, y) or (x, y, index), which is walked through once and whose
+    batches are moved to the model's device.
+    Raises TypeError, ValueError: naming the argument, also where there is no image.
     """
     source = as_source(model)
+    if isinstance(x, Tensor):
+        data = _batches_of_tensor(op, source.device, x, y, index, batch_size)
+    elif isinstance(x, Iterable):
+        if y is not None or index is not None:
+            raise ValueError(f"{op}: y and index must be in the loader's batches, got them beside a loader")
+        data = _batches_of_loader(op, source.device, x)
+    else:
+        raise TypeError(f"{op}: x must be a tensor or an iterable of batches, got {type(x).__name__}")
     found: dict[str, list[Tensor]] = {}
-    for batch in _batches(op, source, x, y, index, batch_size):
+    for batch in data:
         for name, rows in measure(source, *batch).items():
             found.setdefault(name, []).append(rows)
     if not found:
-        raise ValueError(f"{op}: x gave no images, want at least one")
+        raise ValueError(f"{op}: x must give at least one image, got none")
     return {name: torch.cat(rows).cpu() for name, rows in found.items()}
 
 
-def _batches(op: str, source: BaseSource, x: Data, y: Tensor | None, index: Tensor | None,
-             batch_size: int) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    if isinstance(x, Tensor):
-        x = checks.images(op, x, checks.FLOATS)
-        if x.device != source.device:
-            raise ValueError(f"{op}: x must be on the model's device {source.device}, got {x.device}")
-        y = checks.labels(op, "y", y, len(x), x.device)
-        index = checks.index(op, index, len(x), x.device)
-        index = torch.arange(len(x), device=x.device) if index is None else index
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"{op}: batch_size must be an int >= 1, got {batch_size!r}")
-        yield from ((widened(a), b, c) for a, b, c in zip(x.split(batch_size), y.split(batch_size),
-                                                          index.split(batch_size), strict=True) if len(a))
-        return
-    if not isinstance(x, Iterable):
-        raise TypeError(f"{op}: x must be a tensor or an iterable of batches, got {type(x).__name__}")
-    if y is not None or index is not None:
-        raise ValueError(f"{op}: y and index belong into the loader's batches, got them besides a loader")
+def _batches_of_tensor(op: str, device: torch.device, x: Tensor, y: Tensor | None, index: Tensor | None,
+                       batch_size: int) -> Iterator[Batch]:
+    x = checks.images(op, x, checks.FLOATS)
+    if x.device != device:
+        raise ValueError(f"{op}: x must be on the model's device {device}, got {x.device}")
+    y = checks.labels(op, "y", y, len(x), x.device)
+    index = checks.index(op, index, len(x), x.device)
+    index = torch.arange(len(x), device=x.device) if index is None else index
+    checks.integer(op, "batch_size", batch_size, 1)
+    for start in range(0, len(x), batch_size):
+        part = slice(start, start + batch_size)
+        yield widen(x[part]), y[part], index[part]
+
+
+def _batches_of_loader(op: str, device: torch.device, loader: Iterable[Any]) -> Iterator[Batch]:
     seen = 0
-    for batch in x:
+    for batch in loader:
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
             raise ValueError(f"{op}: x must give batches (x, y) or (x, y, index), got {type(batch).__name__}")
-        images, *rest = (t.to(source.device) if isinstance(t, Tensor) else t for t in batch)
-        images = checks.images(op, images, checks.FLOATS)
-        labels = checks.labels(op, "y", rest[0], len(images), images.device)
-        n = len(images)
-        at = checks.index(op, rest[1] if rest[1:] else None, n, images.device)
+        x, y, *rest = (t.to(device) if isinstance(t, Tensor) else t for t in batch)
+        x = checks.images(op, x, checks.FLOATS)
+        n = len(x)
+        y = checks.labels(op, "y", y, n, x.device)
+        index = checks.index(op, rest[0] if rest else None, n, x.device)
         if n:
-            yield widened(images), labels, torch.arange(seen, seen + n, device=images.device) if at is None else at
+            yield widen(x), y, torch.arange(seen, seen + n, device=x.device) if index is None else index
         seen += n
 
 
-def widened(x: Tensor) -> Tensor:
-    """Images as they are measured: float32, or float64 where they came so."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
 def child_keys(op: str, key: Tensor | None, n: int) -> list[Tensor]:
-    """n keys on the CPU from `key` (int64 [2]), or from the package's next one."""
+    """n keys on the CPU from `key` (int64 [2]); None: from the package's next key."""
     key = ops.fresh_key("cpu") if key is None else checks.key(op, key, key.device if isinstance(key, Tensor) else None)
     return list(ops.split(key.cpu(), n).unbind())
 
 
 def noise(x: Tensor, key: Tensor, eps: float, kind: str, index: Tensor) -> Tensor:
-    """Noise of x's shape: a function of (key, index, element)."""
+    """Noise of x's shape and size eps, of a `kind` of ops.random_step: a function of (key, index, element)."""
     return ops.random_step(torch.zeros_like(x), key.to(x.device), eps, kind=kind, index=index, clip=False)
 
 
 def gradient(source: BaseSource, x: Tensor, y: Tensor) -> Tensor:
     """The true gradient of each sample's cross-entropy by its image, at least float32."""
-    return widened(source.input_grad(x, y, rescale=False).grad)
+    return widen(source.input_grad(x, y, rescale=False).grad)
 
 
 def direction(source: BaseSource, x: Tensor, y: Tensor) -> Tensor:
-    """The gradient times a power of two per sample that keeps it from underflow; elements not finite count as 0."""
-    return widened(source.input_grad(x, y).grad).nan_to_num(0, 0, 0)
+    """The gradient times a power of two per sample, chosen against underflow; elements that are not finite are 0."""
+    return widen(source.input_grad(x, y).grad).nan_to_num(0, 0, 0)
 
 
-def judged(source: BaseSource, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def judge(source: BaseSource, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(cross-entropy [N], at least float32; predictions int64 [N]) of images x."""
     with source.session(), torch.no_grad():  # in this order: entering a session turns autograd on
         logits = source.logits(x)
         return sample_losses(logits, y), logits.argmax(1)
 
 
-def wrong(source: BaseSource, x: Tensor, y: Tensor) -> Tensor:
-    """bool [N]: where the prediction is not y."""
-    return judged(source, x, y)[1] != y
+def is_wrong(source: BaseSource, x: Tensor, y: Tensor) -> Tensor:
+    """bool [N]: true where the prediction is not y."""
+    return judge(source, x, y)[1] != y
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -140,20 +143,12 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).clamp(-1, 1)
 
 
-def eps_of(op: str, eps: float) -> float:
+def check_eps(op: str, eps: float) -> float:
     if checks.finite(op, "eps", eps) <= 0:
         raise ValueError(f"{op}: eps must be > 0, got {eps}")
     return float(eps)
 
 
-def count_of(op: str, name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{op}: {name} must be >= 1, got {value}")
-    return value
-
-
 def mean(values: Tensor) -> float:
-    """Mean of those that are finite; NaN where there are none."""
+    """Mean of the finite values; NaN where there are none."""
     return values[values.isfinite()].double().mean().item()

@@ -1,11 +1,13 @@
-"""Measurements of the gradient itself: its size, and whether it means the same thing nearby."""
+"""Measurements of the gradient itself: its size, and whether it points the same way nearby."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..ops import checks
 from ..sources.base import BaseSource
 from . import batches
 from .batches import Data, Model, Result
@@ -31,16 +33,18 @@ class GradientNorm(Result):
 
 
 def norm_rows(grad: Tensor) -> batches.Rows:
-    """Of gradients [N, ...]: their norms without what is not finite, and counts of zeros and of what is not finite."""
+    """Of gradients [N, ...]: norms of the finite elements, and the numbers of elements: zero, not finite, all."""
     flat = grad.flatten(1)
     finite = flat.isfinite()
     flat = torch.where(finite, flat, 0).double()
-    return {"l2": flat.norm(dim=1), "l1": flat.abs().sum(1), "zero": (finite & (flat == 0)).sum(1),
-            "nonfinite": (~finite).sum(1)}
+    zero = (finite & (flat == 0)).sum(1)
+    return {"l2": flat.norm(dim=1), "l1": flat.abs().sum(1), "zero": zero, "nonfinite": (~finite).sum(1),
+            "elements": torch.full_like(zero, flat.shape[1])}
 
 
-def summary(rows: batches.Rows, elements: int) -> GradientNorm:
-    n = len(rows["l2"])
+def norm_summary(rows: Mapping[str, Tensor]) -> GradientNorm:
+    """Of the joined rows of :func:`norm_rows`."""
+    n, elements = len(rows["l2"]), int(rows["elements"][-1])
     zero, nonfinite = (rows[k].sum().item() / (n * elements) for k in ("zero", "nonfinite"))
     return GradientNorm(batches.mean(rows["l2"]), batches.mean(rows["l1"]),
                         (rows["zero"] == elements).sum().item() / n, zero, nonfinite, elements,
@@ -51,17 +55,13 @@ def gradient_norm(model: Model, x: Data, y: Tensor | None = None, *, index: Tens
                   batch_size: int = batches.BATCH_SIZE) -> GradientNorm:
     """Norm of the true input gradient of the cross-entropy, and the shares of zero and of non-finite elements.
 
-    Tramer et al. 2018, section 4.1: adversarial training did not make the loss flat (mean norm 0.17 against 0.10),
-    so it is not flatness that makes single steps fail. model, x, y, index, batch_size, errors: as for every
-    measurement here, see :func:`ensadv_fast.diagnose.batches.over`.
+    Tramer et al. 2018, section 4.1: adversarial training did not make the loss flat (mean norm 0.17 against 0.10), so
+    single steps do not fail for flatness. All arguments and errors: :func:`ensadv_fast.diagnose.batches.per_batch`.
     """
-    elements: list[int] = []
-
     def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
-        elements[:] = [x[0].numel()]
         return norm_rows(batches.gradient(source, x, y))
 
-    return summary(batches.over("gradient_norm", model, x, y, index, batch_size, measure), *elements)
+    return norm_summary(batches.per_batch("gradient_norm", model, x, y, index, batch_size, measure))
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,15 @@ def gradient_alignment(model: Model, x: Data, y: Tensor | None = None, *, eps: f
     """cos(grad loss(x), grad loss(x + eta)), eta ~ U(-eps, eps) for each pixel: 1 where the loss is locally linear.
 
     Andriushchenko and Flammarion, "Understanding and improving fast adversarial training" (NeurIPS 2020), equation 4.
-    x + eta is not clipped to the box, as there. It falls towards 0 when single-step adversarial training overfits
-    catastrophically. eps > 0: half-width of the noise; draws: noises per sample; key: int64 [2], the same key the same
-    noise. Cross-entropy with the labels y, true gradients. Other arguments and errors:
-    :func:`ensadv_fast.diagnose.batches.over`.
+    As in the paper, x + eta is not clipped to the box. The alignment falls towards 0 when single-step adversarial
+    training overfits catastrophically. eps > 0: half-width of the noise, in image units; draws: noises per sample; key:
+    int64 [2], the same key gives the same noise. Cross-entropy with the labels y, true gradients. Other arguments and
+    errors:
+    :func:`ensadv_fast.diagnose.batches.per_batch`.
     """
     op = "gradient_alignment"
-    eps = batches.eps_of(op, eps)
-    noise_keys = batches.child_keys(op, key, batches.count_of(op, "draws", draws))
+    eps = batches.check_eps(op, eps)
+    noise_keys = batches.child_keys(op, key, checks.integer(op, "draws", draws, 1))
 
     def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         grad = batches.gradient(source, x, y)
@@ -95,5 +96,5 @@ def gradient_alignment(model: Model, x: Data, y: Tensor | None = None, *, eps: f
                    for k in noise_keys]
         return {"cosine": torch.stack(cosines).nanmean(0)}
 
-    cosine = batches.over(op, model, x, y, index, batch_size, measure)["cosine"]
+    cosine = batches.per_batch(op, model, x, y, index, batch_size, measure)["cosine"]
     return GradientAlignment(batches.mean(cosine), cosine.isnan().sum().item() / len(cosine), cosine)

@@ -5,7 +5,7 @@ sense of security", section 3.1) and Carlini et al. 2019 ("On evaluating adversa
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import attacks, ops
 from ..attacks import Attack
+from ..ops import checks
 from ..sources.base import BaseSource
 from ..sources.source import as_source
 from . import batches, gradients, perturbations
@@ -23,22 +24,22 @@ from .statistics import Interval, average, difference, proportion
 PASSED, SUSPICIOUS, UNDECIDED = "passed", "suspicious", "not decidable at this sample size"
 
 TOLERANCE = 0.05  # of a share of samples: what a check must exclude to be passed
-GAP = 0.104  # the largest R+FGSM minus FGSM gap of an undefended network in table 2 of Tramer et al. 2018
-LEAKED = 0.005  # Kurakin et al. 2017 saw 0.0079 leaked labels on MNIST and call it leaking
-MISSED = 0.01  # noise may find this share where gradients found nothing: a finite attack misses a few
+START_GAP = 0.104  # the largest R+FGSM minus FGSM gap of an undefended network in table 2 of Tramer et al. 2018
+LEAKED = 0.005  # Kurakin et al. 2017 call it leaking where 0.0079 of the labels leak, on MNIST
+MISSED = 0.01  # share of samples that random noise may break although gradient attacks, being finite, did not
 COSINE = 0.05  # between the 0.13 of v3 and the 0.02 of the masked v3adv, Tramer et al. 2018, section 4.1
-RATIO = 0.10  # between the 19 % of v3 and the 7 % of v3adv, ibid.
+RATIO = 0.10  # between the 19 % of v3 and the 7 % of v3adv, in the same section
 ALIGNMENT = 0.20  # below it: catastrophic overfitting, in the figures of Andriushchenko and Flammarion 2020
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of eps, in the check that error grows with it
 
-# What no model with useful gradients does. The others say that single steps fail, which many steps may mend.
+# The checks that no model with useful gradients fails. The others say that single steps fail, where many may succeed.
 HARD = ("single step against many", "black box against white box, PGD", "unbounded eps", "growing eps", "random search",
         "zero gradients")
 
 
 @dataclass(frozen=True)
 class Check(Result):
-    """One question: its name, its numbers, PASSED, SUSPICIOUS or UNDECIDED, and a sentence that says why."""
+    """One check of :class:`MaskingReport`. status: PASSED, SUSPICIOUS or UNDECIDED; sentence: says why."""
 
     name: str
     status: str
@@ -48,10 +49,31 @@ class Check(Result):
 
 @dataclass(frozen=True)
 class MaskingReport(Result):
-    """checks; verdict: in words; masked: True, False, or None where the checks could not tell.
+    """checks: see below; verdict: in words; masked: True, False, or None where the checks could not tell.
 
-    errors: {what was tried: error with Wilson's interval}, "clean" first; strongest: the key of the largest of them.
-    worst_case: the share of samples that at least one of them fools. eps: the budget; n: the samples.
+    errors: {what was tried: error with Wilson's interval}, "clean" first; strongest: the key of the largest error.
+    worst_case: the share of samples that at least one of these fools. eps: the budget; n: the number of samples.
+
+    Every check is over all samples and compares two attacks sample by sample (95 % intervals; several comparisons in
+    one check share that level):
+
+    - single step against many: FGSM must not find more errors than PGD of the same eps;
+    - black box against white box, PGD; the same, FGSM: examples crafted on a held-out source must not find more errors
+      than the same attack on the target itself. With FGSM, TOLERANCE more is allowed: at a large eps one step
+      overshoots on any network, and on another's gradient sometimes less;
+    - random start: R+FGSM may find at most START_GAP more than FGSM (table 2 of Tramer et al. 2018);
+    - unbounded eps: iterated steps with eps = 1 must fool every sample;
+    - growing eps: PGD's error must not fall from one multiple of eps to the next;
+    - random search: signs of noise of size eps must not fool what PGD could not, in more than MISSED of the samples;
+    - zero gradients: at most TOLERANCE of the samples may have a true float32 gradient that is zero or not finite;
+    - direction: the mean cosine of FGSM's and PGD's perturbations must not be near zero (COSINE);
+    - linear approximation: the mean of loss(FGSM) / loss(PGD) must not be near zero (RATIO);
+    - gradient alignment: the mean cosine of the gradients at x and at x + U(-eps, eps) must not be near zero
+      (ALIGNMENT);
+    - label leaking: accuracy under FGSM with the true label must not exceed clean accuracy, and at most LEAKED of the
+      labels may leak.
+
+    PGD here starts at the sample itself, so that a gradient of zero shows; `errors` has PGD with a random start too.
     """
 
     checks: tuple[Check, ...]
@@ -71,79 +93,35 @@ def masking_report(target: Model, x: Data, y: Tensor | None = None, *, eps: floa
                    sources: Mapping[str, Model] | None = None, steps: int = 20, noises: int = 50,
                    alpha: float | None = None, key: Tensor | None = None, index: Tensor | None = None,
                    batch_size: int = batches.BATCH_SIZE) -> MaskingReport:
-    """Run the checklist on `target` and say in words whether its gradients can be believed.
+    """Run the checklist of :class:`MaskingReport` on `target` and say in words whether its gradients can be believed.
 
     target: what is diagnosed; a plain module is attacked as it is and left as it was. sources: held-out models by name
     that the target was not trained on, for black-box attacks; without them that check is not decidable. eps: the budget
     in image units, images in [0, 1]. steps: of PGD; noises: draws of random search; alpha: the random part of R+FGSM
     (None: eps / 2). x is walked through once. Other arguments and errors:
-    :func:`ensadv_fast.diagnose.batches.over`.
-
-    Checks, all over all samples and, where they compare two attacks, sample by sample (95 % intervals; several
-    comparisons in one check share that level):
-
-    - single step against many: FGSM must not find more errors than PGD of the same eps;
-    - black box against white box, PGD; the same, FGSM: nor may examples crafted on a held-out source find more than the
-      same attack on the target itself. With FGSM, TOLERANCE more is allowed: at a large eps one step overshoots on any
-      network, and on another's gradient sometimes less;
-    - random start: R+FGSM may find at most GAP more than FGSM (table 2 of Tramer et al. 2018);
-    - unbounded eps: iterated steps with eps = 1 must fool every sample;
-    - growing eps: PGD's error must not fall from one multiple of eps to the next;
-    - random search: signs of noise of size eps must not fool what PGD could not, in more than MISSED of the samples;
-    - zero gradients: at most TOLERANCE of the samples may have a true float32 gradient that is zero or not finite;
-    - direction: the mean cosine of FGSM's and PGD's perturbations must not be near zero (COSINE);
-    - linear approximation: the mean of loss(FGSM) / loss(PGD) must not be near zero (RATIO);
-    - gradient alignment: of x and x + U(-eps, eps) must not be near zero (ALIGNMENT);
-    - label leaking: accuracy under FGSM with the true label must not exceed clean accuracy, and at most LEAKED of the
-      labels may leak.
-
-    PGD here is without random start (so that a gradient of zero shows), but its error counts with a random start too.
+    :func:`ensadv_fast.diagnose.batches.per_batch`.
     """
     op = "masking_report"
-    eps = batches.eps_of(op, eps)
-    batches.count_of(op, "noises", noises)
-    batches.count_of(op, "steps", steps)
-    sources = {name: as_source(s) for name, s in (sources or {}).items()}
-    tried = _attacks(eps, steps, alpha)
+    eps = batches.check_eps(op, eps)
+    checks.integer(op, "noises", noises, 1)
+    checks.integer(op, "steps", steps, 1)
     craft_key, noise_key, align_key = batches.child_keys(op, key, 3)
-    noise_keys = ops.split(noise_key, noises).unbind()
-    elements: list[int] = []
-
-    def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> Rows:
-        elements[:] = [x[0].numel()]
-        clean_loss, predicted = batches.judged(source, x, y)
-        rows = {"clean": predicted != y, "clean_loss": clean_loss}
-        made = {}
-        for name, attack in tried.items():
-            labels = None if attack.rule == "predicted" else y
-            made[name] = attack(source, x, labels, key=craft_key, index=index)
-            rows[f"{name}_loss"], predicted = batches.judged(source, made[name], y)
-            rows[name] = predicted != y
-        rows["random noise"] = torch.zeros_like(predicted, dtype=torch.bool)
-        for k in noise_keys:
-            images = (x + batches.noise(x, k, eps, "rademacher", index)).clamp_(0, 1)
-            rows["random noise"] |= batches.wrong(source, images, y)
-        for s, other in sources.items():
-            for name in ("FGSM", "PGD"):
-                images = tried[name](other, x, y, key=craft_key, index=index)
-                rows[f"{name} from {s}"] = batches.wrong(source, images, y)
-        grad = batches.gradient(source, x, y)
-        moved = batches.gradient(source, x + batches.noise(x, align_key, eps, "uniform", index), y)
-        rows |= {"cosine": batches.cosine(made["FGSM"] - x, made["PGD"] - x), "alignment": batches.cosine(grad, moved),
-                 **gradients.norm_rows(grad)}
-        return rows
-
-    rows = batches.over(op, target, x, y, index, batch_size, measure)
-    checks = (_single_step(rows), _black_box(rows, "FGSM", tuple(sources)),
-              _black_box(rows, "PGD", tuple(sources)), _random_start(rows), _unbounded(rows, tried),
-              _growing(rows), _random_search(rows, noises), _zero_gradients(rows, *elements), _direction(rows),
-              _approximation(rows), _alignment(rows), _leaking(rows))
+    tried = _Trials(eps, _attacks(eps, steps, alpha), {s: as_source(m) for s, m in (sources or {}).items()}, craft_key,
+                    ops.split(noise_key, noises).unbind(), align_key)
+    rows = batches.per_batch(op, target, x, y, index, batch_size, tried.measure)
+    found = (_single_step(rows), _black_box(rows, "FGSM", tuple(tried.sources)),
+             _black_box(rows, "PGD", tuple(tried.sources)), _random_start(rows), _unbounded(rows), _growing(rows),
+             _random_search(rows, noises), _zero_gradients(rows), _direction(rows), _approximation(rows),
+             _alignment(rows), _leaking(rows))
     within = [k for k in rows if rows[k].dtype == torch.bool and not k.startswith(("eps", "unbounded"))]
     errors = {k: proportion(rows[k]) for k in within}
     strongest = max(within, key=lambda k: errors[k].value)
     worst = proportion(torch.stack([rows[k] for k in within]).any(0))
-    masked, verdict = _verdict(checks, errors, strongest, worst, eps)
-    return MaskingReport(checks, verdict, masked, errors, strongest, worst, eps, worst.n)
+    masked, verdict = _verdict(found, errors, strongest, worst, eps)
+    return MaskingReport(found, verdict, masked, errors, strongest, worst, eps, worst.n)
+
+
+# --------------------------------------------------------------------------------------------- what is tried
 
 
 def _attacks(eps: float, steps: int, alpha: float | None) -> dict[str, Attack]:
@@ -158,6 +136,55 @@ def _attacks(eps: float, steps: int, alpha: float | None) -> dict[str, Attack]:
             "unbounded": pgd(1.0)}
 
 
+@dataclass(frozen=True)
+class _Trials:
+    """What is tried on every batch. craft_key, noise_keys, align_key: of the attacks, of random search, and of the
+    second point at which the gradient is taken."""
+
+    eps: float
+    attacks: Mapping[str, Attack]
+    sources: Mapping[str, BaseSource]
+    craft_key: Tensor
+    noise_keys: Sequence[Tensor]
+    align_key: Tensor
+
+    def measure(self, source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> Rows:
+        """Of each sample, under the name of what was tried: true where it makes `source` err; besides, losses and
+        measures of gradients."""
+        loss, predicted = batches.judge(source, x, y)
+        rows = {"clean": predicted != y, "clean_loss": loss}
+        made = {name: attack(source, x, None if attack.rule == "predicted" else y, key=self.craft_key, index=index)
+                for name, attack in self.attacks.items()}
+        for name, images in made.items():
+            rows[f"{name}_loss"], predicted = batches.judge(source, images, y)
+            rows[name] = predicted != y
+        rows |= {"random noise": self._noise_fools(source, x, y, index), **self._others_fool(source, x, y, index)}
+        rows["cosine"] = batches.cosine(made["FGSM"] - x, made["PGD"] - x)
+        return rows | self._gradient_rows(source, x, y, index)
+
+    def _noise_fools(self, source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        """bool [N]: true where one of the draws of noise makes `source` err."""
+        found = torch.zeros_like(y, dtype=torch.bool)
+        for key in self.noise_keys:
+            images = (x + batches.noise(x, key, self.eps, "rademacher", index)).clamp_(0, 1)
+            found |= batches.is_wrong(source, images, y)
+        return found
+
+    def _others_fool(self, source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> Rows:
+        """Where what is crafted on the held-out sources makes `source` err."""
+        rows = {}
+        for s, other in self.sources.items():
+            for name in ("FGSM", "PGD"):
+                images = self.attacks[name](other, x, y, key=self.craft_key, index=index)
+                rows[f"{name} from {s}"] = batches.is_wrong(source, images, y)
+        return rows
+
+    def _gradient_rows(self, source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> Rows:
+        grad = batches.gradient(source, x, y)
+        nearby = batches.gradient(source, x + batches.noise(x, self.align_key, self.eps, "uniform", index), y)
+        return {"alignment": batches.cosine(grad, nearby), **gradients.norm_rows(grad)}
+
+
 # -------------------------------------------------------------------------------------------------- the checks
 
 
@@ -165,9 +192,9 @@ def _status(bad: bool, good: bool) -> str:
     return SUSPICIOUS if bad else PASSED if good else UNDECIDED
 
 
-def _no_more(name: str, pairs: dict[str, tuple[Tensor, Tensor]], weak: str, strong: str, allowed: float = 0.0) -> Check:
-    """A check that passes where in no pair (weaker, stronger), bool [N] each, the weaker one finds more errors, and is
-    suspicious where in some pair it finds more than `allowed` more."""
+def _compare(name: str, pairs: dict[str, tuple[Tensor, Tensor]], weak: str, strong: str, allowed: float = 0.0) -> Check:
+    """A check of pairs (weaker, stronger), bool [N] each: it passes where in no pair the weaker one finds more errors,
+    and is suspicious where in some pair it finds more than `allowed` more. weak, strong: the words for them."""
     gaps = {k: difference(a, b, len(pairs)) for k, (a, b) in pairs.items()}
     status = _status(any(g.low > allowed for g in gaps.values()), all(g.high <= TOLERANCE for g in gaps.values()))
     worst = max(gaps, key=lambda k: gaps[k].low if status == SUSPICIOUS else gaps[k].high)
@@ -180,7 +207,7 @@ def _no_more(name: str, pairs: dict[str, tuple[Tensor, Tensor]], weak: str, stro
 
 
 def _single_step(rows: Rows) -> Check:
-    return _no_more("single step against many", {"FGSM": (rows["FGSM"], rows["PGD"])}, "one step", "many")
+    return _compare("single step against many", {"FGSM": (rows["FGSM"], rows["PGD"])}, "one step", "many")
 
 
 def _black_box(rows: Rows, attack: str, sources: tuple[str, ...]) -> Check:
@@ -188,21 +215,21 @@ def _black_box(rows: Rows, attack: str, sources: tuple[str, ...]) -> Check:
     if not sources:
         return Check(name, UNDECIDED, {}, "No held-out source was given, so no black-box attack was tried.")
     pairs = {f"from {s}": (rows[f"{attack} from {s}"], rows[attack]) for s in sources}
-    return _no_more(name, pairs, f"transferred {attack}", f"{attack} on the model itself",
+    return _compare(name, pairs, f"transferred {attack}", f"{attack} on the model itself",
                     TOLERANCE if attack == "FGSM" else 0.0)
 
 
 def _random_start(rows: Rows) -> Check:
     found = perturbations.gap_summary(rows["FGSM"], rows["R+FGSM"])
-    status = _status(found.gap.low > GAP, found.gap.high <= GAP)
+    status = _status(found.gap.low > START_GAP, found.gap.high <= START_GAP)
     said = {SUSPICIOUS: "more than undefended networks show", PASSED: "no more than undefended networks show",
             UNDECIDED: "which may or may not be more than undefended networks show"}[status]
     return Check("random start", status, {"FGSM": found.plain, "R+FGSM": found.random, "gap": found.gap},
                  f"A random step before FGSM changes its error by {found.gap.percent(' points')}, {said} "
-                 f"({100 * GAP:.1f}).")
+                 f"({100 * START_GAP:.1f}).")
 
 
-def _unbounded(rows: Rows, tried: dict[str, Attack]) -> Check:
+def _unbounded(rows: Rows) -> Check:
     error = proportion(rows["unbounded"])
     status = _status(error.high < 0.99, error.value == 1 or error.low >= 1 - TOLERANCE)
     said = {SUSPICIOUS: "which should be 100 %", PASSED: "as it should",
@@ -212,11 +239,11 @@ def _unbounded(rows: Rows, tried: dict[str, Attack]) -> Check:
 
 
 def _growing(rows: Rows) -> Check:
-    curve = {0.0: rows["clean"], **{m: rows["PGD" if m == 1 else f"eps x {m:g}"] for m in MULTIPLES
-                                    if m == 1 or f"eps x {m:g}" in rows}}
+    names = {0.0: "clean", **{m: f"eps x {m:g}" for m in MULTIPLES}, 1.0: "PGD"}
+    curve = {m: rows[name] for m, name in names.items() if name in rows}
     sizes = list(curve)
-    found = _no_more("growing eps", {f"{a:g} to {b:g} times eps": (curve[a], curve[b])
-                                     for a, b in zip(sizes, sizes[1:])}, "a smaller eps", "a larger one")
+    pairs = {f"{a:g} to {b:g} times eps": (curve[a], curve[b]) for a, b in zip(sizes, sizes[1:])}
+    found = _compare("growing eps", pairs, "a smaller eps", "a larger one")
     return replace(found, numbers={**found.numbers, "error": {f"{m:g}": proportion(w) for m, w in curve.items()}})
 
 
@@ -227,9 +254,9 @@ def _random_search(rows: Rows, noises: int) -> Check:
                  f"{noises} draws of random signs fool {only.percent()} of the images that PGD could not fool.")
 
 
-def _zero_gradients(rows: Rows, elements: int) -> Check:
-    useless = proportion((rows["zero"] == elements) | (rows["nonfinite"] > 0))
-    norm = gradients.summary({k: rows[k] for k in ("l2", "l1", "zero", "nonfinite")}, elements)
+def _zero_gradients(rows: Rows) -> Check:
+    useless = proportion((rows["zero"] == rows["elements"]) | (rows["nonfinite"] > 0))
+    norm = gradients.norm_summary(rows)
     status = _status(useless.low > TOLERANCE, useless.high <= TOLERANCE)
     return Check("zero gradients", status, {"useless": useless, "zero elements": norm.zero_elements,
                                             "nonfinite elements": norm.nonfinite_elements, "mean l2": norm.mean_l2},
@@ -237,7 +264,8 @@ def _zero_gradients(rows: Rows, elements: int) -> Check:
                  f"{100 * norm.zero_elements:.1f} % of all elements are zero, the mean norm is {norm.mean_l2:.3g}.")
 
 
-def _average(name: str, values: Tensor, threshold: float, what: str, undefined: str) -> Check:
+def _compare_mean(name: str, values: Tensor, threshold: float, what: str, undefined: str) -> Check:
+    """A check that the mean of the finite values is above the threshold. undefined: the sentence where none is."""
     found = average(values)
     status = _status(found.high < threshold, found.low > threshold)
     said = {SUSPICIOUS: "near zero", PASSED: "not near zero", UNDECIDED: "on both sides of the threshold"}[status]
@@ -247,8 +275,8 @@ def _average(name: str, values: Tensor, threshold: float, what: str, undefined: 
 
 
 def _direction(rows: Rows) -> Check:
-    return _average("direction", rows["cosine"], COSINE, "The mean cosine of one step and of many",
-                    "An attack moved no image at all.")
+    return _compare_mean("direction", rows["cosine"], COSINE, "The mean cosine of one step and of many",
+                         "An attack moved no image at all.")
 
 
 def _approximation(rows: Rows) -> Check:
@@ -257,14 +285,16 @@ def _approximation(rows: Rows) -> Check:
     if average(rows["PGD_loss"] - rows["clean_loss"]).low <= 0:
         return Check(name, UNDECIDED, {"ratio of means": found.ratio_of_means},
                      "PGD raised the loss of no image noticeably: there is nothing to compare one step with.")
-    checked = _average(name, found.ratios, RATIO, "The mean of loss(FGSM) / loss(PGD)", "No loss of PGD is above 0.")
+    checked = _compare_mean(name, found.ratios, RATIO, "The mean of loss(FGSM) / loss(PGD)",
+                            "No loss of PGD is above 0.")
     return replace(checked, numbers={**checked.numbers, "ratio of means": found.ratio_of_means,
                                      "increase ratio": found.increase_ratio})
 
 
 def _alignment(rows: Rows) -> Check:
-    return _average("gradient alignment", rows["alignment"], ALIGNMENT, "The mean cosine of the gradients at x and at "
-                    "x + U(-eps, eps)", "No image has a gradient to compare.")
+    return _compare_mean("gradient alignment", rows["alignment"], ALIGNMENT,
+                         "The mean cosine of the gradients at x and at x + U(-eps, eps)",
+                         "No image has a gradient to compare.")
 
 
 def _leaking(rows: Rows) -> Check:
@@ -281,20 +311,21 @@ def _leaking(rows: Rows) -> Check:
 # -------------------------------------------------------------------------------------------------- the verdict
 
 
-def _verdict(checks: tuple[Check, ...], errors: dict[str, Interval], strongest: str, worst: Interval,
+def _verdict(found: tuple[Check, ...], errors: dict[str, Interval], strongest: str, worst: Interval,
              eps: float) -> tuple[bool | None, str]:
-    suspicious = [c.name for c in checks if c.status == SUSPICIOUS]
+    """Whether gradients are masked (None: the checks do not tell), and all that was found in words."""
+    suspicious = [c.name for c in found if c.status == SUSPICIOUS]
     hard = [name for name in suspicious if name in HARD]
-    open_ = [c.name for c in checks if c.status == UNDECIDED]
-    found = (f"The strongest attack tried at eps {eps:.3g} ({strongest}) finds {errors[strongest].percent()} error, "
-             f"all together {worst.percent()}; on clean images it is {errors['clean'].percent()}.")
+    open_ = [c.name for c in found if c.status == UNDECIDED]
+    told = (f"The strongest attack tried at eps {eps:.3g} ({strongest}) finds {errors[strongest].percent()} error, "
+            f"all together {worst.percent()}; on clean images it is {errors['clean'].percent()}.")
     if hard:
         masked, said = True, (f"The model masks its gradients ({'; '.join(suspicious)}): what gradient attacks find, "
                               "also with many steps, understates its error.")
     elif suspicious:
         masked, said = True, (f"The model masks its gradients from single steps ({'; '.join(suspicious)}): what they "
                               "find understates its error. Nothing here speaks against attacks with many steps.")
-    elif len(open_) > len(checks) // 2:
+    elif len(open_) > len(found) // 2:
         masked, said = None, f"{worst.n} images are too few to tell whether the model masks its gradients."
     else:
         masked, said = False, ("No sign of masked gradients: what white-box attacks with many steps find can be "
@@ -306,4 +337,4 @@ def _verdict(checks: tuple[Check, ...], errors: dict[str, Interval], strongest: 
                 "The model loses much at this eps." if lost > 0.1 else
                 "Nothing tried here makes it much worse than on clean images" +
                 (", which proves little while gradients are masked." if masked else "."))
-    return masked, f"{said} {found} {strength}"
+    return masked, f"{said} {told} {strength}"

@@ -13,7 +13,7 @@ from .batches import Result
 
 @dataclass(frozen=True)
 class Interval(Result):
-    """A number over n samples and its interval [low, high]."""
+    """A number over n samples and its 95 % interval [low, high]."""
 
     value: float
     low: float
@@ -24,16 +24,17 @@ class Interval(Result):
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
 
     def percent(self, unit: str = " %") -> str:
+        """As "12.3 % (10.1 to 15.0)"."""
         return f"{100 * self.value:.1f}{unit} ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
 def _z(comparisons: int) -> float:
-    """Half-width of a two-sided 95 % interval in standard errors; Bonferroni's where several are looked at."""
+    """Half-width of a two-sided 95 % interval in standard errors, with Bonferroni's correction for `comparisons`."""
     return NormalDist().inv_cdf(1 - 0.025 / comparisons)
 
 
 def proportion(hits: Tensor) -> Interval:
-    """The share of True in a bool tensor [N] with Wilson's interval (Wilson 1927). n 0: everything NaN."""
+    """The share of True in a bool tensor [N] with Wilson's interval (Wilson 1927). N = 0: all numbers are NaN."""
     n = hits.numel()
     if not n:
         return Interval(math.nan, math.nan, math.nan, 0)
@@ -56,7 +57,7 @@ def difference(a: Tensor, b: Tensor, comparisons: int = 1) -> Interval:
 
 
 def average(values: Tensor) -> Interval:
-    """Mean of the finite entries of [N] with the normal interval of its standard error; n counts those entries."""
+    """Mean of the finite entries of [N] with the normal interval of its standard error; n is the number of them."""
     values = values[values.isfinite()].double()
     n = len(values)
     m = values.mean().item() if n else math.nan
@@ -65,8 +66,6 @@ def average(values: Tensor) -> Interval:
 
 
 def share(part: float, whole: float) -> float:
-    """part / whole; NaN where the whole is 0 or less, so that there is nothing to be a share of."""
+    """part / whole; NaN where the whole is 0 or less: nothing is a share of that."""
     return part / whole if whole > 0 else math.nan
 
-
-__all__ = ["Interval", "average", "difference", "proportion", "share"]

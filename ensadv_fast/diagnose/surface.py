@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..ops import checks
+from ..ops.memory import broadcast
 from ..sources.base import BaseSource
 from ..sources.source import as_source
 from . import batches
@@ -15,8 +17,9 @@ from .batches import Data, Model, Result
 
 @dataclass(frozen=True)
 class LossSurface(Result):
-    """loss[n, i, j], float32: cross-entropy of sample n at x + along[i] * g + across[j] * g_orthogonal, and
-    predicted[n, i, j] the class (int64) there. along, across: [P], in image units. labels: int64 [n].
+    """loss[n, i, j], float32: the cross-entropy of sample n at x + along[i] * g + across[j] * g_orthogonal, with the
+    directions of :func:`loss_surface`; predicted[n, i, j], int64: the class there. along, across: [P], in image units.
+    labels: int64 [N].
     """
 
     along: Tensor
@@ -27,16 +30,17 @@ class LossSurface(Result):
 
 
 def orthogonal_signs(g: Tensor, v: Tensor, weight: Tensor) -> Tensor:
-    """Signs like v, orthogonal to the signs g, sample by sample: [N, ...] each.
+    """The signs of v, changed as little as needed to be orthogonal to the signs g, sample by sample: [N, ...] each.
 
-    Of the elements where v agrees with g (or opposes it, whichever are more) those of smallest weight are flipped until
-    both are equally many; where g has an odd number of non-zero elements one becomes 0. Where v is 0 it counts as +1.
+    v agrees with g in some elements and opposes it in others. Of whichever are more, those of smallest |weight| are
+    flipped until both are equally many; where g has an odd number of non-zero elements, one becomes 0. 0 in v counts
+    as +1.
     """
     shape, g, v, weight = g.shape, g.flatten(1), v.flatten(1), weight.flatten(1)
     v = torch.where(v == 0, 1, v.sign())
     agree = g * v
     excess = agree.sum(1, keepdim=True)
-    weight = torch.where(agree * excess > 0, weight.abs(), math.inf)  # what may be flipped comes first
+    weight = torch.where(agree * excess > 0, weight.abs(), math.inf)  # so elements that may be flipped come first
     rank = weight.argsort(dim=1, stable=True).argsort(dim=1)
     half = excess.abs().div(2, rounding_mode="floor")
     odd = excess.abs() % 2
@@ -52,20 +56,18 @@ def loss_surface(model: Model, x: Data, y: Tensor | None = None, *, eps: float =
     Tramer et al. 2018, figure 1: g is the sign of the gradient of the cross-entropy at x, g_orthogonal a vector of
     signs orthogonal to it. A masked model shows sharp curvature close to x; a small eps zooms into it.
 
-    x: a few images, or a loader: points^2 images are looked at for each. other: a model (which transfers) whose
-    gradient's sign g_orthogonal follows, as in the paper: just enough of its elements, those where that gradient is
+    x: a few images, or a loader; each takes points^2 images in forward passes. other: a model (one that transfers) the
+    sign of whose gradient g_orthogonal follows, as in the paper: just enough elements, those where that gradient is
     smallest, are flipped or zeroed to make it orthogonal to g. None: random signs (Rademacher), made orthogonal in the
-    same way. clip: clip to [0, 1] before the model; by default the surface is the model's own, not bent by the box.
+    same way. clip: clip to [0, 1] before the model; by default the surface is the model's own, without the box.
     points: >= 2; an odd number has x itself in the middle. batch_size: images in a forward pass, about.
-    Other arguments and errors: :func:`ensadv_fast.diagnose.batches.over`.
+    Other arguments and errors: :func:`ensadv_fast.diagnose.batches.per_batch`.
     """
     op = "loss_surface"
-    eps = batches.eps_of(op, eps)
-    if batches.count_of(op, "points", points) < 2:
-        raise ValueError(f"{op}: points must be >= 2, got {points}")
-    if not isinstance(clip, bool):
-        raise TypeError(f"{op}: clip must be a bool, got {type(clip).__name__}")
-    batches.count_of(op, "batch_size", batch_size)
+    eps = batches.check_eps(op, eps)
+    checks.integer(op, "points", points, 2)
+    checks.flag(op, "clip", clip)
+    checks.integer(op, "batch_size", batch_size, 1)
     other = None if other is None else as_source(other)
     sign_key, weight_key = batches.child_keys(op, key, 2)
     steps = torch.linspace(-eps, eps, points, dtype=torch.float64)
@@ -73,22 +75,30 @@ def loss_surface(model: Model, x: Data, y: Tensor | None = None, *, eps: float =
     def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         g = batches.direction(source, x, y).sign()
         if other is None:
-            v, weight = (batches.noise(x, k, 1.0, kind, index) for k, kind in
-                         ((sign_key, "rademacher"), (weight_key, "uniform")))
+            v = batches.noise(x, sign_key, 1.0, "rademacher", index)
+            weight = batches.noise(x, weight_key, 1.0, "uniform", index)
         else:
             v = weight = batches.direction(other, x, y)
-        h = orthogonal_signs(g, v, weight)
-        grid = torch.cartesian_prod(steps, steps).to(x)  # [P * P, 2]
-        kept: tuple[list[Tensor], list[Tensor]] = [], []
-        for e in grid.split(max(1, batch_size // len(x))):
-            e1, e2 = (e[:, i].view(-1, *[1] * x.dim()) for i in (0, 1))
-            images = (x + e1 * g + e2 * h).flatten(0, 1)
-            images = images.clamp(0, 1) if clip else images
-            for one, values in zip(kept, batches.judged(source, images, y.repeat(len(e)))):
-                one.append(values.view(len(e), len(x)))
-        loss, predicted = (torch.cat(v).T.unflatten(1, (points, points)) for v in kept)
-        return {"loss": loss.float(), "predicted": predicted, "labels": y}
+        across = orthogonal_signs(g, v, weight)
+        return {**_on_grid(source, x, y, g, across, steps, clip=clip, batch_size=batch_size), "labels": y}
 
     size = max(1, batch_size // points) if isinstance(x, Tensor) else batch_size
-    rows = batches.over(op, model, x, y, index, size, measure)
+    rows = batches.per_batch(op, model, x, y, index, size, measure)
     return LossSurface(steps.float(), steps.float().clone(), **rows)
+
+
+def _on_grid(source: BaseSource, x: Tensor, y: Tensor, along: Tensor, across: Tensor, steps: Tensor, *, clip: bool,
+             batch_size: int) -> batches.Rows:
+    """loss (float32) and predicted (int64), [N, P, P], at x + steps[i] * along + steps[j] * across."""
+    points = len(steps)
+    grid = torch.cartesian_prod(steps, steps).to(x)  # [P * P, 2]
+    losses, classes = [], []
+    for pairs in grid.split(max(1, batch_size // len(x))):
+        e1, e2 = (broadcast(e, x[None]) for e in pairs.unbind(1))
+        images = (x + e1 * along + e2 * across).flatten(0, 1)
+        images = images.clamp(0, 1) if clip else images
+        loss, predicted = batches.judge(source, images, y.repeat(len(pairs)))
+        losses.append(loss.view(len(pairs), len(x)))
+        classes.append(predicted.view(len(pairs), len(x)))
+    loss, predicted = (torch.cat(parts).T.unflatten(1, (points, points)) for parts in (losses, classes))
+    return {"loss": loss.float(), "predicted": predicted}

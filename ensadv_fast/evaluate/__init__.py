@@ -1,8 +1,8 @@
 """Errors of targets under attacks crafted on sources: white-box and black-box (transfer).
 
 `transfer_matrix` crafts and shows, in one pass over a loader; `TransferMatrix` keeps bits per example and has every
-measure; `black_box` summarises held-out sources; `accuracy_curve` goes over eps; `save_sets` of the former and
-`load_set` keep adversarial sets for later targets.
+measure; `black_box` summarises held-out sources; `accuracy_curve` goes over eps; `save_set` and `load_set` keep
+adversarial sets for later targets.
 """
 from .curves import Curve, Curves, accuracy_curve, accuracy_curves
 from .matrix import BlackBox, TransferMatrix, black_box

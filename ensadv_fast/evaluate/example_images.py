@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,8 +15,12 @@ from ..sources.source import Source, as_source
 
 def craft(test: ImageSplit, attacks: Mapping[str, BaseAttack], name: str | None, source: Source | nn.Module | None,
           targets: Mapping[str, nn.Module], key: torch.Tensor) -> Samples:
-    """The first test image of each of the first classes (ten; four where images are large), clean and under each
-    attack crafted on `source`, which is called `name`."""
+    """The first test image of each of the first ten classes (four where images are over 64 pixels a side), clean and
+    under each attack, with the predictions of `targets`.
+
+    source: the network on which attacks are crafted, called `name` on the page; None: clean images alone. key: int64
+    [2], of the noise.
+    """
     large = max(test.in_shape[1:]) > 64
     classes = torch.unique(test.labels)[:4 if large else 10]
     index = torch.stack([(test.labels == c).nonzero()[0, 0] for c in classes])
@@ -26,8 +31,15 @@ def craft(test: ImageSplit, attacks: Mapping[str, BaseAttack], name: str | None,
     with torch.no_grad():
         predictions = {row: {t: as_source(model).logits(images).argmax(1).cpu().numpy() for t, model in targets.items()}
                        for row, images in rows.items()}
-    # Thinned out, not averaged: an average would make a perturbation look smaller than it is.
-    every = max(1, -(-max(x.shape[2:]) // SIDE))
-    pictures = {row: (images[..., ::every, ::every] * 255).round().byte().permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()
-                for row, images in rows.items()}
+    pictures = {row: _to_picture(images) for row, images in rows.items()}
     return Samples(name or "", y.cpu().numpy(), pictures, predictions)
+
+
+def _to_picture(images: torch.Tensor) -> np.ndarray:
+    """uint8 [n, H, W(, 3)] of float images [n, C, H, W], with at most SIDE pixels a side.
+
+    Large images are thinned out, not averaged: an average would make a perturbation look smaller than it is.
+    """
+    every = max(1, -(-max(images.shape[2:]) // SIDE))
+    levels = (images[..., ::every, ::every] * 255).round().byte()
+    return levels.permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()

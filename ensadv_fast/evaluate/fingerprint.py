@@ -17,13 +17,13 @@ from ..sources.ensemble import Ensemble
 from ..sources.source import Source
 from ..system import files
 
-ELEMENTS = 1 << 18  # looked at together: bounds the memory that checksums take
+ELEMENTS = 1 << 18  # elements of images whose checksums are made together, which bounds the memory for them
 
 
 def describe(value: Any) -> Any:
     """`value` as JSON holds it: names and parameters of dataclasses and other objects, digests of tensors and models.
 
-    What says nothing about itself is described by its class and attributes, or by its repr without addresses.
+    Any other object is described by its class and attributes, and one without attributes by its repr without addresses.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -34,7 +34,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [describe(v) for v in value]
     if isinstance(value, Source):
-        # Not its memory format, which may change at its first forward pass and moves roundings alone.
+        # Its memory format is left out: it may change at the first forward pass, and changes nothing but roundings.
         return {"class": "Source", "crafting": value.crafting, "dtype": str(value.dtype), "fold": value.fold,
                 "live": value.live, "mean": describe(value.mean), "std": describe(value.std),
                 "model": describe(value.module)}
@@ -65,11 +65,11 @@ def fingerprint(*values: Any) -> str:
 
 
 def image_checksums(x: Tensor) -> Tensor:
-    """int64 [N] on x's device: one sum a sample over its elements' bits as float32 (float64 for float64 x), each
-    times an odd weight of its place, modulo 2^64.
+    """int64 [N] on x's device: for each sample the sum, modulo 2^64, of its elements' bits as float32 (float64 for
+    float64 x), each times an odd weight of its place.
 
-    uint8 images have the checksum of their levels / 255. It is a guard against mistakes, not against forgery; and it
-    is the same for any batch size, memory format and device, without a synchronisation.
+    uint8 images have the checksum of their levels / 255. The checksum guards against mistakes, not against forgery. It
+    is the same for any batch size, memory format and device, and costs no synchronisation.
     """
     elements = x.shape[1:].numel()
     place = torch.arange(elements, device=x.device)

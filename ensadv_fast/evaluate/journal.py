@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 class Journal:
-    """What is known in `folder`/cells.jsonl, one line for each attack on one batch, and room for more.
+    """The file `folder`/cells.jsonl, one line for each attack on one batch: what it holds is known, and more is added.
 
-    A line holds the fingerprint of its cell (attack, source, noise), the digest of its batch, and per model, named by
-    its fingerprint, the packed verdicts; then the SHA-256 of all that. Lines are only appended. One that is cut off or
-    altered counts as not there. After a power failure the newest ones may be missing: they are computed again.
+    A line holds the fingerprint of its cell (attack, source, noise), the digest of its batch, for each model, named by
+    its fingerprint, the packed verdicts, and the SHA-256 of all that. Lines are only appended. A line that is cut off
+    or altered is ignored. After a power failure the newest lines may be missing; their verdicts are computed again.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -39,6 +39,7 @@ class Journal:
             return
 
     def get(self, cell: str, batch: str, model: str) -> bytes | None:
+        """The packed verdicts of this model on this batch of this cell; None where they are not known."""
         return self._known.get((cell, batch, model))
 
     def add(self, cell: str, batch: str, verdicts: Mapping[str, bytes]) -> None:
@@ -47,7 +48,7 @@ class Journal:
                   "verdicts": {model: base64.b64encode(packed).decode() for model, packed in verdicts.items()}}
         line = json.dumps({**record, "sha256": _sha256(record)}) + "\n"
         self._file.write(line.encode())
-        self._file.flush()  # to the system, which outlives this process
+        self._file.flush()  # to the operating system, where it survives the end of this process
 
     def close(self) -> None:
         self._file.close()

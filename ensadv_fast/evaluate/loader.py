@@ -17,10 +17,9 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 @dataclass(frozen=True)
 class Batch:
-    """x: images [N, ...] on the models' device, or None where only saved adversarial ones are to be had; y, index:
-    int64 [N] there. identity: int64 [N, 3], what makes an example the one it is (index, label, checksum of the image),
-    where the loader's x was. position: examples before this batch. counted: the index is the position, as the loader
-    gave none."""
+    """x: images [N, ...] on the models' device, None where there are only those of saved sets. y, index: int64 [N] on
+    that device. identity: int64 [N, 3], (index, label, checksum of the image) of each example, on the device of the
+    loader's x. position: number of examples before this batch. counted: the loader gave no index, so it is counted."""
 
     x: Tensor | None
     y: Tensor
@@ -33,21 +32,21 @@ class Batch:
         return len(self.y)
 
     def digest(self) -> str:
-        """Of the identity. It synchronises where the loader gives images on a GPU."""
+        """32 hexadecimal digits of the identity's SHA-256. It synchronises where the loader's images are on a GPU."""
         return hashlib.sha256(self.identity.cpu().numpy().tobytes()).hexdigest()[:32]
 
 
 def read(op: str, loader: Iterable[Any], device: torch.device) -> Iterator[Batch]:
-    """The loader's batches (x, y) or (x, y, index) on `device`, empty ones left out.
+    """The loader's batches (x, y) or (x, y, index) on `device`, without empty ones.
 
-    x: [N, ...], uint8 or float; y: integers [N]; index: integers [N], else it is counted. TypeError or ValueError
-    naming what came; ValueError at the end where there was nothing.
+    x: [N, ...], uint8 or float; y: integers [N]; index: integers [N], counted where absent. TypeError, ValueError:
+    naming what came; ValueError also at the end where no example came.
     """
     position = 0
     for number, given in enumerate(loader):
         if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
             got = f"{len(given)} parts" if isinstance(given, (tuple, list)) else type(given).__name__
-            raise TypeError(f"{op}: loader: want batches (x, y) or (x, y, index), got {got}")
+            raise TypeError(f"{op}: loader must give batches (x, y) or (x, y, index), got {got}")
         x, y, *rest = given
         x = checks.tensor(op, "the loader's x", x, checks.IMAGES)
         if x.dim() < 2:
@@ -64,7 +63,7 @@ def read(op: str, loader: Iterable[Any], device: torch.device) -> Iterator[Batch
         yield Batch(x, y, index, identity, position, not rest)
         position += n
     if not position:
-        raise ValueError(f"{op}: the loader gave no batch")
+        raise ValueError(f"{op}: loader must give at least one example, got no batch")
 
 
 def _integers(op: str, name: str, t: Any, n: int, number: int) -> Tensor:

@@ -1,10 +1,14 @@
 """What is known once attacks have been shown to targets: bits per example, and every measure derived from them.
 
-Two measures that are often mixed up stand apart here, by name. The *error* (rate) of Tramer et al. (ICLR 2018,
+Two measures that are often mixed up have different names here. The *error* (rate) of Tramer et al. (ICLR 2018,
 section 4) is the fraction of ALL test inputs that the target misclassifies. The *transfer rate* of Kurakin et al.
 (ICLR 2017, section 2.3) is that fraction among the inputs which the SOURCE classifies correctly when clean and wrongly
-when attacked. Top-5 measures take "misclassifies" to mean that the label is not among the five highest logits, for
-the target and, in the transfer rate's condition, for the source; with five classes or fewer nothing is.
+when attacked.
+
+"Misclassifies" means that the label is not the highest logit (top-1), or not among the five highest (top-5). Top-5
+measures use the second meaning for the target and, in the transfer rate's condition, for the source; with five classes
+or fewer nothing is misclassified by top-5. Of two equal logits, that of the lower class counts as higher. A NaN counts
+as higher than the label's logit, and a label whose own logit is NaN is misclassified.
 """
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ class PackedBools(MutableMapping):
     def __setitem__(self, name: Any, bits: np.ndarray) -> None:
         bits = np.asarray(bits)
         if bits.dtype != bool or bits.ndim != 1:
-            raise ValueError(f"TransferMatrix: {name}: want bool [N], got {bits.dtype} {bits.shape}")
+            raise ValueError(f"TransferMatrix: {name} must be bool [N], got {bits.dtype} {list(bits.shape)}")
         self._packed[name] = len(bits), np.packbits(bits)
 
     def __getitem__(self, name: Any) -> np.ndarray:
@@ -57,12 +61,14 @@ def _bools() -> PackedBools:
 
 @dataclass
 class TransferMatrix:
-    """wrong[attack, source, target]: bool [N], true where `target` misclassifies the example that `attack` crafted
-    on `source`; clean[target]: bool [N], the same for the unperturbed inputs; wrong5 and clean5 the same by top-5.
+    """Bits per example, and the measures (see this module) that follow from them.
 
-    counted[attack, source]: bool [N], true where `source` classifies the clean input correctly and the adversarial
-    one wrongly: what the transfer rate is counted among; counted5 by top-5. Any of these may lack entries. A source
-    of the same name as a target is that target: the diagonal is white-box. data: digest of the test inputs, or None.
+    wrong[attack, source, target]: bool [N], true where `target` misclassifies the example that `attack` crafted on
+    `source`. clean[target]: bool [N], the same of the unperturbed inputs. counted[attack, source]: bool [N], true where
+    `source` classifies the clean input correctly and the adversarial one wrongly: the inputs among which the transfer
+    rate is counted. wrong5, clean5, counted5: the same by top-5. Any of these may lack entries. A source of the same
+    name as a target is that target, so wrong[attack, name, name] is white-box. data: digest of the test inputs, or
+    None. Raises ValueError: what is not bool [N] with one N for all.
     """
 
     wrong: MutableMapping[tuple[str, str, str], np.ndarray] = _bools()
@@ -89,23 +95,24 @@ class TransferMatrix:
 
     def error_rate(self, attack: str, source: str, target: str, *, top: int = 1) -> Rate:
         """Misclassified of all test inputs. top: 1 or 5."""
-        return _rate(_of(self.wrong, self.wrong5, top)[attack, source, target])
+        return _rate(_by_top(self.wrong, self.wrong5, top)[attack, source, target])
 
     def error(self, attack: str, source: str, target: str) -> float:
         """The fraction of all test inputs that are misclassified, 0..1."""
-        return _known(self.error_rate(attack, source, target))
+        return _value(self.error_rate(attack, source, target))
 
     def clean_rate(self, target: str, *, top: int = 1) -> Rate:
-        """Misclassified of all unperturbed test inputs."""
-        return _rate(_of(self.clean, self.clean5, top)[target])
+        """Misclassified of all unperturbed test inputs. top: 1 or 5."""
+        return _rate(_by_top(self.clean, self.clean5, top)[target])
 
     def clean_error(self, target: str) -> float:
-        return _known(self.clean_rate(target))
+        """The fraction of all unperturbed test inputs that are misclassified, 0..1."""
+        return _value(self.clean_rate(target))
 
     def transfer_rate(self, attack: str, source: str, target: str, *, top: int = 1) -> Rate:
-        """Kurakin's: misclassified by the target, of the inputs that fool the source (n may be 0)."""
-        wrong = _of(self.wrong, self.wrong5, top)[attack, source, target]
-        return _rate(wrong[_of(self.counted, self.counted5, top)[attack, source]])
+        """Kurakin's: misclassified by the target, of the inputs that fool the source (n may be 0). top: 1 or 5."""
+        wrong = _by_top(self.wrong, self.wrong5, top)[attack, source, target]
+        return _rate(wrong[_by_top(self.counted, self.counted5, top)[attack, source]])
 
     def tied_targets(self, attack: str, source: str, *, test: str = "mcnemar") -> list[str]:
         """Targets, other than the source itself, whose error is the lowest or tied with it (:func:`ties`)."""
@@ -115,7 +122,7 @@ class TransferMatrix:
     def merge(self, other: TransferMatrix) -> TransferMatrix:
         """Both matrices in one. ValueError where they are not of the same test inputs."""
         if None not in (self.data, other.data) and self.data != other.data:
-            raise ValueError("TransferMatrix: merge: the two are of different test inputs")
+            raise ValueError("TransferMatrix: merge: both must be of the same test inputs, got different test inputs")
         return TransferMatrix(**{name: PackedBools({**getattr(self, name), **getattr(other, name)}) for name in BITS},
                               data=self.data or other.data)
 
@@ -143,18 +150,18 @@ class TransferMatrix:
 
         bits: add "bits", from which :meth:`load` restores the matrix.
         """
-        def rate(measure: Callable[..., Rate], have: Mapping[Any, Any], have5: Mapping[Any, Any], key: Any,
-                 *args: str) -> dict[str, Any]:
-            return {f"top{top}": measure(*args, top=top).to_dict() if key in known else None
-                    for top, known in ((1, have), (5, have5))}
+        def rates(measure: Callable[..., Rate], key: Any, top1: Mapping, top5: Mapping, *names: str) -> dict[str, Any]:
+            """The measure of these names, where the bits that it needs are known under the key."""
+            return {f"top{top}": measure(*names, top=top).to_dict() if key in known else None
+                    for top, known in ((1, top1), (5, top5))}
 
         body: dict[str, Any] = {
             "n": len(self), "data": self.data, "attacks": self.attacks, "sources": self.sources,
             "targets": self.targets,
-            "clean": {t: rate(self.clean_rate, self.clean, self.clean5, t, t) for t in self.clean},
+            "clean": {t: rates(self.clean_rate, t, self.clean, self.clean5, t) for t in self.clean},
             "cells": [{"attack": a, "source": s, "target": t, "white_box": s == t,
-                       "error": rate(self.error_rate, self.wrong, self.wrong5, (a, s, t), a, s, t),
-                       "transfer_rate": rate(self.transfer_rate, self.counted, self.counted5, (a, s), a, s, t)}
+                       "error": rates(self.error_rate, (a, s, t), self.wrong, self.wrong5, a, s, t),
+                       "transfer_rate": rates(self.transfer_rate, (a, s), self.counted, self.counted5, a, s, t)}
                       for a, s, t in self.wrong],
             "tied_targets": [{"attack": a, "source": s, "targets": self.tied_targets(a, s)}
                              for a, s in dict.fromkeys((a, s) for a, s, _ in self.wrong)]}
@@ -188,9 +195,9 @@ class TransferMatrix:
 BITS = tuple(f.name for f in fields(TransferMatrix) if f.name != "data")
 
 
-def _known(rate: Rate) -> float:
+def _value(rate: Rate) -> float:
     if rate.value is None:
-        raise ValueError("TransferMatrix: it has no inputs, so no error")
+        raise ValueError("TransferMatrix: an error needs at least one test input, got a matrix without any")
     return rate.value
 
 
@@ -198,7 +205,7 @@ def _rate(bits: np.ndarray) -> Rate:
     return Rate(int(bits.sum()), len(bits))
 
 
-def _of(top1: Mapping, top5: Mapping, top: int) -> Mapping:
+def _by_top(top1: Mapping, top5: Mapping, top: int) -> Mapping:
     if top not in (1, 5):
         raise ValueError(f"TransferMatrix: top must be 1 or 5, got {top!r}")
     return top1 if top == 1 else top5
@@ -209,9 +216,9 @@ class BlackBox:
     """A target's errors over (attack, source) pairs: the highest of the pairs' errors (the papers' "Max.
     Black-Box"), their mean, and the fraction of inputs that at least one pair fools (per-example worst case).
 
-    pair: the (attack, source) of the highest error; tied: the pairs whose error does not differ from it at 95 %
-    (:func:`ensadv_fast.evaluate.ties`), itself among them. n: test inputs. max and worst_case are counts over n, with
-    Wilson's interval; that of max does not mind that it is a maximum over pairs.
+    pair: the (attack, source) of the highest error; tied: the pairs, `pair` among them, whose error does not differ
+    from the highest at 95 % (:func:`ensadv_fast.evaluate.ties`). n: test inputs. max and worst_case are counts over n,
+    with Wilson's interval; the interval of max is that of one pair, with no correction for the choice of the highest.
     """
 
     max: float
@@ -244,7 +251,8 @@ def black_box(matrix: TransferMatrix, target: str, sources: Sequence[str] | None
     it. top: 1 or 5. test: of ties. ValueError if there is no such pair.
     """
     asked = [s for s in matrix.sources if s != target] if sources is None else sources
-    bits = {(a, s): w for (a, s, t), w in _of(matrix.wrong, matrix.wrong5, top).items() if t == target and s in asked}
+    wrong = _by_top(matrix.wrong, matrix.wrong5, top)
+    bits = {(a, s): w for (a, s, t), w in wrong.items() if t == target and s in asked}
     if not bits:
         raise ValueError(f"black_box: the matrix has no attack from {list(asked)} on {target!r}")
     errors = {pair: float(w.mean()) for pair, w in bits.items()}

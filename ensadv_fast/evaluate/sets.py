@@ -1,7 +1,7 @@
 """Adversarial sets: what one attack crafted on one source, saved once, shared, and shown to any target later.
 
-A set is a folder. Each batch that was crafted is a shard, a safetensors file (a format that runs no code and is read by
-slices) with, for its n examples,
+A set is a folder. Each batch that was crafted is a shard: a safetensors file, a format that runs no code and is read by
+slices. For its n examples it holds
 
     x_adv     [n, ...]   uint8 levels, or float32, in [0, 1]
     labels    int64 [n]  the true labels
@@ -12,9 +12,9 @@ slices) with, for its n examples,
 
 and manifest.json, written last, says what the set is:
 
-    {"format", "source": {"name", "sha256", ...what describes it}, "attack": {"name", ...all its fields}, "eps", "norm",
-     "key": the seed of the noise, "data": what the caller calls the data set, "dtype", "shape": of an image, "n",
-     "cell": fingerprint of source, attack and key, "versions",
+    {"format", "source": {"name", "sha256": its fingerprint, "description"}, "attack": {"name", ...all its fields},
+     "eps", "norm", "key": the seed of the noise, "data": what the caller calls the data set, "dtype",
+     "shape": of an image, "n", "cell": fingerprint of source, attack and key, "versions",
      "shards": [{"file", "n", "sha256", "batch": digest of the clean batch}], "sha256": of all the rest}
 """
 from __future__ import annotations
@@ -38,17 +38,17 @@ from .loader import Batch
 
 FORMAT = "ensadv_fast adversarial set, version 1"
 DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
-ABOUT = "ensadv_fast"  # one metadata entry, as safetensors writes several in any order: files are bitwise reproducible
+ABOUT = "ensadv_fast"  # the only metadata entry: safetensors writes several in any order, and files must not differ
 PARTS = ("x_adv", "labels", "index", "checksums", "counted")
-SLACK = 255 * 2.0**-24  # levels: what float32 adds to a budget in [0, 1]
+SLACK = 255 * 2.0**-24  # levels: the rounding of float32 by which a budget in [0, 1] may be exceeded
 
 
 def to_levels(x_adv: Tensor, x: Tensor, eps: float | None, lo: float = 0.0, hi: float = 1.0) -> Tensor:
     """uint8 levels nearest to x_adv among those that keep the budget: |level / 255 - x| <= eps + 2^-24 in float64.
 
-    eps: of an L-inf budget, or None: then no element moves further from x than x_adv has, which keeps a budget of any
-    norm. ValueError where an element has no such level: that takes clean images that are not on levels themselves, and
-    a budget of less than half a level.
+    x_adv, x: [N, ...], float or (x alone) uint8 levels; lo, hi: the box. eps: of an L-inf budget in image units. None:
+    no element moves further from x than x_adv has, which keeps a budget of any norm. ValueError where an element has no
+    such level, which happens only where clean images are between levels and the budget is below half a level.
     """
     x, x_adv = widen(x).double(), x_adv.double()
     radius = (x_adv - x).abs() if eps is None else eps
@@ -61,13 +61,13 @@ def to_levels(x_adv: Tensor, x: Tensor, eps: float | None, lo: float = 0.0, hi: 
 
 
 def set_folder(parent: str | Path, source: str, attack: str) -> Path:
-    """Where the set of this source and attack is, inside a folder of sets."""
+    """The folder of the set of this source and attack, inside a folder of sets."""
     return Path(parent) / "-".join(re.sub(r"[^\w.@=+]+", "_", name) for name in (source, attack))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some examples of a set, on the CPU; x_adv in [0, 1], float32."""
+    """Some examples of a set, on the CPU: x_adv float32 [n, ...] in [0, 1], the others as in a shard (this module)."""
 
     x_adv: Tensor
     labels: Tensor
@@ -82,7 +82,8 @@ class Rows:
 
 class AdversarialSet:
     """A saved set (:func:`load_set`). Only the rows asked for are read; each shard's SHA-256 is checked at its first
-    use. manifest: see this module; source, attack: names; eps; len(): examples."""
+    use. manifest: see this module; source, attack: names; eps: in image units, None where the attack has none; len():
+    the number of examples."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -101,14 +102,15 @@ class AdversarialSet:
     def rows(self, start: int, stop: int) -> Rows:
         """The examples start..stop-1. ValueError naming the file that is missing, altered or cut off."""
         if not 0 <= start < stop <= len(self):
-            raise ValueError(f"{self.folder}: rows {start}..{stop - 1} were asked for, the set has {len(self)}")
+            raise ValueError(f"AdversarialSet: rows must be some of the {len(self)} of {self.folder}, got "
+                             f"{start}..{stop - 1}")
         parts: list[dict[str, Tensor]] = []
         for i, shard in enumerate(self.manifest["shards"]):
             first, last = max(start, self._starts[i]), min(stop, self._starts[i + 1])
             if first < last:
                 path = self.folder / shard["file"]
                 if i not in self._verified:
-                    _verify(path, shard["sha256"])
+                    _check_file(path, shard["sha256"])
                     self._verified.add(i)
                 parts.append(_read_shard(path, slice(first - self._starts[i], last - self._starts[i]))[0])
         joined = {name: torch.cat([part[name] for part in parts]) for name in PARTS}
@@ -123,7 +125,7 @@ class AdversarialSet:
     def verify(self) -> None:
         """Check every shard. ValueError naming the first that is missing, altered or cut off."""
         for shard in self.manifest["shards"]:
-            _verify(self.folder / shard["file"], shard["sha256"])
+            _check_file(self.folder / shard["file"], shard["sha256"])
 
 
 def load_set(folder: str | Path) -> AdversarialSet:
@@ -144,9 +146,9 @@ def find_sets(folder: str | Path) -> list[AdversarialSet]:
 
 
 class SetWriter:
-    """Writes a set shard by shard; every shard is whole or not there, and one that is there is not crafted again.
+    """Writes a set shard by shard. A shard is either whole or not there, and one that is there is not crafted again.
 
-    head: the manifest without shards, n and shape. A folder that holds a finished set of something else is refused.
+    head: the manifest without shards, n and shape. ValueError where the folder holds a finished set of another cell.
     """
 
     def __init__(self, folder: Path, head: dict[str, Any]) -> None:
@@ -160,8 +162,11 @@ class SetWriter:
         folder.mkdir(parents=True, exist_ok=True)
 
     def existing(self, batch: str) -> Tensor | None:
-        """x_adv float32 of the next shard where it was written from this batch (its digest); else None."""
-        path = self.folder / self._name()
+        """x_adv float32 of the next shard, where it was written from the batch of this digest; else None.
+
+        ValueError where a finished set was written from another batch.
+        """
+        path = self.folder / self._next_name()
         try:
             parts, about = _read_shard(path)
         except ValueError:
@@ -173,28 +178,28 @@ class SetWriter:
             return None
         if about["sha256"] != files.digest(parts):
             return None
-        self._list(path, parts["x_adv"], batch)
+        self._add_shard(path, parts["x_adv"], batch)
         return widen(parts["x_adv"])
 
     def write(self, batch: Batch, digest: str, x_adv: Tensor, counted: Tensor) -> None:
-        """The next shard; x_adv in the set's dtype."""
+        """Write the next shard. digest: of the batch; x_adv: [n, ...] in the set's dtype; counted: uint8 [n]."""
         index, labels, checksums = batch.identity.cpu().unbind(1)
         parts = {"x_adv": x_adv.cpu(), "labels": labels, "index": index, "checksums": checksums, "counted": counted}
         parts = {name: t.contiguous() for name, t in parts.items()}
         about = {"cell": self.head["cell"], "batch": digest, "sha256": files.digest(parts)}
-        path = self.folder / self._name()
+        path = self.folder / self._next_name()
         files.atomic_write(path, lambda f: f.write(to_bytes(parts, metadata={ABOUT: json.dumps(about)})))
-        self._list(path, x_adv, digest)
+        self._add_shard(path, x_adv, digest)
 
-    def _name(self) -> str:
+    def _next_name(self) -> str:
         return f"{len(self._shards):05d}.safetensors"
 
-    def _list(self, path: Path, x_adv: Tensor, batch: str) -> None:
+    def _add_shard(self, path: Path, x_adv: Tensor, batch: str) -> None:
         self._shape = list(x_adv.shape[1:])
         self._shards.append({"file": path.name, "n": len(x_adv), "sha256": _file_sha256(path), "batch": batch})
 
     def finish(self) -> AdversarialSet:
-        """Write the manifest: from here on it is a set."""
+        """Write the manifest, which makes the folder a set."""
         body = {**self.head, "shape": self._shape, "n": sum(s["n"] for s in self._shards), "shards": self._shards}
         files.write_json(self.folder / "manifest.json", {**body, "sha256": _manifest_sha256(body)}, indent=1)
         return AdversarialSet(self.folder)
@@ -216,7 +221,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not intact:
         raise ValueError(f"load_set: {path} is corrupt or was altered: its contents do not match their SHA-256")
     if body["format"] != FORMAT:
-        raise ValueError(f"load_set: {path}: want format {FORMAT!r}, got {body['format']!r}")
+        raise ValueError(f"load_set: the format of {path} must be {FORMAT!r}, got {body['format']!r}")
     return body
 
 
@@ -228,7 +233,7 @@ def _file_sha256(path: Path) -> str:
     return h.hexdigest()
 
 
-def _verify(path: Path, sha256: str) -> None:
+def _check_file(path: Path, sha256: str) -> None:
     if not path.is_file():
         raise ValueError(f"load_set: {path} is missing, though the manifest names it")
     if _file_sha256(path) != sha256:
@@ -236,7 +241,7 @@ def _verify(path: Path, sha256: str) -> None:
 
 
 def _read_shard(path: Path, rows: slice = slice(None)) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The parts of these rows, and what the file says about itself. ValueError where it is no shard."""
+    """The PARTS of these rows, and the metadata of the file. ValueError where it is no shard."""
     try:
         with safe_open(path, framework="pt") as f:
             about = json.loads((f.metadata() or {}).get(ABOUT, "{}"))

@@ -1,4 +1,4 @@
-"""Proportions: counts with Wilson's 95 % interval, and which of several are tied with the best."""
+"""Proportions: counts with Wilson's 95 % interval, and which of several are tied with the best one."""
 from __future__ import annotations
 
 import math
@@ -14,7 +14,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True)
 class Rate:
-    """`count` of `n` examples. value: count / n, and interval: Wilson's 95 % interval; both None where n is 0."""
+    """`count` of `n` examples. value: count / n; interval: Wilson's at 95 %. Both are None where n is 0."""
 
     count: int
     n: int
@@ -36,24 +36,25 @@ class Rate:
 def wilson(count: float, n: int, z: float = Z95) -> tuple[float, float]:
     """The score interval of a proportion (Wilson 1927): the p for which |count / n - p| <= z sqrt(p (1 - p) / n).
 
-    It stays within [0, 1] and keeps a width at 0 and n errors, where the normal interval has none. A count
-    that is a mean over runs need not be whole. ValueError unless 0 <= count <= n and n >= 1.
+    It stays within [0, 1], and has a width also where count is 0 or n, where the normal interval has none. count need
+    not be whole: it may be a mean over runs. z: the normal distribution's quantile, default that of 95 %. Returns
+    (low, high). ValueError unless 0 <= count <= n and n >= 1.
     """
     if not 0 <= count <= n or n < 1:
-        raise ValueError(f"wilson: count and n must be 0 <= count <= n, n >= 1, got {count} and {n}")
+        raise ValueError(f"wilson: count and n must be 0 <= count <= n and n >= 1, got {count} and {n}")
     p, zz = count / n, z * z / n
     middle, half = p + zz / 2, z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
-    # At the ends the two terms are equal but for their roundings.
-    return (0.0 if count == 0 else (middle - half) / (1 + zz)), (1.0 if count == n else (middle + half) / (1 + zz))
+    low, high = (middle - half) / (1 + zz), (middle + half) / (1 + zz)
+    return 0.0 if count == 0 else low, 1.0 if count == n else high  # exactly, without the roundings of the two terms
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     """Two-sided p-value of McNemar's exact test: do two bool arrays [N] over the same examples have one probability?
 
-    Only examples on which they differ tell; under the hypothesis each of those is a fair coin (McNemar 1947; the
-    exact binomial form).
+    Only the examples on which the two differ count. Under the hypothesis each of those is a fair coin (McNemar 1947;
+    the exact binomial form). ValueError where they are not bool [N] of one length N >= 1.
     """
-    _paired("mcnemar", a, b)
+    _check_paired("mcnemar", a, b)
     first, second = int((a & ~b).sum()), int((~a & b).sum())
     n, fewer = first + second, min(first, second)
     logs = np.array([math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(fewer + 1)])
@@ -61,8 +62,11 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def two_proportions(a: np.ndarray, b: np.ndarray) -> float:
-    """Two-sided p-value of the pooled z-test, as if the two bool arrays [N] were of independent examples."""
-    _paired("two_proportions", a, b)
+    """Two-sided p-value of the pooled z-test, as if the two bool arrays [N] were of independent examples.
+
+    ValueError where they are not bool [N] of one length N >= 1.
+    """
+    _check_paired("two_proportions", a, b)
     pooled = (a.mean() + b.mean()) / 2
     spread = math.sqrt(2 * pooled * (1 - pooled) / len(a))
     return math.erfc(abs(a.mean() - b.mean()) / spread / math.sqrt(2)) if spread else 1.0
@@ -79,19 +83,21 @@ def ties(bits: Mapping[Name, np.ndarray], *, best: str = "lowest", test: str = "
         best: "lowest" or "highest" proportion of True.
         test: "mcnemar", paired, for one set of examples shown to all; or "independent", the two-proportion z-test,
             which finds more ties where the errors are alike. Tramer et al. 2018 mark ties at 95 % confidence; which
-            test they used is not known here.
+            test they used is not known to us.
 
     No correction is made for the number of comparisons. Raises ValueError: no bits, unequal lengths, unknown words.
     """
-    if best not in ("lowest", "highest") or test not in TESTS:
-        raise ValueError(f"ties: want best lowest or highest and test {' or '.join(TESTS)}, got {best!r} and {test!r}")
+    if best not in ("lowest", "highest"):
+        raise ValueError(f"ties: best must be lowest or highest, got {best!r}")
+    if test not in TESTS:
+        raise ValueError(f"ties: test must be {' or '.join(TESTS)}, got {test!r}")
     if not bits:
-        raise ValueError("ties: bits: got none, want at least one")
+        raise ValueError("ties: bits must hold at least one name, got none")
     top = (min if best == "lowest" else max)(bits, key=lambda name: bits[name].mean())
     return [name for name in bits if name == top or TESTS[test](bits[name], bits[top]) > 0.05]
 
 
-def _paired(op: str, a: np.ndarray, b: np.ndarray) -> None:
+def _check_paired(op: str, a: np.ndarray, b: np.ndarray) -> None:
     if a.dtype != bool or b.dtype != bool or a.ndim != 1 or a.shape != b.shape or not len(a):
-        raise ValueError(f"{op}: want two bool arrays [N] of one length N >= 1, got {a.dtype} {a.shape} and "
-                         f"{b.dtype} {b.shape}")
+        raise ValueError(f"{op}: a and b must be two bool arrays [N] of one length N >= 1, got {a.dtype} "
+                         f"{list(a.shape)} and {b.dtype} {list(b.shape)}")

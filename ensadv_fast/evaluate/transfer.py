@@ -1,8 +1,13 @@
-"""Crafting on sources, showing to targets: one pass over a loader, in constant memory but for bits per example."""
+"""Crafting on sources, showing to targets: one pass over a loader, in constant memory but for bits per example.
+
+On top of the attacks a pass costs each target, and each source for the transfer rate, one forward pass on every version
+of a batch. Nothing waits for a GPU within a batch, unless `folder` is given and the loader's images are on the GPU
+(then once a batch), or sets are read or written.
+"""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sized
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +20,11 @@ from .. import ops
 from ..attacks import BaseAttack
 from ..ops import checks
 from ..ops.keys import derive_seed
+from .cells import OP, Model, Participants, SavedCell, Sources, plan_cells
 from .journal import Journal
 from .loader import read
 from .matrix import TransferMatrix
-from .run import OP, Model, Run, Sources
+from .run import TransferPass
 from .sets import DTYPES, AdversarialSet, load_set, set_folder
 
 Progress = Callable[[int], object] | bool
@@ -31,36 +37,30 @@ def transfer_matrix(targets: Mapping[str, Model], sources: Sources, attacks: Map
                     data: str | None = None) -> TransferMatrix:
     """Craft every attack on every source and show the examples to every target.
 
-    A target that is named among the sources too gives the white-box errors wrong[attack, name, name]. The true
-    labels are used in crafting.
+    Attacks are given the true labels. A target that is named among the sources too gives the white-box errors
+    wrong[attack, name, name]. :class:`TransferMatrix` says what counts as misclassified.
 
     Args:
-        targets: :class:`Source`, :class:`Ensemble`, or plain modules, which are used as they are, in eval mode
+        targets: :class:`Source`, :class:`Ensemble`, or plain modules. Plain modules are used as they are, in eval mode
             meanwhile, and left exactly as they were, also after an exception.
         sources: the same, or saved sets: an :class:`AdversarialSet` or several of one source. A set brings its attack
             with it and must hold this loader's examples in this order, which is checked.
         attacks: name -> :class:`Attack`. The noise depends on (key, attack's name, source's name, index) alone.
         loader: batches (x, y) or (x, y, index): x [N, ...] in [0, 1], float or uint8 levels; y int64 [N]; index
             int64 [N], positions in the test set, counted where absent. They are moved to the models' device. None
-            where all sources are sets: their own labels serve and clean errors are unknown.
-        key: int64 [2] from `ops.fresh_key`; None draws one, or with folder or save_sets, which are there to be
-            gone on with, stands for fresh_key(seed=0).
+            where all sources are sets: the sets' labels are used, and clean errors are unknown.
+        key: int64 [2] from `ops.fresh_key`. None draws one; with folder or save_sets, so that a repeated call can go
+            on, None is fresh_key(seed=0).
         progress: True for a bar on stderr, or called with the batch size after each (batch, source, attack).
-        white_box: attack each target too that is not among the sources, and show it alone what was crafted on it.
-        folder: keep what is found there (:class:`Journal`) and reuse what was: a killed call that is repeated with
-            the same key goes on where it stopped; the attack that was under way (on a GPU: the batches that were, two
-            at the most) is computed again. Nothing computed from another model, attack, key, image or version of
+        white_box: attack each target too that is not among the sources; only that target is shown the examples.
+        folder: keep verdicts in this folder (:class:`Journal`) and reuse those that it has. A killed call that is
+            repeated with the same key goes on where it stopped; the attack that was under way (on a GPU: up to two
+            batches) is computed again. Nothing computed from another model, attack, key, image or version of
             ensadv_fast or torch is used.
-        save_sets: write each (source, attack) as an adversarial set into a folder of this folder; crafting then
-            happens at most once for a batch, also for targets that come later. Targets are shown the examples as
-            saved.
+        save_sets: write each (source, attack) as an adversarial set into a folder of this folder. Crafting then
+            happens once for a batch, also for targets that come later. Targets are shown the examples as saved.
         set_dtype: of saved sets, "uint8" (levels within the budget) or "float32" (exactly what was crafted).
         data: what the sets' manifests call the data.
-
-    Labels tied with others count as the label only where the others come later; NaN logits count as wrong.
-    Nothing waits for a GPU within a batch, unless folder is given and the loader's images are on it (once a batch), or
-    sets are read or written. On top of the attacks this costs each target, and each source for the transfer rate, a
-    forward pass on every version of a batch.
 
     Raises TypeError, ValueError: no target, models on several devices, batches of wrong types or shapes, labels out of
     range (on the CPU; on a GPU those count as wrong), an empty loader, sets that are damaged or of other examples.
@@ -75,9 +75,9 @@ def save_set(folder: str | Path, source: Model, attack: BaseAttack, loader: Iter
              progress: Progress = False) -> AdversarialSet:
     """Craft one adversarial set and keep it in `folder`; a killed call that is repeated goes on where it stopped.
 
-    name, attack_name: what the source and the attack are called, in the manifest and in matrices; default for the
-    latter: the attack's own name. loader, key (None: fresh_key(seed=0)), dtype, data, progress: as for
-    :func:`transfer_matrix`, and with the same noise for the same key and names. Each batch is a shard.
+    name, attack_name: what the source and the attack are called in the manifest and in matrices; attack_name None is
+    the attack's own name. loader, key (None: fresh_key(seed=0)), dtype, data, progress: as for
+    :func:`transfer_matrix`; the same key and names give the same noise. Each batch is a shard.
     Raises TypeError, ValueError: also where the folder holds another set.
     """
     attack_name = getattr(attack, "name", "attack") if attack_name is None else attack_name
@@ -91,40 +91,48 @@ def measure(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str
             white_box: bool = False, folder: str | Path | None = None,
             save_sets: Callable[[str, str], Path] | None = None, set_dtype: str = "uint8", data: str | None = None,
             noise: Mapping[str, str] | None = None) -> TransferMatrix:
-    """:func:`transfer_matrix`. save_sets: (source, attack) -> the folder of its set. noise: attack -> the name that its
-    noise is drawn under, where it is not its own."""
+    """:func:`transfer_matrix` with two arguments of another form.
+
+    save_sets: (source, attack) -> the folder of its set. noise: attack -> the name that its noise is drawn under,
+    where that is another name than its own.
+    """
     if not targets:
-        raise ValueError(f"{OP}: targets: got none, want at least one")
+        raise ValueError(f"{OP}: targets must hold at least one model, got none")
     if set_dtype not in DTYPES:
         raise ValueError(f"{OP}: set_dtype must be uint8 or float32, got {set_dtype!r}")
     kept = folder is not None or save_sets is not None
-    if key is None:
-        key = ops.fresh_key("cpu", 0 if kept else None)
-    checks.key(OP, key, getattr(key, "device", torch.device("cpu")))
-    run = Run(targets, sources, kept)
-    run.plan(attacks, derive_seed(*key.tolist()), white_box, noise or {}, set_dtype if save_sets is not None else None)
-    if loader is None and not (run.cells and all(cell.saved for cell in run.cells)):
-        raise ValueError(f"{OP}: loader: got None, want one unless all sources are saved sets")
-    batches = run.saved_batches() if loader is None else read(OP, loader, run.device)
+    key = ops.fresh_key("cpu", 0 if kept else None) if key is None else key
+    seed = derive_seed(*checks.key(OP, key, getattr(key, "device", torch.device("cpu"))).tolist())
+    participants = Participants(targets, sources, kept)
+    cells = plan_cells(participants, attacks, seed, white_box=white_box, noise=noise or {},
+                       set_dtype=None if save_sets is None else set_dtype)
+    if loader is None and not (cells and all(isinstance(cell, SavedCell) for cell in cells)):
+        raise ValueError(f"{OP}: loader must be given unless all sources are saved sets, got None")
     with ExitStack() as stack:
-        if folder is not None:
-            run.journal = Journal(folder)
-            stack.callback(run.journal.close)
+        journal = None if folder is None else stack.enter_context(closing(Journal(folder)))
+        run = TransferPass(participants, cells, seed, journal)
         if save_sets is not None:
             run.open_writers(save_sets, set_dtype, data)
-        for source in run.borrowed:
+        for source in participants.plain_modules():
             stack.enter_context(source.session())
-        if progress is True:
-            data_set = getattr(loader, "dataset", None)
-            total = len(data_set) * len(run.cells) if isinstance(data_set, Sized) else None
-            done = stack.enter_context(tqdm(total=total, unit=" attacks", unit_scale=True, disable=None)).update
-        else:
-            done = progress or (lambda n: None)
-        for batch in batches:
-            run.clean(batch)
-            for cell in run.cells:
-                run.attack(cell, batch)
-                done(len(batch))
-            run.arrivals.settle(keep=len(run.cells) + 2)
-        run.arrivals.settle()
+        count = stack.enter_context(_counter(progress, loader, len(cells)))
+        for batch in run.saved_batches() if loader is None else read(OP, loader, participants.device):
+            run.judge_clean(batch)
+            for cell in cells:
+                run.judge_cell(cell, batch)
+                count(len(batch))
+            run.settle(keep_current=True)
+        run.settle()
     return run.finish()
+
+
+@contextmanager
+def _counter(progress: Progress, loader: Iterable[Any] | None, cells: int) -> Iterator[Callable[[int], object]]:
+    """The function that is called with the size of each batch after each attack: the caller's, or that of a bar."""
+    if progress is not True:
+        yield progress or (lambda n: None)
+        return
+    data_set = getattr(loader, "dataset", None)
+    total = len(data_set) * cells if isinstance(data_set, Sized) else None
+    with tqdm(total=total, unit=" attacks", unit_scale=True, disable=None) as bar:
+        yield bar.update

@@ -1,8 +1,8 @@
-"""Verdicts: who misclassifies what, two bits an example, and their way to the host."""
+"""Verdicts: which model misclassifies which example, in two bits each, and how they come to the host."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,9 +14,11 @@ from ..sources.base import BaseSource
 
 
 def judge(model: BaseSource, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
-    """uint8 [N] for float images x: bit 0, the label is not the highest logit; bit 1, it is not among the five highest.
+    """uint8 [N] for float images x and labels y (int64 [N]), on the model's device.
 
-    key: of whatever the model draws where it crafts in train mode, in which it is then judged as well.
+    Bit 0: the label is not the highest logit; bit 1: it is not among the five highest. A model that crafts in train
+    mode is judged in train mode too; key (int64 [2], on the CPU) is of what it draws there. A label out of range raises
+    ValueError on the CPU, and on a GPU counts as behind all classes.
     """
     with torch.no_grad(), model.session(key) if model.crafting == "train" else nullcontext():
         logits = model.logits(x)
@@ -27,7 +29,7 @@ def judge(model: BaseSource, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
                          f"[{int(y.min())}, {int(y.max())}]")
     at = y.clamp(0, classes - 1)[:, None]
     own = logits.gather(1, at)
-    ahead = ~(logits <= own)  # whatever is compared with NaN is ahead, NaN itself among it
+    ahead = ~(logits <= own)  # true also where one of the two is NaN
     earlier = (logits == own) & (torch.arange(classes, device=y.device) < at)
     rank = (ahead | earlier).sum(1)
     rank = torch.where(in_range, rank, classes)
@@ -35,23 +37,72 @@ def judge(model: BaseSource, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
 
 
 def pack(codes: np.ndarray) -> bytes:
-    """Two planes of bits."""
+    """Codes of :func:`judge`, uint8 [N], as two planes of bits: all bits 0, then all bits 1, each in whole bytes."""
     return np.packbits(codes & 1).tobytes() + np.packbits(codes >> 1).tobytes()
 
 
+def is_packed(packed: bytes, n: int) -> bool:
+    """Has this the length of n packed codes?"""
+    return len(packed) == 2 * -(-n // 8)
+
+
 def unpack(packed: bytes, n: int) -> np.ndarray:
+    """uint8 [n]: what :func:`pack` was given."""
     planes = np.unpackbits(np.frombuffer(packed, np.uint8).reshape(2, -1), axis=1, count=n)
     return planes[0] | planes[1] << 1
 
 
+class Verdicts:
+    """What some models, named by their numbers, say of the n images of one batch: codes as :func:`judge` gives them.
+
+    known: packed verdicts that are there already. awaited: the models whose verdicts :meth:`set` brings later.
+    """
+
+    def __init__(self, n: int, known: Mapping[int, bytes], awaited: Sequence[int]) -> None:
+        self._n, self._packed, self._awaited = n, dict(known), tuple(awaited)
+
+    def set(self, rows: np.ndarray) -> None:
+        """The codes of the awaited models in their order: uint8 [models, n]."""
+        self._packed |= {model: pack(codes) for model, codes in zip(self._awaited, rows, strict=True)}
+
+    def all_packed(self) -> Mapping[int, bytes]:
+        """model -> its packed verdicts; without those that have not come yet."""
+        return self._packed
+
+    def codes(self, model: int) -> np.ndarray:
+        """uint8 [n]. KeyError where they have not come yet."""
+        return unpack(self._packed[model], self._n)
+
+
+class Collected:
+    """The verdicts of all batches so far, in their order, by the models' numbers, two bits an image."""
+
+    def __init__(self) -> None:
+        self._batches: dict[int, list[bytes]] = {}
+
+    def add(self, verdicts: Verdicts) -> None:
+        """The next batch's, once all have come."""
+        for model, packed in verdicts.all_packed().items():
+            self._batches.setdefault(model, []).append(packed)
+
+    def __contains__(self, model: int) -> bool:
+        return model in self._batches
+
+    def codes(self, model: int, sizes: Sequence[int]) -> np.ndarray:
+        """uint8 [N]: those of all batches in one. sizes: images of each batch."""
+        batches = zip(self._batches[model], sizes, strict=True)
+        return np.concatenate([unpack(packed, n) for packed, n in batches])
+
+
 class Arrivals:
-    """Small results on their way to the host, handled in their order, without a wait for those of the current batch."""
+    """Small results on their way to the host. They are handled in the order in which they were put, and nothing waits
+    for those of the current batch."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[Tensor | None, torch.cuda.Event | None, Callable[[Any], None]]] = deque()
 
     def put(self, t: Tensor | None, then: Callable[[Any], None]) -> None:
-        """Call `then` with `t` as a numpy array, or with None, after all that were put before."""
+        """Call `then` with `t` as a numpy array (None: with None), after all that were put before."""
         event = None
         if t is not None and t.is_cuda:
             host = torch.empty(t.shape, dtype=t.dtype, pin_memory=True)
@@ -64,7 +115,7 @@ class Arrivals:
             self.settle()
 
     def settle(self, keep: int = 0) -> None:
-        """Handle what was put, but for the newest `keep`."""
+        """Handle all that were put but for the newest `keep`, waiting for them where they are still on their way."""
         while len(self._waiting) > keep:
             t, event, then = self._waiting.popleft()
             if event is not None:

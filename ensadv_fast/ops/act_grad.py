@@ -13,18 +13,19 @@ _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 def act_grad(grad: Tensor, mask: Tensor, *, slope: float | None = None, channels_last: bool | None = None,
              out: Tensor | None = None) -> Tensor:
-    """grad where the mask of :func:`bias_act` has a bit, 0 elsewhere: also where grad is NaN or infinite.
+    """grad where the mask of :func:`bias_act` has a bit, and 0 elsewhere, also where grad is NaN or infinite.
 
-    It is the gradient by x and by the residual alike. torch.relu's own differs where y is NaN: there it passes.
-    torch's hardtanh gives either there, by the element's place in memory.
+    This is the gradient by x, and by the residual too. It differs from torch's own only where y is NaN: torch.relu
+    passes the gradient there, and torch's hardtanh passes it or not, depending on the element's place in memory.
 
     Args:
         grad: gradient by y, of y's shape, float32, float16, bfloat16 or float64. **In y's memory format**, since the
-            mask's bits are in the order of memory: contiguous or channels_last; what is neither counts as contiguous.
-        mask: uint8 [ceil(numel / 8)] on grad's device, contiguous, as bias_act gave it.
-        slope: of a leaky ReLU, >= 0: grad * slope where there is no bit, rounded once; None: 0 there.
-        channels_last: the memory format of y, where grad's may be another: grad is brought to it first, with a copy
-            where it is not in it. None: it is grad's own.
+            mask's bits are in the order of memory: contiguous or channels_last; any other layout is treated as
+            contiguous.
+        mask: uint8 [ceil(numel / 8)] on grad's device, contiguous, as bias_act returned it.
+        slope: of a leaky ReLU, >= 0: the result is grad * slope, rounded once, where there is no bit. None: 0 there.
+        channels_last: whether y is channels_last, where grad may be in another memory format; grad is then copied to
+            y's. None: y's memory format is grad's.
         out: written and returned where given; grad's shape, dtype and device, in any memory format. It may be grad.
 
     Returns:
@@ -33,10 +34,10 @@ def act_grad(grad: Tensor, mask: Tensor, *, slope: float | None = None, channels
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if channels_last is None and slope is None and fast_path.direct(grad, mask, out):
+    if channels_last is None and slope is None and fast_path.fits(grad, mask, out):
         result = torch.empty_like(grad) if out is None else out
-        if fast_path.tried(call, grad, mask, result):
-            return result if out is None else memory.written(result)
+        if fast_path.accepted(call, grad, mask, result):
+            return result if out is None else memory.mark_written(result)
     op = "act_grad"
     grad = checks.tensor(op, "grad", grad)
     mask = check_mask(op, mask, grad, of="grad's")

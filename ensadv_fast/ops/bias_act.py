@@ -1,4 +1,4 @@
-"""bias_act: what follows a convolution whose normalisation was folded into it, in one pass."""
+"""bias_act: bias, residual and activation after a convolution, in one pass that keeps a bit per element."""
 import torch
 from torch import Tensor
 
@@ -16,53 +16,49 @@ def bias_act(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, 
     """relu(x + bias[c] + residual), and one bit per element for the backward pass: see :func:`act_grad`.
 
     The epilogue of a convolution into which its batch normalisation was folded (Jacob et al. 2018, section 3.2), with
-    the residual connection of He et al. 2016. A frozen network's input gradient needs nothing of a ReLU but where it
-    let through: 1 bit per element where autograd keeps 16 or 32.
+    the residual connection of He et al. 2016. The input gradient of a frozen network needs to know only where each ReLU
+    was positive: 1 bit per element, where autograd keeps 16 or 32.
 
     Args:
-        x: [N, C, ...], float32, float16, bfloat16 or float64, contiguous or channels_last without
-            a copy; say a convolution's result.
-        bias: [C] on x's device, float32 (float64 for float64 x) without a copy, or x's dtype; None: nothing is added.
+        x: [N, C, ...], float32, float16, bfloat16 or float64, for example a convolution's result. Contiguous and
+            channels_last need no copy.
+        bias: [C] on x's device, in float32 (float64 for float64 x), which needs no copy, or in x's dtype; None: nothing
+            is added.
         residual: of x's shape, dtype and device, in any memory format; None: nothing is added.
         act: "relu"; "hardtanh", the sum clipped to [lo, hi] (ReLU6: [0, 6]); "leaky_relu", slope times the sum where
-            that is not positive; or None for the sum as it is, without a mask.
+            that is not positive; or None: the sum as it is, without a mask.
         lo, hi: of hardtanh, rounded to x's dtype; lo <= hi.
         slope: of leaky_relu, >= 0.
-        out: written and returned where given; x's shape, dtype and device. It may be x (in place: the fast way on
-            a convolution's fresh result) or residual.
+        out: written and returned where given; x's shape, dtype and device. It may be x (in place, which is the fastest)
+            or residual.
         mask: written and returned where given: uint8 [ceil(numel / 8)] on x's device, contiguous. Not with act None.
 
     Returns:
         (y, mask). y has x's dtype and memory format (contiguous where x is neither contiguous nor channels_last). It is
         computed in float32 (float64 for float64 x), x + bias first, then + residual, and rounded once. As in torch.relu
-        NaN passes and -0 stays. mask: uint8 [ceil(numel / 8)]; bit e % 8 of byte e / 8 is 1 where y > 0 (hardtanh:
-        lo < y < hi) for the e-th element in memory, in the memory format just said, and 0 where y is NaN and beyond the
-        last element. None where act is None. No autograd history: the backward pass is the caller's to arrange.
+        NaN passes and -0 stays -0. mask: uint8 [ceil(numel / 8)]; bit e % 8 of byte e / 8 is 1 where y > 0 (hardtanh:
+        lo < y < hi) for the e-th element in y's order of memory, and 0 where y is NaN and beyond the last element; None
+        where act is None. Neither has autograd history: callers arrange the backward pass themselves.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    how = _direct(act, lo, hi, slope)
-    if how is not None and fast_path.direct(x, bias, residual, out, mask) and (
+    numbers = _fast_act_numbers(act, lo, hi, slope)
+    if numbers is not None and fast_path.fits(x, bias, residual, out, mask) and (
             bias is None or bias.dtype is memory.compute_dtype(x.dtype)):
         y = torch.empty_like(x) if out is None else out
         bits: Tensor | None = mask_for(x) if mask is None else mask
-        if fast_path.tried(call, x, bias, residual, y, bits, *how):
+        if fast_path.accepted(call, x, bias, residual, y, bits, *numbers):
             if mask is not None:
-                memory.written(mask)
-            return y if out is None else memory.written(y), bits
+                memory.mark_written(mask)
+            return y if out is None else memory.mark_written(y), bits
     op = "bias_act"
     x = checks.images(op, x, checks.FLOATS)
     if x.dim() < 2:
         raise ValueError(f"{op}: x must have shape [N, C, ...], got {tuple(x.shape)}")
     bias = _channels(op, bias, x)
     residual = None if residual is None else checks.like(op, "residual", residual, x, (x.dtype,))
-    kind = checks.choice(op, "act", act, (*ACTS, None))
-    numbers: tuple[float, ...] = ()
-    if act == "hardtanh":
-        numbers = (kind, *checks.bounds(op, lo, hi, x.dtype))
-    elif act == "leaky_relu":
-        numbers = (kind, 0.0, 0.0, check_slope(op, slope))
+    numbers = _act_numbers(op, act, lo, hi, slope, x.dtype)
     checks.output(op, out, x, (x.dtype,))
     if mask is not None:
         if act is None:
@@ -74,34 +70,43 @@ def bias_act(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, 
     x, residual = to.input(x), to.input(residual)
     call(x, bias, residual, to.dense, bits, *numbers)
     if mask is not None:
-        memory.written(mask)
+        memory.mark_written(mask)
     return to.result(), bits
 
 
-def _direct(act: object, lo: object, hi: object, slope: object) -> tuple[object, ...] | None:
-    """act and its numbers as the op takes them, where it may be tried on these; else None."""
+def _fast_act_numbers(act: object, lo: object, hi: object, slope: object) -> tuple[object, ...] | None:
+    """What :func:`_act_numbers` returns, where these need no checking; else None."""
     if act == "relu":
         return ()
-    if act == "hardtanh" and fast_path.direct_bounds(lo, hi):
+    if act == "hardtanh" and fast_path.plain_bounds(lo, hi):
         return 1, lo, hi
     if act == "leaky_relu" and type(slope) is float and 0 <= slope < float("inf"):
         return 2, 0.0, 0.0, slope
     return None
 
 
+def _act_numbers(op: str, act: str | None, lo: object, hi: object, slope: object,
+                 dtype: torch.dtype) -> tuple[object, ...]:
+    """The activation as the schema takes it after the tensors: (kind, lo, hi, slope), less what it has defaults for."""
+    kind = checks.choice(op, "act", act, (*ACTS, None))
+    if act == "hardtanh":
+        return kind, *checks.bounds(op, lo, hi, dtype)
+    if act == "leaky_relu":
+        return kind, 0.0, 0.0, check_slope(op, slope)
+    return ()
+
+
 def check_slope(op: str, slope: object) -> float:
-    slope = checks.finite(op, "slope", slope)
-    if slope < 0:
-        raise ValueError(f"{op}: slope must be >= 0, got {slope}")
-    return slope
+    return checks.size(op, "slope", checks.finite(op, "slope", slope))
 
 
 def mask_for(x: Tensor) -> Tensor:
-    """Room for one bit per element of x."""
+    """Memory for one bit per element of x."""
     return x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8)
 
 
 def check_mask(op: str, mask: object, like: Tensor, *, of: str = "x's") -> Tensor:
+    """mask, where it has a bit for each element of `like`. of: whose elements the message says they are."""
     mask = checks.tensor(op, "mask", mask, (torch.uint8,))
     checks.same_device(op, "mask", mask, like, of)
     wanted = (like.numel() + 7) // 8
@@ -122,8 +127,8 @@ def _channels(op: str, bias: object, x: Tensor) -> Tensor | None:
     return bias.to(wide).contiguous()
 
 
-def in_memory(t: Tensor) -> Tensor:
-    """t's elements in the order in which they lie, where it is contiguous or channels_last, else as if contiguous."""
+def _in_memory_order(t: Tensor) -> Tensor:
+    """t's elements, flat, in the order of memory; for any layout but contiguous and channels_last in logical order."""
     layout = memory.memory_format(t)
     return (t if layout in (None, torch.contiguous_format) else t.movedim(1, -1)).reshape(-1)
 
@@ -145,7 +150,7 @@ def reference(x: Tensor, bias: Tensor | None, residual: Tensor | None = None, *,
     y = v.to(x.dtype).contiguous(memory_format=layout)
     if act is None:
         return y, None
-    return y, ref.pack_bits(in_memory((lo < y) & (y < hi) if act == "hardtanh" else y > 0))
+    return y, ref.pack_bits(_in_memory_order((lo < y) & (y < hi) if act == "hardtanh" else y > 0))
 
 
 register_fake("bias_act")

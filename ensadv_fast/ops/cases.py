@@ -1,4 +1,4 @@
-"""The registry of op cases: what every generic test and every benchmark runs over. A new op adds its entries here."""
+"""The registry of op cases, which all generic tests and benchmarks run over. A new op adds its entries here."""
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,6 +11,7 @@ from .. import ops
 from . import keys
 from .act_grad import reference as act_grad_reference
 from .bias_act import reference as bias_act_reference
+from .checks import FLOATS, IMAGES
 from .ensemble_linear import DTYPES as LINEAR_DTYPES
 from .ensemble_linear import grad_reference as ensemble_linear_grad_reference
 from .ensemble_linear import reference as ensemble_linear_reference
@@ -26,14 +27,14 @@ from .sample_eps import DISTRIBUTIONS
 from .sample_eps import reference as sample_eps_reference
 from .sign_step import reference as sign_step_reference
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-IMAGES = (*FLOATS, torch.uint8)
-
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a case makes its arguments from. `images(n)` draws n independent batches. Logits have as many classes as
-    a sample has elements, at most `classes`; an ensemble's come from `members` models."""
+    """What a case makes its arguments from.
+
+    `images(n)` draws n independent batches. Logits have as many classes as a sample has elements, at most `classes`;
+    those of an ensemble come from `members` models.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
@@ -51,14 +52,14 @@ class Inputs:
         return [self.place(torch.rand(self.shape, generator=g)) for _ in range(n)]
 
     def gradient(self) -> Tensor:
-        """Small, with exact zeros and NaN among it."""
+        """A small gradient with exact zeros and NaN in it."""
         grad = torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed + 1)) * 1e-3
         flat = grad.view(-1)
         flat[::7], flat[3::11] = 0.0, float("nan")
         return replace(self, dtype=torch.float32 if self.dtype == torch.uint8 else self.dtype).place(grad)
 
     def sizes(self) -> Tensor:
-        """One size per sample, 0 among them."""
+        """One size per sample; the first is 0."""
         n = self.shape[0]
         return (torch.arange(n, dtype=torch.float32) / max(1, 4 * n)).to(self.device)
 
@@ -75,13 +76,20 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 class OpCase:
     """One op in one mode of use.
 
-    op, reference: the public function and its definition in plain PyTorch, of the same arguments; both may return a
-    tuple of tensors, some None. make: arguments from :class:`Inputs`. streams: image batches read plus written by an
-    ideal kernel. exact: bit for bit the reference (else within one unit in the last place of float32). reduces: it sums
-    over samples in double, in another order than the reference; what is not float64 does not feel that. image: the
-    first argument is a batch and the op takes `out`. sweep: dtypes and memory formats mean something to it; default: to
-    image ops. ulps: what not exact results may be off beyond one rounding, in units of float32's spacing at the largest
-    of them. timed: what benchmarks call, where `function` protects its arguments by copying them.
+    - op, mode: the name of the op and of this use of it; together the name of the case.
+    - function, reference: the public function, and its definition in plain PyTorch, which takes the same arguments.
+      Both may return a tuple of tensors and None.
+    - make: arguments from :class:`Inputs`.
+    - streams: how many image batches an ideal kernel reads and writes.
+    - exact: the op equals the reference bit for bit; else within one unit in the last place of float32.
+    - reduces: the op sums over samples in float64 in another order than the reference, which changes only float64
+      results.
+    - image: the first argument is a batch, and the op takes `out`.
+    - sweep: generic tests run the case in every dtype and memory format. Default: `image`.
+    - ulps: how far results that are not exact may be off beyond one rounding, in units of float32's spacing at the
+      largest of them.
+    - timed: what benchmarks call instead of `function`, where that copies its arguments to protect them.
+    - dtypes: those that the op takes.
     """
 
     op: str
@@ -173,8 +181,8 @@ def _eps(dist: str) -> Callable[[Inputs], Arguments]:
 
 
 def _logits(i: Inputs, members: int) -> Tensor:
-    """[B, C], or [K, B, C] for members > 0: in a row all different, in 16 bits too (the largest and smallest, where
-    the classes are many). Rows repeat after 4096, because drawing a permutation takes long."""
+    """[B, C], or [K, B, C] for members > 0. The logits of a row are all different, also in 16 bits (with more than 200
+    classes only the largest and smallest are). Rows repeat after 4096, because drawing permutations takes long."""
     g, n = i.generator(), i.shape[0] * max(1, members)
     classes = max(3, min(i.classes, math.prod(i.shape[1:])))
     z = torch.stack([torch.randperm(classes, generator=g) for _ in range(min(n, 4096))]) * 0.125 - classes / 16
@@ -194,7 +202,7 @@ def _logit(fused: bool = False, **kw: Any) -> Callable[[Inputs], Arguments]:
 
 
 def _linear(i: Inputs, shared: bool = False, **kw: Any) -> Arguments:
-    """x [K, B, I] (or one for all members), weight [K, O, I] and bias; as many outputs as `classes`, at most I."""
+    """x [K, B, I], or one for all members if `shared`; weight [K, O, I] and bias [K, O], with O = min(classes, I)."""
     g, plain = i.generator(), replace(i, memory_format=torch.contiguous_format)
     batch, inner = i.shape[0], math.prod(i.shape[1:])
     outputs = min(i.classes, inner)

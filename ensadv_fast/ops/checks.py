@@ -1,4 +1,6 @@
-"""Argument checks and memory formats, shared by the ops. Errors name the op, the argument, what came, what is wanted.
+"""Argument checks, shared by the ops and by what is built on them.
+
+Every message reads "{op}: {name} must be {wanted}, got {value}".
 
 Types, shapes and Python numbers are always checked. Values inside tensors are checked where that needs no
 synchronisation: on the CPU, or anywhere with ENSADV_CHECK=1 in the environment. Nothing is read while
@@ -20,7 +22,7 @@ Given = TypeVar("Given", Tensor, Tensor | None)
 CHECK_CUDA = os.environ.get("ENSADV_CHECK") == "1"
 
 
-def readable(t: Tensor) -> bool:
+def is_readable(t: Tensor) -> bool:
     """May the values of `t` be looked at?"""
     return (t.device.type == "cpu" or CHECK_CUDA) and not torch.compiler.is_compiling()
 
@@ -30,7 +32,7 @@ def names(dtypes: Sequence[torch.dtype]) -> str:
 
 
 def tensor(op: str, name: str, t: object, dtypes: Sequence[torch.dtype] = FLOATS) -> Tensor:
-    """t, detached; :func:`like` and its kin check the device."""
+    """t, detached, where it is a dense tensor of one of `dtypes`. The device is not checked here."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(t).__name__}")
     if t.layout != torch.strided:
@@ -51,6 +53,7 @@ def images(op: str, t: object, dtypes: Sequence[torch.dtype] = IMAGES) -> Tensor
 
 def like(op: str, name: str, t: object, x: Tensor, dtypes: Sequence[torch.dtype] = FLOATS,
          of: str = "x's") -> Tensor:
+    """t, detached, where it has x's shape and device. of: whose shape and device the message says they must be."""
     t = tensor(op, name, t, dtypes)
     same_device(op, name, t, x, of)
     if t.shape != x.shape:
@@ -64,7 +67,7 @@ def same_device(op: str, name: str, t: Tensor, x: Tensor, of: str = "x's") -> No
 
 
 def out_dtypes(x: Tensor) -> tuple[torch.dtype, ...]:
-    """What `out` may be: x's dtype, a narrower one for a float32 iterate, float32 for uint8 images."""
+    """The dtypes that `out` may have: x's, also a narrower one for float32 x, and float32 for uint8 images."""
     if x.dtype == torch.float32:
         return (x.dtype, *NARROW, torch.uint8)
     return (torch.float32, x.dtype) if x.dtype == torch.uint8 else (x.dtype,)
@@ -96,34 +99,52 @@ def finite(op: str, name: str, value: object) -> float:
     return value
 
 
+def integer(op: str, name: str, value: object, least: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    if least is not None and value < least:
+        raise ValueError(f"{op}: {name} must be >= {least}, got {value}")
+    return value
+
+
+def flag(op: str, name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
+    return value
+
+
+def size(op: str, name: str, value: object) -> float:
+    value = number(op, name, value)
+    if value < 0:
+        raise ValueError(f"{op}: {name} must be >= 0, got {value}")
+    return value
+
+
 def bounds(op: str, lo: object, hi: object, dtype: torch.dtype) -> tuple[float, float]:
     lo, hi = number(op, "lo", lo), number(op, "hi", hi)
     if lo > hi:
         raise ValueError(f"{op}: lo must not exceed hi, got lo={lo}, hi={hi}")
     if dtype in NARROW and lo == hi and torch.tensor(lo, dtype=dtype).item() != lo:
-        raise ValueError(f"{op}: [lo, hi] = [{lo}, {hi}] holds no {names([dtype])} value")
+        raise ValueError(f"{op}: [lo, hi] must hold a {names([dtype])} value, got [{lo}, {hi}]")
     return lo, hi
 
 
-def per_sample(op: str, name: str, value: object, x: Tensor, *, size: bool) -> tuple[Tensor | None, float]:
-    """A number, or a tensor with one per sample, as the pair (tensor or None, number) that schemas take.
+def per_sample(op: str, name: str, value: object, x: Tensor, *, is_size: bool) -> tuple[Tensor | None, float]:
+    """A number, or a tensor [N], as the pair (tensor or None, number) that the ops' schemas take.
 
-    `size`: it measures something, so it must not be negative.
+    is_size: the value is a length or a radius, so it must not be negative.
     """
     if not isinstance(value, Tensor):
-        value = number(op, name, value)
-        if size and value < 0:
-            raise ValueError(f"{op}: {name} must be >= 0, got {value}")
-        return None, value
+        return None, size(op, name, value) if is_size else number(op, name, value)
     value = tensor(op, name, value)
     same_device(op, name, value, x)
     if value.shape != x.shape[:1]:
         raise ValueError(f"{op}: {name} must be a number or have shape [N] = [{x.shape[0]}], got {tuple(value.shape)}")
-    if readable(value):
-        bad = value.isnan() | (value < 0) if size else value.isnan()
+    if is_readable(value):
+        bad = value.isnan() | (value < 0) if is_size else value.isnan()
         if bad.any():
             i = int(bad.nonzero()[0])
-            wanted = ">= 0" if size else "a number"
+            wanted = ">= 0" if is_size else "a number"
             raise ValueError(f"{op}: {name} must be {wanted}, got {value[i].item()} for sample {i}")
     return value.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous(), 0.0
 
@@ -145,7 +166,7 @@ def index(op: str, t: object, n: int, device: torch.device) -> Tensor | None:
         raise ValueError(f"{op}: index must have shape [N] = [{n}], got {tuple(t.shape)}")
     if t.device != device:
         raise ValueError(f"{op}: index must be on {device}, got {t.device}")
-    if readable(t) and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < 2**32:
+    if is_readable(t) and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < 2**32:
         raise ValueError(f"{op}: index must lie in [0, 2^32), got [{int(t.min())}, {int(t.max())}]")
     return t.contiguous()
 
@@ -154,14 +175,14 @@ def labels(op: str, name: str, t: object, n: int, device: torch.device, classes:
            shape: str = "[N]", of: str = "x's", whose: str = ", the model's classes") -> Tensor:
     """int64 [n] on the device, and within [0, classes) where that is known and looking costs no synchronisation.
 
-    shape, of, whose: the words of the caller's documentation for the batch, the owner of the device and the classes.
+    shape, of, whose: how the messages name the wanted shape, the tensor whose device is meant, and the classes.
     """
     t = tensor(op, name, t, (torch.int64,))
     if t.shape != (n,):
         raise ValueError(f"{op}: {name} must have shape {shape} = [{n}], got {tuple(t.shape)}")
     if t.device != device:
         raise ValueError(f"{op}: {name} must be on {of} device {device}, got {t.device}")
-    if classes is not None and n and readable(t):
+    if classes is not None and n and is_readable(t):
         low, high = (int(v) for v in t.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(f"{op}: {name} must lie in [0, {classes}){whose}, got [{low}, {high}]")
@@ -169,16 +190,17 @@ def labels(op: str, name: str, t: object, n: int, device: torch.device, classes:
 
 
 def choice(op: str, name: str, value: str | None, known: Sequence[str | None]) -> int:
+    """The position of `value` in `known`."""
     if value not in known:
         raise ValueError(f"{op}: {name} must be one of {', '.join(map(str, known))}, got {value!r}")
     return known.index(value)
 
 
 def ball(op: str, center: object, eps: object, x: Tensor) -> tuple[Tensor | None, Tensor | None, float]:
-    """center, and eps as :func:`per_sample` gives it; both or neither."""
+    """center, and eps as :func:`per_sample` returns it. Both are given, or neither is (then None, None, 0)."""
     if (center is None) != (eps is None):
         raise ValueError(f"{op}: center and eps go together, got only {'eps' if center is None else 'center'}")
     if center is None:
         return None, None, 0.0
-    eps_n, eps_1 = per_sample(op, "eps", eps, x, size=True)
+    eps_n, eps_1 = per_sample(op, "eps", eps, x, is_size=True)
     return like(op, "center", center, x, (x.dtype,)), eps_n, eps_1

@@ -1,7 +1,8 @@
-"""Calls that need no checking.
+"""The fast path: most calls need no checking.
 
-Most calls need no checking: if every tensor is dense, on one device and without gradient, the op is called at once; it
-refuses bad arguments before it writes, and only then are they checked for a good message.
+The checks take longer than a small op. So where every tensor is dense, on one device and without gradient, the op is
+called at once. The op itself refuses bad arguments before it writes anything. Only then does Python check them, to
+raise an error that names the argument.
 """
 from collections.abc import Callable
 
@@ -11,12 +12,8 @@ from torch import Tensor
 from .checks import CHECK_CUDA
 
 
-def direct(x: object, *others: object) -> bool:
-    """May the op be tried on these (None: absent) as they are, before anything is checked or brought to a format?
-
-    Most calls may, and the checks take longer than a small op. What it refuses it refuses before it writes, and
-    :func:`tried` then says so: the checks know how to put it.
-    """
+def fits(x: object, *others: object) -> bool:
+    """May the op be called on these tensors as they are, unchecked and without a copy? None: an absent one."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or not x.dim():
         return False
     cpu = x.is_cpu
@@ -29,30 +26,30 @@ def direct(x: object, *others: object) -> bool:
     return True
 
 
-def as_given(value: object) -> tuple[Tensor | None, float] | None:
-    """What :func:`per_sample` makes of a number or tensor that the op may be tried on; else None."""
+def as_scalar_or_tensor(value: object) -> tuple[Tensor | None, float] | None:
+    """A float or a tensor as the pair (tensor or None, number) that schemas take; None where it needs checking."""
     if type(value) is float:
         return None, value
     return (value, 0.0) if type(value) is Tensor else None
 
 
-def direct_bounds(lo: object, hi: object) -> bool:
-    """Are these bounds that :func:`bounds` leaves as they are?"""
+def plain_bounds(lo: object, hi: object) -> bool:
+    """Would :func:`ensadv_fast.ops.checks.bounds` return these bounds unchanged?"""
     return type(lo) is type(hi) is float and lo < hi
 
 
-def direct_step(x: object, step: object, center: object, eps: object, lo: object, hi: object,
-                *others: object) -> tuple[Tensor | None, Tensor | None, float, float] | None:
-    """step and eps as schemas take them, both tensors first, where a step may be tried on all of this; else None."""
-    s, e = as_given(step), as_given(0.0 if eps is None else eps)
-    if (s and e and (center is None) == (eps is None) and direct_bounds(lo, hi)
-            and direct(x, center, s[0], e[0], *others)):
+def fast_step_sizes(x: object, step: object, center: object, eps: object, lo: object, hi: object,
+                    *others: object) -> tuple[Tensor | None, Tensor | None, float, float] | None:
+    """(step [N] or None, eps [N] or None, step, eps) as schemas take them; None where any argument needs checking."""
+    s, e = as_scalar_or_tensor(step), as_scalar_or_tensor(0.0 if eps is None else eps)
+    if (s and e and (center is None) == (eps is None) and plain_bounds(lo, hi)
+            and fits(x, center, s[0], e[0], *others)):
         return s[0], e[0], s[1], e[1]
     return None
 
 
-def tried(op: Callable[..., object], *args: object) -> bool:
-    """Call the op; False if it refuses its arguments."""
+def accepted(op: Callable[..., object], *args: object) -> bool:
+    """Call the op. False: it refused its arguments and wrote nothing; the caller's checks then name the argument."""
     try:
         op(*args)
     except RuntimeError:

@@ -1,7 +1,8 @@
 """Keys: where randomness comes from.
 
-A key is an int64 tensor [2] = (seed, offset). Ops that draw take one as an argument and are functions of it; torch's
-generators are never drawn from. :func:`next_key` is the package's own stream of keys, for whoever gives none.
+A key is an int64 tensor [2] = (seed, offset). An op that draws random numbers takes a key as an argument and is a
+function of that key; it never draws from torch's generators. Callers that give no key get one from :func:`next_key`,
+the package's own stream of keys.
 """
 from __future__ import annotations
 
@@ -27,14 +28,12 @@ def _signed(value: int) -> int:
 def fresh_key(device: torch.device | str = "cpu", seed: int | None = None) -> Tensor:
     """A new key (seed, offset), int64 [2], on `device`.
 
-    With `seed` (any int; its low 64 bits count) the key is (seed, 0). Without, it is the next of the package's own
-    stream for that device, which :func:`manual_seed` resets.
+    With `seed` (any int, of which the low 64 bits are used) the key is (seed, 0). Without a seed, the key is the next
+    of the package's own stream for that device, which :func:`manual_seed` resets.
     """
     if seed is None:
         return next_key(device)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"fresh_key: seed must be an int or None, got {type(seed).__name__}")
-    return torch.tensor([_signed(seed), 0], dtype=torch.int64, device=device)
+    return torch.tensor([_signed(checks.integer("fresh_key", "seed", seed)), 0], dtype=torch.int64, device=device)
 
 
 def next_key(device: torch.device | str) -> Tensor:
@@ -42,7 +41,7 @@ def next_key(device: torch.device | str) -> Tensor:
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    with torch.inference_mode(False):  # the stream's state outlives whatever mode the caller is in
+    with torch.inference_mode(False):  # the stream's state is used again later, in any mode
         if device not in _streams:
             seed = torch.initial_seed() if _seed is None else _seed
             _streams[device] = torch.tensor([_signed(seed), 0], dtype=torch.int64, device=device)
@@ -54,9 +53,7 @@ def next_key(device: torch.device | str) -> Tensor:
 def manual_seed(seed: int) -> None:
     """Restart the package's key stream of every device at `seed`."""
     global _seed
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"manual_seed: seed must be an int, got {type(seed).__name__}")
-    _seed = seed
+    _seed = checks.integer("manual_seed", "seed", seed)
     _streams.clear()
 
 
@@ -67,10 +64,7 @@ def split(key: Tensor, n: int = 2) -> Tensor:
     "SPLT" xor-ed into its upper word: words 0 and 1 are the child's seed, words 2 and 3 shifted right by two bits
     its offset.
     """
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"split: n must be an int, got {type(n).__name__}")
-    if n < 0:
-        raise ValueError(f"split: n must be >= 0, got {n}")
+    n = checks.integer("split", "n", n, least=0)
     key = checks.key("split", key, key.device if isinstance(key, Tensor) else torch.device("cpu"))
     out = torch.empty(n, 2, dtype=torch.int64, device=key.device)
     torch.ops.ensadv_fast.split_key.default(key, out)

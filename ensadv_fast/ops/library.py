@@ -11,7 +11,7 @@ def load() -> None:
     if not PATH.exists():
         raise ImportError(
             f"ensadv_fast: the compiled extension {PATH.name} is missing beside the package. "
-            "Install the package with `pip install .` (see README.md, Building)."
+            "Install the package with `pip install .` (see docs/building.md)."
         )
     torch.ops.load_library(str(PATH))
 

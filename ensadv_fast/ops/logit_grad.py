@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import checks, fast_path, keys, memory
 from .library import register_fake
-from .losses import LOSSES, RULES, choose_labels, power_of_two_scale, sample_losses
+from .losses import LOSSES, RULES, Objective, check_classes, choose_labels, power_of_two_scale, sample_losses
 
 FUSES = ("logits", "probs", "loss")
 call = torch.ops.ensadv_fast.logit_grad.default
@@ -16,9 +16,12 @@ _FUSES: dict[str | None, int] = {None: 0, **{name: i for i, name in enumerate(FU
 
 
 class LogitGrad(NamedTuple):
-    """grad: gradient of the loss by the logits, times scale; the logits' shape and dtype. labels: int64 [B], those
-    chosen. loss: [B], float32 (float64 for float64 logits). scale: [B] of loss's dtype, a power of two per sample;
-    grad / scale is the true gradient."""
+    """What :func:`logit_grad` returns.
+
+    grad: gradient of the loss by the logits, times scale; the logits' shape and dtype. labels: int64 [B], those chosen.
+    loss: [B], float32 (float64 for float64 logits). scale: [B] of loss's dtype, a power of two per sample; grad / scale
+    is the true gradient.
+    """
 
     grad: Tensor
     labels: Tensor
@@ -36,18 +39,19 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
 
     Args:
         logits: [B, C], or the logits of K models, [K, B, C]; float32, float16, bfloat16 or float64.
-        labels: int64 [B] on the logits' device, or None: then the prediction stands in for the true label, so that
-            nothing leaks (Kurakin et al. 2017, section 4.3).
+        labels: int64 [B] on the logits' device, or None: then the prediction takes the place of the true label, so that
+            no label leaks (Kurakin et al. 2017, section 4.3).
         rule: ``true``: labels; ``predicted``: argmax; ``least_likely``: argmin (Step-LL, Iter-LL); ``random``:
-            uniform over the classes other than ``labels`` (or the prediction): with w word 0 of Philox block 0 of
-            the sample, w * (C - 1) >> 32, counted over the other classes in order. Ties go to the lowest index.
+            uniform over the classes other than ``labels`` (or the prediction): w * (C - 1) >> 32, counted over the
+            other classes in order, where w is word 0 of Philox block 0 of the sample (:func:`random_step` says how key
+            and counter are laid out). Ties go to the lowest index.
         loss: ``ce``: cross-entropy. ``cw``: the margin Z_y - max_{i != y} Z_i as a hinge (Carlini and Wagner 2017;
             the PGD of Tramer et al. 2018): -max(0, Z_y - max Z_i + kappa), targeted max(0, max Z_i - Z_y + kappa);
             its gradient vanishes once the margin is reached. ``dlr``: difference of logits ratio (Croce and Hein
             2020): -(Z_y - max_{i != y} Z_i) / (Z_(1) - Z_(3)), Z_(k) the k-th largest; needs three classes.
-        targeted, kappa: turn and shift the hinge of ``cw``; without effect on the others.
-        fuse: what is mixed for [K, B, C], and None for [B, C]. ``logits``: one loss of sum_k w_k z_k (Dong et al.
-            2018, who found it the strongest). ``probs``: one loss of the mixed probabilities P = sum_k w_k p_k:
+        targeted, kappa: turn and shift the hinge of ``cw``; the other losses ignore both.
+        fuse: what is mixed for [K, B, C]; None for [B, C]. ``logits``: one loss of sum_k w_k z_k (Dong et al. 2018, who
+            found it the strongest). ``probs``: one loss of the mixed probabilities P = sum_k w_k p_k:
             ``ce`` is -log P_y, the margins are those of P. ``loss``: sum_k w_k loss(z_k). Labels come from the
             mixed logits for "logits", from P for the other two.
         weights: w, K numbers or a tensor [K] on the logits' device, >= 0 and used as given (default: 1/K each).
@@ -55,15 +59,15 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
         index: int64 [B], sample indices for the random rule, each in [0, 2^32). Default: 0..B-1.
         key: int64 [2] for the random rule. Default: the package's own stream.
         rescale: multiply each sample's gradient by the power of two that brings the largest off-label probability
-            of the (mixed) distribution into [1, 2), so that no dtype underflows; at most 2^100, and 1 where nothing
-            is left to lift. float16 holds the result up to 32,000 classes. The margins' gradients are of order 1
-            already: their scale is 1.
+            of the (mixed) distribution into [1, 2), so that no dtype underflows; at most 2^100, and 1 where all of
+            these probabilities are 0. float16 holds the result up to 32,000 classes. The margins' gradients are of
+            order 1 already: their scale is 1.
 
     Returns:
         :class:`LogitGrad`, without autograd history. It is computed in float32 (float64 for float64 logits) and
-        rounded once. Where several scores tie for the largest but the label's, they share its gradient evenly, as
-        in torch.amax. An infinite or NaN maximum gives NaN, as in torch.softmax. A label outside [0, C), possible
-        only on a GPU, where it is not looked at, gives loss NaN and a zero gradient.
+        rounded once. Where several scores beside the label's tie for the largest, they share the gradient evenly, as
+        in torch.amax. An infinite or NaN maximum gives NaN, as in torch.softmax. A label outside [0, C) gives loss NaN
+        and a zero gradient on CUDA, where labels are not looked at.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
@@ -73,13 +77,32 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
     used = key if rule == "random" else None
     if (rule in _RULES and loss in _LOSSES and fuse in _FUSES and type(kappa) is float and kappa == kappa
             and logits.dim() == (2 if fuse is None else 3) and (weights is None or fuse is not None)
-            and (used is not None or rule != "random") and fast_path.direct(logits, labels, weights, index, used)):
+            and (used is not None or rule != "random") and fast_path.fits(logits, labels, weights, index, used)):
         result = _empty(logits, labels)
-        if fast_path.tried(call, logits, labels, weights, used, index, _RULES[rule], _LOSSES[loss], _FUSES[fuse],
-                           bool(targeted), kappa, bool(rescale), *result):
+        if fast_path.accepted(call, logits, labels, weights, used, index, _RULES[rule], _LOSSES[loss], _FUSES[fuse],
+                              bool(targeted), kappa, bool(rescale), *result):
             return result
     checks.choice(op, "rule", rule, RULES)
     checks.choice(op, "loss", loss, LOSSES)
+    members, n, classes = _check_shape(op, logits, fuse)
+    if labels is not None:
+        labels = checks.labels(op, "labels", labels, n, logits.device, classes, shape="[B]",
+                               of="logits'", whose="")
+    if weights is not None and fuse is None:
+        raise ValueError(f"{op}: weights must be None for logits [B, C], got {type(weights).__name__} for shape "
+                         f"{tuple(logits.shape)}")
+    weights = member_weights(op, weights, members, logits.device, memory.compute_dtype(logits.dtype))
+    kappa = checks.number(op, "kappa", kappa)
+    index = checks.index(op, index, n, logits.device)
+    if rule == "random" and key is None:
+        key = keys.next_key(logits.device)
+    key = None if key is None else checks.key(op, key, logits.device)
+    return unchecked(logits, labels, Objective(rule, targeted, loss, kappa), fuse=fuse, weights=weights, index=index,
+                     key=key, rescale=rescale)
+
+
+def _check_shape(op: str, logits: Tensor, fuse: str | None) -> tuple[int, int, int]:
+    """(members, samples, classes) of logits [B, C] without `fuse`, or [K, B, C] with one."""
     if logits.dim() not in (2, 3):
         raise ValueError(f"{op}: logits must have shape [B, C] or [K, B, C], got {tuple(logits.shape)}")
     if (fuse is None) != (logits.dim() == 2):
@@ -90,41 +113,28 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
     members, n, classes = (1, *logits.shape) if fuse is None else logits.shape
     if members < 1 or classes < 1:
         raise ValueError(f"{op}: logits must have at least one member and one class, got {tuple(logits.shape)}")
-    if labels is not None:
-        labels = checks.labels(op, "labels", labels, n, logits.device, classes, shape="[B]",
-                               of="logits'", whose="")
-    if weights is not None and fuse is None:
-        raise ValueError(f"{op}: weights are for logits [K, B, C], got logits of shape {tuple(logits.shape)}")
-    weights = member_weights(op, weights, members, logits.device, memory.compute_dtype(logits.dtype))
-    kappa = checks.number(op, "kappa", kappa)
-    index = checks.index(op, index, n, logits.device)
-    if rule == "random" and key is None:
-        key = keys.next_key(logits.device)
-    key = None if key is None else checks.key(op, key, logits.device)
-    return unchecked(logits, labels, rule, targeted, loss, kappa, fuse, weights, index, key, rescale)
+    return members, n, classes
 
 
-def unchecked(logits: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str, kappa: float,
-              fuse: str | None, weights: Tensor | None, index: Tensor | None, key: Tensor | None,
-              rescale: bool) -> LogitGrad:
-    """:func:`logit_grad` for callers that checked the arguments, all but what they cannot know before the logits.
+def unchecked(logits: Tensor, labels: Tensor | None, objective: Objective, *, fuse: str | None = None,
+              weights: Tensor | None = None, index: Tensor | None = None, key: Tensor | None = None,
+              rescale: bool = True) -> LogitGrad:
+    """:func:`logit_grad` for callers that have checked all arguments but the number of classes, which is checked here.
 
     weights: [K] in the dtype of the computation, or None. key: on the logits' device where the rule is random.
     """
-    op = "logit_grad"
-    classes = logits.size(-1)
-    if loss == "dlr" and classes < 3:
-        raise ValueError(f"{op}: loss dlr needs at least 3 classes, got {classes}")
-    if rule == "random" and classes < 2:
-        raise ValueError(f"{op}: rule random needs at least 2 classes, got {classes}")
+    rule, loss = objective.rule, objective.loss
+    assert loss is not None
+    check_classes("logit_grad", logits.size(-1), rule=rule, loss=loss)
     logits = logits.detach().contiguous()
     result = _empty(logits, labels)
     call(logits, None if labels is None else labels.contiguous(), weights, key if rule == "random" else None, index,
-         _RULES[rule], _LOSSES[loss], _FUSES[fuse], bool(targeted), kappa, bool(rescale), *result)
+         _RULES[rule], _LOSSES[loss], _FUSES[fuse], bool(objective.targeted), objective.kappa, bool(rescale), *result)
     return result
 
 
 def _empty(logits: Tensor, labels: Tensor | None) -> LogitGrad:
+    """Memory for the results."""
     n, wide = logits.size(-2), memory.compute_dtype(logits.dtype)
     value = logits.new_empty(n) if logits.dtype == wide else logits.new_empty(n, dtype=wide)
     chosen = logits.new_empty(n, dtype=torch.int64) if labels is None else torch.empty_like(labels)
@@ -146,7 +156,7 @@ def member_weights(op: str, weights: Sequence[float] | Tensor | None, members: i
         raise ValueError(f"{op}: weights must have shape [K] = [{members}], got {tuple(weights.shape)}")
     if given and weights.device != device:
         raise ValueError(f"{op}: weights must be on logits' device {device}, got {weights.device}")
-    if checks.readable(weights) and not (bool((weights >= 0).all()) and 0 < float(weights.sum()) < torch.inf):
+    if checks.is_readable(weights) and not (bool((weights >= 0).all()) and 0 < float(weights.sum()) < torch.inf):
         raise ValueError(f"{op}: weights must be >= 0, finite and not all 0, got {weights.tolist()}")
     return weights.to(device, dtype).contiguous()
 
@@ -162,7 +172,7 @@ def reference(logits: Tensor, labels: Tensor | None = None, *, rule: str = "true
         members = z[None] if fuse is None else z
         w = torch.full((len(members),), 1 / len(members), dtype=torch.float64) if weights is None else weights
         w = torch.as_tensor(w, dtype=wide, device=z.device).double().view(-1, 1, 1)
-        # Probabilities enter as their logarithms, of which the cross-entropy is that of the probabilities.
+        # log P takes the place of P: taken as logits, it has the same cross-entropy.
         scores = (w * members).sum(0) if fuse in (None, "logits") else (w * members.softmax(2)).sum(0).log()
         chosen = choose_labels(scores.detach(), labels, rule, key, index)
         if fuse == "loss":

@@ -1,4 +1,10 @@
-"""Which label an attack looks at, and the loss that it follows: both from one forward pass's logits."""
+"""The label that an attack looks at and the loss that it follows, both from the logits of one forward pass.
+
+These are the definitions in plain PyTorch; :func:`ensadv_fast.ops.logit_grad` computes them in one launch.
+"""
+from dataclasses import dataclass, replace
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,15 +15,53 @@ RULES = ("true", "predicted", "least_likely", "random")
 LOSSES = ("ce", "cw", "dlr")
 
 
+@dataclass(frozen=True)
+class Objective:
+    """Which label an attack looks at, whether it flees or seeks that label, and by which loss.
+
+    rule: see :func:`choose_labels`. loss, targeted, kappa: see :func:`sample_losses`. loss may also be "entropy", that
+    of the predicted distribution, or None: no gradient is followed. Only attacks know these two.
+    """
+
+    rule: str = "true"
+    targeted: bool = False
+    loss: str | None = "ce"
+    kappa: float = 0.0
+
+    @cached_property
+    def of_labels(self) -> "Objective":
+        """The same for labels that are chosen already."""
+        return replace(self, rule="true")
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """:func:`sample_losses` of this objective."""
+        assert self.loss is not None
+        return sample_losses(logits, labels, self.loss, targeted=self.targeted, kappa=self.kappa)
+
+    def scale(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """:func:`power_of_two_scale` of this objective."""
+        assert self.loss is not None
+        return power_of_two_scale(logits, labels, self.loss)
+
+
+def check_classes(op: str, classes: int, *, rule: str = "true", loss: str = "ce") -> None:
+    """ValueError where the logits have fewer classes than the rule or the loss needs."""
+    if loss == "dlr" and classes < 3:
+        raise ValueError(f"{op}: logits must have at least 3 classes for loss dlr, got {classes}")
+    if rule == "random" and classes < 2:
+        raise ValueError(f"{op}: logits must have at least 2 classes for rule random, got {classes}")
+
+
 def choose_labels(logits: Tensor, y: Tensor | None, rule: str, key: Tensor | None = None,
                   index: Tensor | None = None) -> Tensor:
     """Labels int64 [N] from logits [N, C] by `rule`; ties go to the lowest index.
 
-    - ``true``: y, or the prediction where y is None, so that nothing leaks (Kurakin et al. 2017, section 4.3);
+    - ``true``: y; or the prediction where y is None, so that no label leaks (Kurakin et al. 2017, section 4.3);
     - ``predicted``: the model's own prediction, the remedy against label leaking;
     - ``least_likely``: argmin (Step-LL, Iter-LL);
-    - ``random``: uniform over the classes other than y (or the prediction): with the Philox word 0 of block 0 of
-      the sample, w * (C - 1) >> 32, counted over the other classes in order.
+    - ``random``: uniform over the classes other than y (or the prediction): w * (C - 1) >> 32, counted over the other
+      classes in order, where w is word 0 of Philox block 0 of the sample (:func:`ensadv_fast.ops.random_step` says
+      how key and counter are laid out).
     """
     if rule == "least_likely":
         return logits.argmin(1)
@@ -26,7 +70,7 @@ def choose_labels(logits: Tensor, y: Tensor | None, rule: str, key: Tensor | Non
     if rule != "random":
         return y
     if key is None:
-        raise ValueError("rule random: needs a key")
+        raise ValueError("choose_labels: key must be an int64 tensor [2] for rule random, got None")
     ids = ref.sample_ids(len(logits), index, logits.device)
     word = ref.draw(key, torch.zeros_like(ids), ids)[:, 0]
     other = word * (logits.shape[1] - 1) >> 32
@@ -44,7 +88,7 @@ def sample_losses(logits: Tensor, labels: Tensor, loss: str = "ce", *, targeted:
     - ``dlr``: difference of logits ratio (Croce and Hein 2020): -(Z_y - max_{i != y} Z_i) / (Z_(1) - Z_(3)), Z_(k)
       the k-th largest; needs three classes.
 
-    A label outside [0, C), possible only where it could not be looked at, gives NaN and a zero gradient.
+    A label outside [0, C) gives NaN and a zero gradient; there is none but on CUDA, where labels are not looked at.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     valid = (labels >= 0) & (labels < logits.shape[1])
@@ -57,21 +101,23 @@ def sample_losses(logits: Tensor, labels: Tensor, loss: str = "ce", *, targeted:
         if loss == "cw":
             value = ref.clamp_open(kappa - margin, 0) if targeted else -ref.clamp_open(margin + kappa, 0)
         else:
-            if logits.shape[1] < 3:
-                raise ValueError(f"loss dlr: needs at least 3 classes, got {logits.shape[1]}")
+            check_classes("sample_losses", logits.shape[1], loss=loss)
             top = logits.topk(3, dim=1).values
             value = -margin / (top[:, 0] - top[:, 2] + 1e-12)
     return torch.where(valid, value, torch.nan)
 
 
 def power_of_two_scale(logits: Tensor, labels: Tensor, loss: str) -> Tensor:
-    """A power of two per sample [N] that lifts the cross-entropy's gradient by the logits, p - y, into a range where
-    no dtype underflows: its largest entry off the label comes to lie in [1, 2). Sign steps do not feel it, and
-    dividing by it is exact. The gradients of the margins are of order 1 already: scale 1."""
+    """A power of two per sample [N] that lifts the gradient by the logits into a range where no dtype underflows.
+
+    The gradient of the cross-entropy by the logits is p - y. The scale brings its largest entry off the label into
+    [1, 2). Sign steps do not depend on the scale, and dividing by it is exact. The margins' gradients are of order 1
+    already: their scale is 1.
+    """
     wide = logits.detach() if logits.dtype == torch.float64 else logits.detach().float()
     if loss != "ce":
         return torch.ones_like(wide[:, 0])
     labels = labels.clamp(0, logits.shape[1] - 1)
     largest = wide.softmax(1).scatter(1, labels[:, None], 0.0).amax(1)
-    lift = (1 - torch.frexp(largest).exponent).clamp(max=100)  # what is smaller than 2^-100 may stay so
+    lift = (1 - torch.frexp(largest).exponent).clamp(max=100)  # entries below 2^-100 may stay small
     return torch.ldexp(torch.ones_like(largest), torch.where(largest > 0, lift, 0))

@@ -1,6 +1,6 @@
-"""model_entry: from an image to what a model's first layer takes, in one pass."""
+"""model_entry: from an image to the input of a model's first layer, in one pass."""
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from .library import register_fake
 
 call = torch.ops.ensadv_fast.model_entry.default
 _DTYPES = (None, *checks.FLOATS)
-_Given = TypeVar("_Given", Tensor, Tensor | None)
 _LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
@@ -21,13 +20,13 @@ def model_entry(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[
     """((x + delta).clamp(0, 1) - mean) / std in the model's dtype and memory format, in one pass.
 
     Args:
-        x: images [N, C, H, W] in [0, 1], float32, float16, bfloat16 or float64; or uint8, 0..255, which counts as
-            x / 255. Contiguous or channels_last without a copy.
+        x: images [N, C, H, W] in [0, 1], float32, float16, bfloat16 or float64; or uint8, 0..255, read as x / 255.
+            Contiguous and channels_last need no copy.
         mean, std: per-channel normalisation, C numbers or a tensor [C] on x's device; None: 0 and 1. Numbers are
             copied to the device at every call: a GPU loop passes tensors. std != 0.
         delta: perturbation of x's shape and device, any float dtype and memory format.
         dtype: of the result; default: x's, or float32 for uint8 x.
-        channels_last: memory format of the result; otherwise contiguous.
+        channels_last: the result's memory format is channels_last; False: contiguous.
         clamp: cut x + delta to [0, 1]. NaN passes.
         out: written and returned where given, in its own dtype and memory format; x's shape and device. It must not
             share memory with x or delta, and no gradient may be asked for.
@@ -35,31 +34,27 @@ def model_entry(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[
     Returns:
         A tensor of x's shape. It is computed in float32 (float64 for float64 x), bit for bit the plain expression,
         and rounded once. Differentiable in x (where float) and delta: the gradient is grad / std where the clamp
-        did not cut, its ends included, and 0 where it did; it has x's memory format.
+        did not cut, also at 0 and 1 exactly, and 0 where it did; the gradient has x's memory format.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if fast_path.direct(x, mean, std, delta, out) and _direct_channels(x, mean, std) and dtype in _DTYPES and (
+    if fast_path.fits(x, mean, std, delta, out) and _are_in_compute_dtype(x, mean, std) and dtype in _DTYPES and (
             out is None or dtype in (None, out.dtype)) and x.dim() == 4:
         result = _empty(x, dtype or memory.result_dtype(x), _LAYOUTS[bool(channels_last)]) if out is None else out
-        if fast_path.tried(call, x, delta, mean, std, bool(clamp), result):
-            return result if out is None else memory.written(out)
+        if fast_path.accepted(call, x, delta, mean, std, bool(clamp), result):
+            return result if out is None else memory.mark_written(out)
     op = "model_entry"
     _images(op, x)
     wide = memory.compute_dtype(x.dtype)
     if delta is not None:
         checks.like(op, "delta", delta, x)
     mean, std = _channels(op, "mean", mean, 0.0, x, wide), _channels(op, "std", std, 1.0, x, wide)
-    if checks.readable(std) and not bool(std.all()):
+    if checks.is_readable(std) and not bool(std.all()):
         raise ValueError(f"{op}: std must not be 0, got {std.tolist()}")
     wants_grad = torch.is_grad_enabled() and (x.requires_grad or (delta is not None and delta.requires_grad))
     if out is not None:
-        checks.output(op, out, x, checks.FLOATS)
-        if wants_grad:
-            raise ValueError(f"{op}: out must not be given where x or delta requires grad")
-        if dtype not in (None, out.dtype):
-            raise ValueError(f"{op}: dtype must be out's {checks.names([out.dtype])} or None, got {dtype}")
+        _check_out(op, out, x, dtype, wants_grad)
         to = memory.Destination(out, out)
         _forward(x, delta, mean, std, bool(clamp), to.dense)
         return to.result()
@@ -73,8 +68,8 @@ def model_entry(x: Tensor, mean: Sequence[float] | Tensor | None, std: Sequence[
     return _forward(x, delta, mean, std, bool(clamp), _empty(x, dtype, layout))
 
 
-def _direct_channels(x: Tensor, mean: object, std: object) -> bool:
-    """Are these tensors of the type that is computed in?"""
+def _are_in_compute_dtype(x: Tensor, mean: object, std: object) -> bool:
+    """Are mean and std tensors of the dtype in which the op computes?"""
     wide = memory.compute_dtype(x.dtype)
     return isinstance(mean, Tensor) and isinstance(std, Tensor) and mean.dtype is std.dtype is wide
 
@@ -99,12 +94,20 @@ def _channels(op: str, name: str, values: Sequence[float] | Tensor | None, defau
     return values.to(wide).contiguous()
 
 
+def _check_out(op: str, out: Tensor, x: Tensor, dtype: torch.dtype | None, wants_grad: bool) -> None:
+    checks.output(op, out, x, checks.FLOATS)
+    if wants_grad:
+        raise ValueError(f"{op}: out must be None where x or delta requires grad, got a tensor")
+    if dtype not in (None, out.dtype):
+        raise ValueError(f"{op}: dtype must be out's {checks.names([out.dtype])} or None, got {dtype}")
+
+
 def _empty(x: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
     return torch.empty_like(x, dtype=dtype, memory_format=layout, requires_grad=False)
 
 
-def _dense(t: _Given) -> _Given:
-    """Contiguous or channels_last: as it is where it is either."""
+def _dense(t: checks.Given) -> checks.Given:
+    """t itself where it is contiguous or channels_last, else a contiguous copy."""
     return t if t is None or memory.memory_format(t) is not None else t.contiguous()
 
 
@@ -114,7 +117,7 @@ def _forward(x: Tensor, delta: Tensor | None, mean: Tensor, std: Tensor, clamp: 
 
 
 class _EntryGrad(torch.autograd.Function):
-    """The backward pass: linear in its gradient, so that its own backward pass is itself."""
+    """The backward pass. It is linear in its gradient, so it is its own backward pass too."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, x: Tensor | None, delta: Tensor | None, std: Tensor, clamp: bool,

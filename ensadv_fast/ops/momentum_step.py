@@ -18,38 +18,38 @@ def momentum_step(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tenso
                   out: Tensor | None = None) -> Tensor:
     """momentum = decay * momentum + grad / mean(abs(grad)), in place, then a sign step along the momentum.
 
-    MI-FGSM (Dong et al. 2018, equations 6 and 7), the mean over each sample standing for their L1 norm: the two
-    differ by a factor that the sign does not feel. An all-zero or non-finite gradient adds nothing; NaN elements count
-    as 0.
+    MI-FGSM (Dong et al. 2018, equations 6 and 7), with the mean over each sample in place of their L1 norm: the two
+    differ by a constant factor, on which the sign does not depend. An all-zero or non-finite gradient adds nothing; NaN
+    elements count as 0.
 
     Args:
         x: images [N, ...], float32, float16, bfloat16, float64, or uint8 (level / 255).
         grad: gradient of the loss by x, x's shape; its dtype and memory format may differ. Its scale does not matter.
         momentum: float32 (float64 for float64 x), x's shape; updated in place. Start from zeros.
         step: signed step in image units; negative descends. A number or a tensor [N].
-        decay: the weight of the past, finite.
+        decay: what the old momentum is multiplied by, finite.
         center, eps, lo, hi, out: as :func:`sign_step`; out may not be momentum.
 
     Returns:
-        As :func:`sign_step`. The sum over a sample is made in float64 in an order that the shape fixes, so that CPU
-        and CUDA agree bit for bit.
+        As :func:`sign_step`. The sum over a sample is made in float64 in an order that depends on the shape only, so
+        that CPU and CUDA agree bit for bit.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted; nothing is changed then.
     """
-    sizes = fast_path.direct_step(x, step, center, eps, lo, hi, grad, momentum, out)
+    sizes = fast_path.fast_step_sizes(x, step, center, eps, lo, hi, grad, momentum, out)
     if sizes and type(decay) is float and math.isfinite(decay):
         result = memory.fresh(x) if out is None else out
-        if fast_path.tried(call, x, grad, momentum, center, *sizes[:2], decay, *sizes[2:], lo, hi,
-                           memory.scratch(x, 1), result):
-            memory.written(momentum)
-            return result if out is None else memory.written(out)
+        if fast_path.accepted(call, x, grad, momentum, center, *sizes[:2], decay, *sizes[2:], lo, hi,
+                              memory.scratch(x, 1), result):
+            memory.mark_written(momentum)
+            return result if out is None else memory.mark_written(out)
     op = "momentum_step"
     x = checks.images(op, x)
     grad = checks.like(op, "grad", grad, x)
     wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
     checks.output(op, momentum, x, (wanted,), name="momentum")
-    step_n, step_1 = checks.per_sample(op, "step", step, x, size=False)
+    step_n, step_1 = checks.per_sample(op, "step", step, x, is_size=False)
     decay = checks.finite(op, "decay", decay)
     center, eps_n, eps_1 = checks.ball(op, center, eps, x)
     checks.output(op, out, x, checks.out_dtypes(x))
@@ -69,7 +69,7 @@ def reference(x: Tensor, grad: Tensor, momentum: Tensor, step: float | Tensor, *
               hi: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
     """The same in plain PyTorch, momentum updated in place too; sums in PyTorch's order."""
     g = grad.to(momentum.dtype).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
-    mean = g.abs().flatten(1).double().mean(1).to(momentum.dtype).reshape(-1, *[1] * (x.dim() - 1))
+    mean = memory.broadcast(g.abs().flatten(1).double().mean(1).to(momentum.dtype), x)
     usable = (mean > 0) & (mean < torch.inf)
     momentum.mul_(ref.scalars(decay, x)).add_(torch.where(usable, g / mean, 0.0))
     return sign_step_reference(x, momentum, step, center=center, eps=eps, lo=lo, hi=hi, dtype=dtype)

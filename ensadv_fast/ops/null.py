@@ -1,4 +1,4 @@
-"""null: the template of an op. It copies x, and so measures what a call and a pass over memory cost."""
+"""null: the template of an op. It copies x, which measures the cost of a call and of a pass over memory."""
 import torch
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from .library import register_fake
 
 
 def null(x: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Copy of x: the op to start a new one from, and the yardstick of the others.
+    """Copy of x: the op to start a new one from, and the one that the others' times are compared with.
 
     Args:
         x: float32, float16, bfloat16 or float64, any shape [N, ...], any memory format.

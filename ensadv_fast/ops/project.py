@@ -1,4 +1,4 @@
-"""project: back onto the ball and the box. It runs the kernels of sign_step and l2_step with no step."""
+"""project: back onto the ball and into [lo, hi], by the kernels of sign_step and l2_step with a step of 0."""
 import torch
 from torch import Tensor
 
@@ -21,18 +21,23 @@ def project(x: Tensor, center: Tensor, eps: float | Tensor, *, norm: str = "linf
         center: x's shape and dtype.
         eps: radius in image units, >= 0: a number or a tensor [N].
         norm: "linf", or "l2" (per sample).
-        lo, hi, out: as :func:`sign_step`, whose laws hold here too.
+        lo, hi, out: as :func:`sign_step`.
+
+    Returns:
+        As :func:`sign_step`; with norm "l2" as :func:`l2_step`.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    sizes = fast_path.direct_step(x, 0.0, center, eps, lo, hi, out)
+    sizes = fast_path.fast_step_sizes(x, 0.0, center, eps, lo, hi, out)
     if sizes and center is not None and norm in NORMS and x.dtype != torch.uint8:
         result = torch.empty_like(x) if out is None else out
-        if (fast_path.tried(l2_call, x, None, center, *sizes, lo, hi, memory.scratch(x, 2), result)
-                if norm == "l2" else
-                fast_path.tried(sign_step_call, x, x, center, *sizes, lo, hi, result)):
-            return result if out is None else memory.written(out)
+        if norm == "l2":
+            done = fast_path.accepted(l2_call, x, None, center, *sizes, lo, hi, memory.scratch(x, 2), result)
+        else:
+            done = fast_path.accepted(sign_step_call, x, x, center, *sizes, lo, hi, result)
+        if done:
+            return result if out is None else memory.mark_written(out)
     op = "project"
     x = checks.images(op, x)
     checks.choice(op, "norm", norm, NORMS)
@@ -45,8 +50,8 @@ def project(x: Tensor, center: Tensor, eps: float | Tensor, *, norm: str = "linf
         return l2_run(x, None, ball, None, eps_n, 0.0, eps_1, lo, hi, out)
     to = memory.Destination(x, out)
     x, center = to.input(x), to.input(ball)
-    grad = x if x.dtype != torch.uint8 else torch.zeros_like(x, dtype=torch.float16)  # a step of 0 follows anything
-    torch.ops.ensadv_fast.sign_step.default(x, grad, center, None, eps_n, 0.0, eps_1, lo, hi, to.dense)
+    grad = x if x.dtype != torch.uint8 else torch.zeros_like(x, dtype=torch.float16)  # not followed: the step is 0
+    sign_step_call(x, grad, center, None, eps_n, 0.0, eps_1, lo, hi, to.dense)
     return to.result()
 
 

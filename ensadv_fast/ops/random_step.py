@@ -1,4 +1,4 @@
-"""random_step: the random start of RAND+FGSM, Fast adversarial training and PGD."""
+"""random_step: the random start of RAND+FGSM, of fast adversarial training and of PGD."""
 import math
 
 import torch
@@ -19,8 +19,9 @@ def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rad
     """x + noise, clipped to [lo, hi].
 
     The noise is a function of (key, sample index, element) alone: the same for any batch size, dtype, memory
-    format, device, thread count or rank. Elements are counted in logical (contiguous) order. With Philox-4x32-10,
-    key words = (seed low, seed high), counter words = (block, sample index, offset low, offset high):
+    format, device, thread count or rank. Elements are counted in logical (contiguous) order. Random words come from
+    Philox-4x32-10 with key words (seed low, seed high) and counter words (block, sample index, offset low, offset
+    high):
 
     - ``rademacher``: eps * sign(N(0, 1)), the random step of RAND+FGSM (Tramer et al. 2018, equation 4). A random
       sign is one bit: element e takes bit e % 32 of word (e % 128) // 32 of block e // 128; 1 is +eps.
@@ -28,35 +29,35 @@ def random_step(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rad
       takes the upper 24 bits i of word e % 4 of block e // 4: eps * (2 i + 1 - 2^24) / 2^24.
     - ``truncated_normal``: normal of standard deviation eps / 2 cut at eps (the control of Kurakin et al. 2017,
       appendix A): eps / 2 * Phi^-1(1/2 + erf(sqrt 2) * (2 i + 1 - 2^24) / 2^25).
-    - ``normal``: N(0, eps^2), without bound but that of [lo, hi]: eps * Phi^-1(1/2 + (2 i + 1 - 2^24) / 2^25).
+    - ``normal``: N(0, eps^2), bounded only by [lo, hi]: eps * Phi^-1(1/2 + (2 i + 1 - 2^24) / 2^25).
 
     Args:
         x: images [N, ...], float32, float16, bfloat16, float64, or uint8 (level / 255), contiguous or channels_last
             without a copy.
         key: int64 [2] = (seed, offset) on x's device, from :func:`fresh_key` or :func:`split`.
         eps: size of the noise in image units, >= 0: a number or a tensor [N].
-        index: int64 [N] on x's device, the sample indices (say, positions in the data set), each in [0, 2^32).
+        index: int64 [N] on x's device, the sample indices (for example positions in the data set), in [0, 2^32).
             Default: 0..N-1.
         lo, hi, clip: range of valid pixels; ``clip=False`` leaves the sum unclipped.
         out: written and returned where given; x's shape, dtype and device. It may be x.
 
     Returns:
-        A tensor of x's dtype (float32 for uint8 x) and memory format, without autograd history. 16-bit results never
-        exceed float32(eps) from x, rounded toward it where they must be; the normal alone knows no bound.
+        A tensor of x's dtype (float32 for uint8 x) and memory format, without autograd history. 16-bit results are
+        at most float32(eps) from x, and rounded toward x where the nearest number would not be, except for ``normal``.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    e = fast_path.as_given(eps)
-    if e and clip and kind in _IDS and fast_path.direct_bounds(lo, hi) and fast_path.direct(x, key, index, e[0], out):
+    e = fast_path.as_scalar_or_tensor(eps)
+    if e and clip and kind in _IDS and fast_path.plain_bounds(lo, hi) and fast_path.fits(x, key, index, e[0], out):
         result = memory.fresh(x) if out is None else out
-        if fast_path.tried(call, x, key, index, *e, _IDS[kind], lo, hi, result):
-            return result if out is None else memory.written(out)
+        if fast_path.accepted(call, x, key, index, *e, _IDS[kind], lo, hi, result):
+            return result if out is None else memory.mark_written(out)
     op = "random_step"
     x = checks.images(op, x)
     key = checks.key(op, key, x.device)
     kind_id = checks.choice(op, "kind", kind, KINDS)
-    eps_n, eps_1 = checks.per_sample(op, "eps", eps, x, size=True)
+    eps_n, eps_1 = checks.per_sample(op, "eps", eps, x, is_size=True)
     index = checks.index(op, index, x.shape[0], x.device)
     lo, hi = checks.bounds(op, lo, hi, x.dtype if out is None else out.dtype) if clip else (-math.inf, math.inf)
     checks.output(op, out, x, checks.out_dtypes(x) if x.dtype == torch.uint8 else (x.dtype,))
@@ -84,11 +85,11 @@ def unit_noise(kind: str, key: Tensor, ids: Tensor, inner: int) -> Tensor:
 
 def reference(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rademacher", index: Tensor | None = None,
               lo: float = 0.0, hi: float = 1.0, clip: bool = True, dtype: torch.dtype | None = None) -> Tensor:
-    """The same in plain PyTorch; `dtype` is that of the result."""
+    """The same in plain PyTorch; `dtype` is that of the result (default: x's)."""
     lo, hi = (lo, hi) if clip else (-math.inf, math.inf)
     ids = ref.sample_ids(x.shape[0], index, x.device)
     inner = x.numel() // max(1, x.shape[0])
-    # The noise is float32 in every dtype, so that it does not depend on it.
+    # The noise is float32 whatever x's dtype is, so that it is the same for every dtype.
     noise = ref.scalars(eps, x).float() * unit_noise(kind, key, ids, inner).reshape(x.shape)
     wide = memory.widen(x)
     reach = ref.scalars(eps if kind != "normal" else math.inf, x)

@@ -1,10 +1,10 @@
-"""The numbers' definition in plain PyTorch: what every kernel must reproduce bit for bit."""
+"""The definition of the numbers in plain PyTorch, which every kernel must reproduce bit for bit."""
 import math
 
 import torch
 from torch import Tensor
 
-from .memory import compute_dtype
+from .memory import broadcast, compute_dtype
 
 _MASK = 0xFFFFFFFF
 
@@ -21,11 +21,16 @@ def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
 
 
 def halves(v: Tensor) -> tuple[Tensor, Tensor]:
+    """The low and the high 32 bits of int64 numbers."""
     return v & _MASK, v >> 32 & _MASK
 
 
 def draw(key: Tensor, block: Tensor, sample: Tensor) -> Tensor:
-    """Words [..., 4] of `block` of `sample` (int64, broadcast) under `key`; the layout of API.md, Keys."""
+    """Words [..., 4] of `block` of `sample` (int64, broadcast against each other) under `key`.
+
+    Philox key = (seed low, seed high); counter words = (block, sample, offset low, offset high), as in
+    csrc/kernels/philox.h.
+    """
     seed, offset = halves(key[0]), halves(key[1])
     block, sample = torch.broadcast_tensors(block, sample)
     return torch.stack(philox([block & _MASK, sample & _MASK, *map(torch.broadcast_to, offset, [block.shape] * 2)],
@@ -37,10 +42,10 @@ def sample_ids(n: int, index: Tensor | None, device: torch.device) -> Tensor:
 
 
 def scalars(value: float | Tensor, x: Tensor) -> Tensor:
-    """A number or one per sample, in x's compute dtype, shaped to broadcast over x."""
+    """A number, or a tensor [N], in x's compute dtype, shaped to broadcast over x."""
     dtype = compute_dtype(x.dtype)
     if isinstance(value, Tensor):
-        return value.to(dtype).reshape(-1, *[1] * (x.dim() - 1))
+        return broadcast(value.to(dtype), x)
     return torch.tensor(value, dtype=dtype, device=x.device)
 
 
@@ -51,24 +56,28 @@ def pack_bits(flags: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, n: int) -> Tensor:
-    """:func:`pack_bits` undone: bool [..., n]."""
+    """The inverse of :func:`pack_bits`: bool [..., n]."""
     bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
     return bits.flatten(-2)[..., :n].bool()
 
 
 def _ordered(t: Tensor) -> Tensor:
-    """16-bit floats as integers in the order of the numbers; both zeros are 0."""
+    """16-bit floats as integers that are ordered as the floats are; both zeros are 0."""
     bits = t.view(torch.int16).to(torch.int32) & 0xFFFF
     return torch.where(bits >= 0x8000, -(bits & 0x7FFF), bits)
 
 
 def _unordered(k: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inverse of :func:`_ordered`: floats of `dtype`."""
     bits = torch.where(k < 0, 0x8000 | -k, k)
     return torch.where(bits >= 0x8000, bits - 0x10000, bits).to(torch.int16).view(dtype)
 
 
 def inward(value: float, dtype: torch.dtype, toward: int) -> Tensor:
-    """`value`, rounded to float32, as the nearest 16-bit number on the side `toward` (+1: not below it)."""
+    """float32(value) rounded to the nearest 16-bit number on one side of it (toward +1: not below; -1: not above).
+
+    The result is an integer in the order of :func:`_ordered`.
+    """
     exact = torch.tensor(value, dtype=torch.float32)
     k = _ordered(exact.to(dtype))
     off = (exact.double() - _unordered(k, dtype).double()) * toward > 0
@@ -76,21 +85,21 @@ def inward(value: float, dtype: torch.dtype, toward: int) -> Tensor:
 
 
 def clamp_open(v: Tensor, lo: float | None = None, hi: float | None = None) -> Tensor:
-    """v.clamp(lo, hi), its gradient 1 wherever nothing was cut, the ends included, and 0 elsewhere (NaN too).
+    """v.clamp(lo, hi), with gradient 1 where nothing was cut, the ends included, and 0 elsewhere (also for NaN).
 
-    torch.clamp itself passed the gradient at its ends in 2.13 and no longer does in 2.15. Ours must not change
-    with it: images have many pixels at exactly 0 and 1.
+    torch.clamp passed the gradient at its ends in version 2.13 and no longer does in 2.15. The gradient here must not
+    change with the version: images have many pixels at exactly 0 and 1.
     """
     cut = v.detach().clamp(lo, hi)
     return torch.where(v.detach() == cut, v, cut)
 
 
 def finish(v: Tensor, center: Tensor, eps: Tensor, lo: float, hi: float, dtype: torch.dtype) -> Tensor:
-    """Clamp v to [lo, hi] and round it to `dtype`, no further from `center` than eps (law 1 of the numbers).
+    """Clamp v to [lo, hi] and round it to `dtype`, no further from `center` than eps (docs/design.md, law 1).
 
-    float32 and float64 are the plain expression. uint8 results are the nearest of the levels allowed. 16-bit results
-    are rounded to nearest, then moved to the neighbour toward `center` where they left the ball; distances are exact
-    (TwoSum in float64).
+    float32 and float64 results are the plain expression. uint8 results are the nearest of the levels allowed. 16-bit
+    results are rounded to nearest, then moved to the neighbour toward `center` where rounding took them out of the
+    ball. Distances are exact (TwoSum in float64).
     """
     if dtype == torch.uint8:
         return _finish_levels(v, center, eps, lo, hi)
@@ -125,7 +134,7 @@ def quantile(q: Tensor) -> Tensor:
     r = 0.180625 - q * q
     central = q * _poly(r, 59.109374720, 159.29113202, 50.434271938, 3.3871327179) / _poly(
         r, 67.187563600, 78.757757664, 17.895169469, 1.0)
-    # By way of float64, as torch's float32 square root is not always the nearest number.
+    # In float64, because torch's float32 square root is not always the nearest number.
     t = (-_log(0.5 - a)).double().sqrt().float() - 1.6
     tail = _poly(t, 0.17023821103, 1.3067284816, 2.7568153900, 1.4234372777) / _poly(
         t, 0.12021132975, 0.73700164250, 1.0)
@@ -140,7 +149,7 @@ def _poly(x: Tensor, *coefficients: float) -> Tensor:
 
 
 def _log(x: Tensor) -> Tensor:
-    """log x for normal float32 x > 0 (Cephes' polynomial), step by step as the kernels."""
+    """log x for normal float32 x > 0 (Cephes' polynomial), in the steps of the kernels."""
     u = x.view(torch.int32) - 0x3F3504F3
     e = (u >> 23).float()
     m = ((u & 0x007FFFFF) + 0x3F3504F3).view(torch.float32) - 1

@@ -15,10 +15,10 @@ def sample_eps(n: int, key: Tensor, *, dist: str = "truncated_normal", eps_max: 
                index: Tensor | None = None) -> Tensor:
     """One perturbation size per sample, a function of (key, sample index) alone.
 
-    Kurakin et al. 2017 draw |T|, T normal with standard deviation sigma = eps_max / 2 cut at two sigma, anew for
-    every training example, because training at one fixed size gives robustness at that size only. With u =
-    (upper 24 bits of word 0 of Philox block 0 of the sample + 1/2) / 2^24, here by the inverse distribution
-    function:
+    Kurakin et al. 2017 draw |T| for every training example, because training at one fixed size gives robustness at
+    that size only; T is normal with standard deviation sigma = eps_max / 2, cut at two sigma. Here sizes are drawn by
+    the inverse distribution function of u = (upper 24 bits of word 0 of Philox block 0 of the sample + 1/2) / 2^24
+    (:func:`random_step` says how key and counter are laid out):
 
     - ``truncated_normal``: sigma * Phi^-1(1/2 + u/2 * P(|z| <= eps_max / sigma)), cut at eps_max;
     - ``uniform``: u * eps_max;
@@ -26,7 +26,7 @@ def sample_eps(n: int, key: Tensor, *, dist: str = "truncated_normal", eps_max: 
 
     Args:
         n: how many.
-        key: int64 [2]; the result lies on its device. Use another key than the noise's (:func:`split`).
+        key: int64 [2]; the result is on its device. It should not be the key of the noise (:func:`split` makes more).
         eps_max: largest size in image units (16/255 for Kurakin's 16), >= 0.
         sigma: standard deviation of the normal, > 0; default eps_max / 2.
         index: int64 [n], the sample indices, each in [0, 2^32). Default: 0..n-1.
@@ -38,10 +38,7 @@ def sample_eps(n: int, key: Tensor, *, dist: str = "truncated_normal", eps_max: 
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
     op = "sample_eps"
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"{op}: n must be an int, got {type(n).__name__}")
-    if n < 0:
-        raise ValueError(f"{op}: n must be >= 0, got {n}")
+    n = checks.integer(op, "n", n, least=0)
     device = key.device if isinstance(key, Tensor) else torch.device("cpu")
     key = checks.key(op, key, device)
     dist_id = checks.choice(op, "dist", dist, DISTRIBUTIONS)
@@ -53,7 +50,7 @@ def sample_eps(n: int, key: Tensor, *, dist: str = "truncated_normal", eps_max: 
 
 
 def parameters(eps_max: float, sigma: float | None) -> tuple[float, float]:
-    """Checked eps_max and sigma; where eps_max is 0 any sigma serves."""
+    """eps_max and sigma, checked. sigma is 1 by default where eps_max is 0: all sizes are 0 then."""
     eps_max = checks.number("sample_eps", "eps_max", eps_max)
     if not 0 <= eps_max < math.inf:
         raise ValueError(f"sample_eps: eps_max must be finite and >= 0, got {eps_max}")

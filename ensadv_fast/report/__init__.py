@@ -1,4 +1,4 @@
-"""What a run reports: results.json, the tables that it prints, and report.html."""
+"""What a run reports: results.json, the tables that it prints, and the page report.html."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -19,22 +19,21 @@ PAGES = {"train": train_page.render, "evaluate": evaluate_page.render, "diagnose
 
 
 def save(folder: Path, results: dict[str, Any]) -> None:
-    """results.json in the run folder."""
+    """Write results.json into the run folder."""
     write_json(folder / "results.json", results)
 
 
 def write(folder: str | Path) -> Path:
-    """Make report.html from the files of a run folder, by the "command" of its results.json (train where it has none);
-    the path of the page.
+    """Make report.html from the files of a run folder, and return its path.
 
-    FileNotFoundError without results.json; ValueError for damaged files and other commands. The same files give the
-    same page.
+    results.json's "command" (train where it has none) decides which page it is. The same files give the same page to
+    the byte. FileNotFoundError without results.json; ValueError for damaged files and other commands.
     """
     folder = Path(folder)
     files = layouts.Folder.read(folder)
     command = files.results.get("command", "train")
     if command not in PAGES:
-        raise ValueError(f"report: command: got {command!r}, want one of {', '.join(PAGES)}")
+        raise ValueError(f"report: command must be one of {', '.join(PAGES)}, got {command!r}")
     text = PAGES[command](files)
     path = folder / "report.html"
     atomic_write(path, lambda f: f.write(text.encode()))

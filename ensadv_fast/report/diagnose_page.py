@@ -1,8 +1,12 @@
 """The report page of `ensadv-fast diagnose`.
 
-It reads "models" from results.json: {name: {"masking", "gradient_norm", "gradient_alignment", "approximation_ratio",
-"perturbation_cosine", "random_start_gap", "label_leaking", "cone_dimension", "surfaces": [...], "examples": FILE}},
-with the fields of what `diagnose` measures; whatever is missing is left out.
+It reads from results.json
+
+    "models": {name: {"masking", "gradient_norm", "gradient_alignment", "approximation_ratio", "perturbation_cosine",
+                      "random_start_gap", "label_leaking", "cone_dimension": the fields of what `diagnose` measures,
+                      "surfaces": [...], "examples": a file of the run folder}}
+
+and leaves out what is missing.
 """
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from . import examples, figures, layouts, markup
 from .layouts import Folder
 from .markup import Cell, Markup, Number, Section
 
-# What is measured: the words, where it stands in a model's results, and its form.
+# Of each measurement: the words, the path in a model's results, and the form.
 MEASUREMENTS = (
     ("mean L2 norm of the gradient", ("gradient_norm", "mean_l2"), ".3g"),
     ("gradient alignment: cosine at x and at x + noise", ("gradient_alignment", "mean"), ".3f"),
@@ -32,13 +36,13 @@ def render(folder: Folder) -> str:
     masking = {name: m["masking"] for name, m in models.items() if m.get("masking")}
     sections = []
     if masking:
-        sections.append(Section("Verdicts", [markup.checklist(_verdict(name, m) for name, m in masking.items())]))
+        sections.append(Section("Verdicts", [markup.checklist(_verdict_item(name, m) for name, m in masking.items())]))
         sections.append(Section("Checks", _checks(masking)))
         sections.append(Section("Errors", [_errors(masking), *_growing(masking)]))
     sections += [*_measurements(models), *_cones(models), *_surfaces(models), *_examples(folder, models)]
     title = f"Robust, or masked gradients? {', '.join(models)}" if models else "Diagnosis"
     more = [f"{r['images']:,} test images"] if "images" in r else []
-    return layouts.document(folder, title, _told(masking), sections, more)
+    return layouts.document(folder, title, _verdict(masking), sections, more)
 
 
 # ------------------------------------------------------------------------------------------------- checks
@@ -49,8 +53,8 @@ OUTCOMES = {True: ("bad", "masked", "Masked gradients"), None: ("open", "undecid
             False: ("good", "not masked", "No sign of masked gradients")}
 
 
-def _told(masking: Mapping[str, Mapping[str, Any]]) -> str:
-    """All verdicts in a few sentences: whose gradients are masked, and what was found of each model."""
+def _verdict(masking: Mapping[str, Mapping[str, Any]]) -> str:
+    """All verdicts in a few sentences: which models mask their gradients, and the error found of each model."""
     if not masking:
         return ""
     groups = {words: [name for name, m in masking.items() if m["masked"] is outcome]
@@ -59,11 +63,11 @@ def _told(masking: Mapping[str, Mapping[str, Any]]) -> str:
     for masked, words in ((False, "Error under all attacks tried together"), (True, "Where gradients are masked, the "
                           "error is at least")):
         if errors := {name: m["worst_case"]["value"] for name, m in masking.items() if bool(m["masked"]) is masked}:
-            told.append(f"{words}: {layouts.ranked(errors)}.")
+            told.append(f"{words}: {layouts.rank(errors)}.")
     return " ".join(told)
 
 
-def _verdict(name: str, masking: Mapping[str, Any]) -> dict[str, str]:
+def _verdict_item(name: str, masking: Mapping[str, Any]) -> dict[str, str]:
     state, word, _ = OUTCOMES[masking["masked"]]
     clean, worst = (markup.show(v["value"]) for v in (masking["errors"]["clean"], masking["worst_case"]))
     claim = f"{name}: {clean} % error on clean images, {'at least ' if masking['masked'] else ''}{worst} % under attack"
@@ -71,8 +75,7 @@ def _verdict(name: str, masking: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _checks(masking: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
-    """One model's checks in words; of several models a table, what is suspicious in words, and the rest behind
-    headings."""
+    """One model's checks in words. Of several models: a table, what is suspicious in words, and all checks folded."""
     items = {name: [_check(c) for c in m["checks"]] for name, m in masking.items()}
     if len(items) == 1:
         return [markup.checklist(one) for one in items.values()]
@@ -96,7 +99,7 @@ def _errors(masking: Mapping[str, Mapping[str, Any]]) -> Markup:
     rows["any of these"] = [m["worst_case"] for m in masking.values()]
     masked = [bool(m["masked"]) for m in masking.values()]
     body = []
-    for name, row in rows.items():  # what is found of a masked model is too low to compare
+    for name, row in rows.items():  # the errors found of a masked model are too low to be compared
         marked = iter(markup.mark_best([cell for cell, m in zip(row, masked, strict=True) if not m]))
         body.append([name, *(cell if m else next(marked) for cell, m in zip(row, masked, strict=True))])
     note = "Error in % of the test images that were looked at; small print: 95 % intervals (Wilson's); lower is better"
@@ -112,12 +115,12 @@ def _growing(masking: Mapping[str, Mapping[str, Any]]) -> list[Markup]:
         numbers = [c["numbers"].get("error", {}) for c in m["checks"] if c["name"] == "growing eps"]
         if numbers and numbers[0]:
             points = sorted((float(k), v) for k, v in numbers[0].items())
-            series.append(_banded(name, points, look))
+            series.append(_with_band(name, points, look))
     return [markup.grid(figures.curves(series, title="Error under PGD as eps grows", x_label="times eps",
                                        y_label="error, %", y_range=(0.0, 1.0)))] if series else []
 
 
-def _banded(name: str, points: list[tuple[float, Mapping[str, float]]], look: int) -> figures.Series:
+def _with_band(name: str, points: list[tuple[float, Mapping[str, float]]], look: int) -> figures.Series:
     y, low, high = ([v[k] for _, v in points] for k in ("value", "low", "high"))
     return figures.Series(name, [x for x, _ in points], y, low, high, look)
 
@@ -128,7 +131,7 @@ def _banded(name: str, points: list[tuple[float, Mapping[str, float]]], look: in
 def _measurements(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     rows = []
     for words, (measurement, field), form in MEASUREMENTS:
-        found = [markup.number((m.get(measurement) or {}).get(field)) for m in models.values()]
+        found = [markup.as_number((m.get(measurement) or {}).get(field)) for m in models.values()]
         if any(n.value is not None for n in found):
             rows.append([words, *(replace(n, form=form) for n in found)])
     leaked = [(m.get("label_leaking") or {}).get("leaked", {}) for m in models.values()]
@@ -142,7 +145,7 @@ def _cones(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     series = []
     for look, (name, m) in enumerate(models.items()):
         if found := (m.get("cone_dimension") or {}).get("at_least"):
-            series.append(_banded(name, sorted((float(k), v) for k, v in found.items()), look))
+            series.append(_with_band(name, sorted((float(k), v) for k, v in found.items()), look))
     note = ("Of the images that are classified correctly: the share around which at least k orthogonal directions, all "
             "along the gradient, lead to errors (Tramèr et al. 2018).")
     if not series:
@@ -155,7 +158,7 @@ def _cones(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
 
 
 def _surfaces(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
-    """Of each model the surfaces around the first image, and around the others behind a heading."""
+    """Of each model the surfaces around the first image; those around the others are folded."""
     blocks = []
     for name, m in models.items():
         if by_image := _by_image(name, m.get("surfaces") or []):
@@ -170,7 +173,7 @@ def _surfaces(models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
 
 
 def _by_image(name: str, surfaces: list[Mapping[str, Any]]) -> list[list[Markup]]:
-    """Every image's surfaces. loss[i][j] is at along[i], across[j]: along goes to the right."""
+    """The surfaces of each image. loss[i][j] is at along[i], across[j]; in the figure along goes to the right."""
     found: dict[int, list[Markup]] = {}
     for s in surfaces:
         second = f"gradient of {s['other']}" if s.get("other") else "a random direction"
@@ -183,10 +186,10 @@ def _by_image(name: str, surfaces: list[Mapping[str, Any]]) -> list[list[Markup]
 
 
 def _examples(folder: Folder, models: Mapping[str, Mapping[str, Any]]) -> list[Section]:
-    """Each model under its own attacks, the first at once and the others behind headings."""
+    """Each model under its own attacks; the first is shown at once, the others are folded."""
     blocks: list[Markup] = []
     for name, m in models.items():
         found = examples.load(folder.path / m["examples"]) if m.get("examples") else None
-        for section in layouts.examples(found, folder.results.get("eps")):
+        for section in layouts.example_sections(found, folder.results.get("eps")):
             blocks += [markup.folded(f"On {name}", *section.blocks)] if blocks else section.blocks
     return [Section("Examples", blocks)] if blocks else []

@@ -1,8 +1,13 @@
 """The report page of `ensadv-fast evaluate`.
 
-It reads from results.json "matrix": what `TransferMatrix.to_dict()` gives, and where they are there "models": {target:
-{"black_box_summary": what `BlackBox.to_dict()` gives, or null}}, "curves": [what `Curve.to_dict()` gives] and "sets":
-[{"source", "attack", "eps"}], the saved sets among the sources.
+It reads from results.json
+
+    "matrix": what `TransferMatrix.to_dict()` gives
+    "models": {target: {"black_box_summary": what `BlackBox.to_dict()` gives, or null}}
+    "curves": [what `Curve.to_dict()` gives]
+    "sets": [{"source", "attack", "eps"}], the saved sets among the sources
+
+and leaves out what is missing.
 """
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ Cells = dict[tuple[str, str, str], dict[str, Any]]  # (attack, source, target) -
 
 
 def render(folder: Folder) -> str:
-    """The page of an evaluation; without a matrix, what else results.json brings."""
+    """The page of an evaluation."""
     r = folder.results
     matrix = r.get("matrix", {})
     cells: Cells = {(c["attack"], c["source"], c["target"]): c for c in matrix.get("cells", [])}
@@ -29,7 +34,7 @@ def render(folder: Folder) -> str:
         sections = [Section("Errors", [_errors(matrix, cells, summaries)]),
                     Section("White-box and transferred attacks", _matrices(matrix, cells, r.get("sets", [])))]
     sections += _curves(r.get("curves", []), matrix.get("clean", {}))
-    sections += layouts.examples(folder.samples, r.get("eps"))
+    sections += layouts.example_sections(folder.samples, r.get("eps"))
     more = [f"{matrix['n']:,} test inputs"] if "n" in matrix else []
     return layouts.document(folder, title, told, sections, more)
 
@@ -40,7 +45,7 @@ def _top1(cell: Mapping[str, Any] | None, quantity: str = "error") -> Mapping[st
 
 
 def _highest(cells: Cells, white_box: bool) -> dict[str, Mapping[str, Any]]:
-    """The rate with the highest error of each target."""
+    """Of each target the rate with the highest error, over its white-box or over its transferred attacks."""
     found: dict[str, Mapping[str, Any]] = {}
     for (_, _, target), cell in cells.items():
         rate = _top1(cell)
@@ -54,12 +59,12 @@ def _verdict(cells: Cells) -> str:
     told = []
     for white_box, words in ((False, "Highest error under transferred attacks"), (True, "Under white-box attacks")):
         if highest := _highest(cells, white_box):
-            told.append(f"{words}: {layouts.ranked({t: rate['value'] for t, rate in highest.items()})}.")
+            told.append(f"{words}: {layouts.rank({t: rate['value'] for t, rate in highest.items()})}.")
     return " ".join(told)
 
 
 def _errors(matrix: Mapping[str, Any], cells: Cells, black_box: Mapping[str, Any]) -> Markup:
-    """Clean and white-box errors of each target, and what transferred attacks do to it all in all."""
+    """Clean and white-box errors of each target, and its errors over all transferred attacks."""
     targets = matrix["targets"]
     rows: list[list[Cell]] = [["clean", *(_top1({"error": matrix["clean"].get(t)}) for t in targets)]]
     for a in matrix["attacks"]:
@@ -93,9 +98,8 @@ def _matrices(matrix: Mapping[str, Any], cells: Cells, sets: Sequence[Mapping[st
     note += f" From saved sets, which keep their own eps: {'; '.join(saved)}." if saved else ""
     blocks = [markup.text(note, note=True), markup.flow(*(_heatmap(matrix, cells, a) for a in matrix["attacks"])),
               markup.scale("0 %", "100 % error")]
-    rates = [_heatmap(matrix, cells, a, "transfer_rate") for a in matrix["attacks"]
-             if any((_top1(c, "transfer_rate") or {}).get("value") is not None
-                    for (attack, _, _), c in cells.items() if attack == a)]
+    measured = {attack for (attack, _, _), cell in cells.items() if _has_transfer_rate(cell)}
+    rates = [_heatmap(matrix, cells, a, "transfer_rate") for a in matrix["attacks"] if a in measured]
     if rates:
         blocks.append(markup.folded("Transfer rates", markup.text(
             "In % of the inputs that the source classifies correctly as they are and misclassifies under attack "
@@ -108,8 +112,13 @@ def _matrices(matrix: Mapping[str, Any], cells: Cells, sets: Sequence[Mapping[st
     return blocks
 
 
+def _has_transfer_rate(cell: Mapping[str, Any]) -> bool:
+    rate = _top1(cell, "transfer_rate")
+    return rate is not None and rate.get("value") is not None
+
+
 def _heatmap(matrix: Mapping[str, Any], cells: Cells, attack: str, quantity: str = "error") -> Markup:
-    """sources x targets of one attack; targets that were attacked themselves alone share the first row."""
+    """Sources x targets of one attack. Targets that are no sources for other targets share the first row."""
     targets = matrix["targets"]
     used = [s for s in dict.fromkeys([*matrix["sources"], *targets])
             if any((attack, s, t) in cells for t in targets if t != s)]
@@ -123,7 +132,7 @@ def _heatmap(matrix: Mapping[str, Any], cells: Cells, attack: str, quantity: str
 
 
 def _curves(curves: Sequence[Mapping[str, Any]], clean: Mapping[str, Any]) -> list[Section]:
-    """Accuracy against eps, a chart for each target, from its accuracy on clean images (eps 0)."""
+    """Accuracy against eps, a chart for each target, beginning with its accuracy on clean images (eps 0)."""
     sources = dict.fromkeys(c["source"] for c in curves if not c["white_box"])
     looks = {name: i for i, name in enumerate(dict.fromkeys(map(_curve_name, curves)))}
     charts = []
@@ -145,7 +154,7 @@ def _curves(curves: Sequence[Mapping[str, Any]], clean: Mapping[str, Any]) -> li
 
 
 def _accuracy(error: Mapping[str, Any] | None) -> dict[str, float] | None:
-    """The rate of accuracy where that of errors is known."""
+    """The rate of accuracy of a rate of errors; None where that is not known."""
     if error is None or error["value"] is None:
         return None
     return {"value": 1 - error["value"], "low": 1 - error["high"], "high": 1 - error["low"]}

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ SIDE = 128  # larger images are thinned out to at most this many pixels a side
 
 @dataclass(frozen=True)
 class Samples:
-    """pictures[row] is uint8 [n, H, W(, 3)] and predictions[row][model] int64 [n], for the rows "clean" and one
-    named after each attack; labels int64 [n]. `source` crafted them ("": there was none)."""
+    """pictures[row]: uint8 [n, H, W(, 3)]; predictions[row][model]: int64 [n]; the rows are "clean" and one named after
+    each attack. labels: int64 [n]. source: the network on which the attacks were crafted; empty where none was."""
 
     source: str
     labels: np.ndarray
@@ -31,16 +32,18 @@ class Samples:
 
 
 def load(path: Path) -> Samples | None:
-    """What `Samples.save` wrote there; None where there is nothing. ValueError for another file."""
+    """What `Samples.save` wrote there; None where there is no file. ValueError for another file."""
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as f:
-            def under(prefix: str) -> dict[str, np.ndarray]:
-                return {name.removeprefix(prefix): f[name] for name in f.files if name.startswith(prefix)}
-
-            pictures = under("pictures/")
+            pictures = _under(f, "pictures/")
             return Samples(str(f["source"]), f["labels"], pictures,
-                           {row: under(f"predictions/{row}/") for row in pictures})
+                           {row: _under(f, f"predictions/{row}/") for row in pictures})
     except (ValueError, KeyError, OSError) as e:
         raise ValueError(f"samples: {path} is corrupt or of another version ({e})") from e
+
+
+def _under(f: Any, prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of an open npz file whose names begin with the prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): f[name] for name in f.files if name.startswith(prefix)}

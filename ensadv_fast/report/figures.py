@@ -23,9 +23,9 @@ MARKERS = ("M-3,0a3,3 0 1,0 6,0a3,3 0 1,0 -6,0Z", "M-3,-3h6v6h-6Z", "M0,-4L4,3H-
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: y over x, None or a non-finite number where there is a gap, with an optional band low..high. look:
-    the number of its colour, dash and marker, for what is shown in several figures; None takes its place among the
-    curves."""
+    """One curve: y over x, None or a non-finite number where there is a gap, with an optional band low..high. look: the
+    number of its colour, dash and marker, so that a curve looks alike in several figures; None: its position among the
+    curves of the figure."""
 
     name: str
     x: Sequence[float]
@@ -36,7 +36,7 @@ class Series:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) within low..high."""
+    """Round numbers (1, 2 or 5 times a power of ten apart) within low..high, `about` as many."""
     step = (high - low) / about
     power = 10.0 ** math.floor(math.log10(step))
     step = next(m * power for m in (1, 2, 5, 10) if step <= m * power * (1 + 1e-9))
@@ -93,9 +93,9 @@ class Frame:
 
 def curves(series: Sequence[Series | Mapping[str, Any]], *, title: str, x_label: str, y_label: str, form: str = ".1%",
            x_form: str = "g", y_range: tuple[float, float] | None = None, note: str = "") -> Markup:
-    """A line chart. form, x_form: of the values in the tooltips, as `page.show` takes them; "%" also makes the axis
-    count in percent. y_range: None takes that of the data. Nothing is drawn, and that is said, where no point is
-    finite."""
+    """A line chart. form, x_form: of the values in the tooltips, as `markup.show` takes them; with "%" the axis counts
+    in percent too. y_range: None takes that of the data. Where no point is finite, the chart says so and draws nothing.
+    """
     given = [s if isinstance(s, Series) else Series(**s) for s in series]
     shown = [replace(s, look=(i if s.look is None else s.look) % len(MARKERS)) for i, s in enumerate(given)]
     xs = [x for s in shown for x in _finite(s.x)]
@@ -138,7 +138,7 @@ def _line(frame: Frame, s: Series, form: str, x_form: str) -> list[Markup]:
     for run in runs:
         parts.append(tag("polyline", points=_points([frame.at(*p) for p in run]), class_=f"line s{s.look}",
                          stroke_dasharray=DASHES[s.look or 0]))
-    every = max(1, sum(map(len, runs)) // 12)  # markers tell curves apart; more of them would hide the line
+    every = max(1, sum(map(len, runs)) // 12)  # about twelve markers tell curves apart; more would hide the line
     for n, point in enumerate(p for run in runs for p in run):
         x, y = frame.at(*point)
         words = tag("title", f"{s.name}: {show(point[1], form)} at {show(point[0], x_form)}")
@@ -165,8 +165,8 @@ def legend(series: Sequence[Series]) -> Markup:
 
 
 def contours(grid: np.ndarray, value: float) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """The line grid == value as segments ((column, row), (column, row)), by marching squares: each cell is entered
-    and left where the value lies between two of its corners. Cells with a corner that is not finite have none."""
+    """The line grid == value as segments ((column, row), (column, row)), by marching squares: the line crosses a side
+    of a cell where the value lies between its two corners. Cells with a corner that is not finite have no line."""
     segments = []
     for r, c in np.ndindex(grid.shape[0] - 1, grid.shape[1] - 1):
         corners = [(c, r), (c + 1, r), (c + 1, r + 1), (c, r + 1)]
@@ -180,7 +180,7 @@ def contours(grid: np.ndarray, value: float) -> list[tuple[tuple[float, float], 
                 t = (value - a) / (b - a)
                 crossings.append((p[0] + (q[0] - p[0]) * t, p[1] + (q[1] - p[1]) * t))
         if len(crossings) == 4 and (np.mean(heights) < value) != (heights[0] < value):
-            crossings = crossings[1:] + crossings[:1]  # a saddle whose middle parts the first corner from the third
+            crossings = crossings[1:] + crossings[:1]  # a saddle: its middle separates the first corner and the third
         segments += [(crossings[k], crossings[k + 1]) for k in range(0, len(crossings), 2)]
     return segments
 
@@ -195,7 +195,7 @@ def surface(values: Sequence[Sequence[float | None]], x: Sequence[float], y: Seq
     relief. x and y increase evenly. ValueError where the sizes do not fit or the grid is under 2 by 2."""
     grid = np.array([[math.nan if v is None else v for v in row] for row in values], np.float64)
     if grid.ndim != 2 or grid.shape != (len(y), len(x)) or min(grid.shape) < 2:
-        raise ValueError(f"surface: values: got {list(grid.shape)}, want [{len(y)}, {len(x)}], at least [2, 2]")
+        raise ValueError(f"surface: values must be [{len(y)}, {len(x)}], at least [2, 2], got {list(grid.shape)}")
     known = grid[np.isfinite(grid)]
     if not known.size:
         return tag("figure", tag("figcaption", title), tag("p", "Nothing finite was measured.", class_="note"))
@@ -223,7 +223,8 @@ def _from_above(grid: np.ndarray, x: Sequence[float], y: Sequence[float], low: f
 
 
 def _smooth(grid: np.ndarray, low: float, high: float, size: int = 96) -> np.ndarray:
-    """The grid as an image, linear between its points, row 0 at the bottom; what is not finite is grey."""
+    """The grid as an image, uint8 [size, size, 3], linear between its points, row 0 at the bottom, grey where not
+    finite."""
     r, c = (np.linspace(0, n - 1, size) for n in grid.shape)
     i, j = np.minimum(r.astype(int), grid.shape[0] - 2), np.minimum(c.astype(int), grid.shape[1] - 2)
     u, v = (r - i)[:, None], (c - j)[None]

@@ -1,14 +1,14 @@
 """What the report pages of all commands share: the files of a run, and sections made from plain data.
 
 A page has, from the top: a verdict in a line or two, the numbers, pictures, and how it was run. `train_page`,
-`evaluate_page` and `diagnose_page` fill it from what their command writes to results.json. Besides, any results.json
-may bring
+`evaluate_page` and `diagnose_page` fill it from what their command writes to results.json. Any results.json may hold
+besides
 
     "title", "verdict": text; "facts": a list of short texts
     "sections": [{"title": text, "blocks": [{"block": a name in BLOCKS, ...the arguments of that function...}]}]
 
-which a page shows after its own sections. What is missing is left out; an unknown block or argument raises ValueError,
-which names it.
+The page shows these sections after its own. What is missing is left out. An unknown block or argument raises
+ValueError, which names it.
 """
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from . import figures, markup
-from .examples import FILE as EXAMPLES
+from . import examples, figures, markup
 from .examples import Samples
-from .examples import load as load_examples
 from .markup import Markup, Section
 
 TITLES = {"clean": "clean", "fgsm": "FGSM", "rand_fgsm": "R+FGSM", "step_ll": "Step-LL", "rand_step_ll": "R+Step-LL",
@@ -32,7 +30,8 @@ TITLES = {"clean": "clean", "fgsm": "FGSM", "rand_fgsm": "R+FGSM", "step_ll": "S
 
 @dataclass(frozen=True)
 class Folder:
-    """The files of a run; what is not there is empty."""
+    """The files of a run: results.json, config.json, the lines of metrics.jsonl, examples.npz. A file that is not there
+    is empty, or None."""
 
     path: Path
     results: dict[str, Any]
@@ -42,7 +41,7 @@ class Folder:
 
     @staticmethod
     def read(path: Path) -> Folder:
-        """FileNotFoundError without results.json, ValueError for a damaged file."""
+        """The files in `path`. FileNotFoundError without results.json, ValueError for a damaged file."""
         if not (path / "results.json").is_file():
             raise FileNotFoundError(f"report: no results in {path} (there is no {path / 'results.json'})")
         metrics = path / "metrics.jsonl"
@@ -51,7 +50,7 @@ class Folder:
             config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
             results = json.loads((path / "results.json").read_text())
             return Folder(path, results, config, [json.loads(line) for line in lines],
-                          load_examples(path / EXAMPLES))
+                          examples.load(path / examples.FILE))
         except json.JSONDecodeError as e:
             raise ValueError(f"report: a file of the run in {path} is corrupt ({e})") from e
 
@@ -82,19 +81,19 @@ BLOCKS: dict[str, Callable[..., Markup]] = {
 
 
 def block(data: Mapping[str, Any]) -> Markup:
-    """One block from plain data: {"block": name, **arguments}."""
+    """One block from plain data: {"block": a name in BLOCKS, **arguments}. ValueError for others."""
     arguments = dict(data)
     name = arguments.pop("block", None)
     if name not in BLOCKS:
-        raise ValueError(f"report: block: got {name!r}, want one of {', '.join(BLOCKS)}")
+        raise ValueError(f"report: block must be one of {', '.join(BLOCKS)}, got {name!r}")
     try:
         return BLOCKS[name](**arguments)
     except TypeError as e:
         raise ValueError(f"report: block {name}: {e}") from e
 
 
-def given_sections(results: Mapping[str, Any]) -> list[Section]:
-    """The sections that results.json brings itself."""
+def read_sections(results: Mapping[str, Any]) -> list[Section]:
+    """The sections that results.json itself holds."""
     return [Section(s["title"], [block(b) for b in s.get("blocks", [])]) for s in results.get("sections", [])]
 
 
@@ -102,7 +101,7 @@ def given_sections(results: Mapping[str, Any]) -> list[Section]:
 
 
 def how_it_ran(folder: Folder) -> Section:
-    """The configuration, the versions and the seconds, each behind a heading that opens."""
+    """The configuration, the versions and the seconds, each folded behind its heading."""
     parts = [("Configuration", folder.config), ("Versions", folder.results.get("versions")),
              ("Seconds", folder.results.get("seconds"))]
     return Section("How it was run", [markup.key_values(title, values) for title, values in parts
@@ -110,7 +109,7 @@ def how_it_ran(folder: Folder) -> Section:
 
 
 def budget(eps: float) -> str:
-    """eps as it is usually written: in 255ths where it is a whole number of them."""
+    """eps in words, in 255ths where it is a whole number of them below 64."""
     n = eps * 255
     return f"eps {round(n)}/255" if abs(n - round(n)) < 1e-6 and round(n) < 64 else f"eps {eps:.4g}"
 
@@ -126,8 +125,8 @@ def facts(folder: Folder) -> list[str]:
     return [*found, *r.get("facts", [])]
 
 
-def examples(samples: Samples | None, eps: float | None) -> list[Section]:
-    """Images as they were, as they were attacked, and the difference."""
+def example_sections(samples: Samples | None, eps: float | None) -> list[Section]:
+    """Images as they were, as they were attacked, and the difference, in units of eps; no section without samples."""
     if samples is None:
         return []
     clean = samples.pictures["clean"]
@@ -154,14 +153,14 @@ def _captions(samples: Samples, row: str) -> list[Markup]:
 
 
 def document(folder: Folder, title: str, verdict: str, sections: Sequence[Section], more: Sequence[str] = ()) -> str:
-    """The page: its own sections, those that results.json brings, and how it was run. more: facts."""
+    """The page: `sections`, those that results.json holds, and how it was run. more: facts beside the usual ones."""
     r = folder.results
     versions = r.get("versions") or {}
     foot = ", ".join(f"{name} {versions[name]}" for name in ("ensadv_fast", "torch") if name in versions)
     return markup.document(r.get("title", title), r.get("verdict", verdict), [*facts(folder), *more],
-                           [*sections, *given_sections(r), how_it_ran(folder)], foot)
+                           [*sections, *read_sections(r), how_it_ran(folder)], foot)
 
 
-def ranked(errors: Mapping[str, float]) -> str:
-    """Models with their errors, the lowest first, for a verdict."""
+def rank(errors: Mapping[str, float]) -> str:
+    """Models with their errors in words, the lowest first, for a verdict."""
     return ", ".join(f"{name} {markup.show(e)}\u00a0%" for name, e in sorted(errors.items(), key=lambda item: item[1]))

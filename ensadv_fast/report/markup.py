@@ -1,11 +1,11 @@
-"""Report pages: one self-contained HTML file made of blocks.
+"""HTML piece by piece: a report page is one self-contained file made of blocks.
 
 A block is a function from plain data (what results.json holds) to `Markup`; `document` puts blocks into sections and
-sections into a page. Everything else that reaches the page is escaped where `tag` puts it in, so a model may be named
-`<script>`. A page asks for nothing from a network, and one with the same contents is the same file to the byte.
+sections into a page. `tag` escapes all text that is not `Markup`, so a model may be named `<script>`. A page loads
+nothing from a network, and the same contents give the same file to the byte.
 
-Numbers: values are shown by `show`; `form` is a format specification, where one that ends in "%" shows a fraction as a
-percentage without its sign (".1%": 0.1234 as 12.3), which a heading or a note names.
+Numbers are shown by `show`. `form` is a format specification. One that ends in "%" shows a fraction as a percentage
+without the sign (".1%": 0.1234 as 12.3), which a heading or a note then names.
 """
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Markup(str):
 
 
 def tag(_name: str, *children: Any, **attributes: Any) -> Markup:
-    """One element. Children that are not Markup are text and escaped; None is left out, lists are taken apart.
-    Attributes: None and False are left out, `class_` is class, an underscore is a hyphen."""
+    """One element. Children that are not Markup are text, which is escaped; None is left out; of a list, the items are
+    children. Attributes: None and False are left out, `class_` is class, an underscore is a hyphen."""
     words = [_name]
     for key, value in attributes.items():
         if value is not None and value is not False:
@@ -68,8 +68,8 @@ def show(value: float | None, form: str = ".1%") -> str:
 
 @dataclass(frozen=True)
 class Number:
-    """A value with what is known of its uncertainty: a standard deviation, or an interval (low, high) that is shown
-    instead. mark: "best" or "tied", set by `mark_best`. form: in place of its column's."""
+    """A value with what is known of its uncertainty: spread, a standard deviation, or the interval (low, high), shown
+    rather than the spread. mark: "best" or "tied", set by `mark_best`. form: in place of the column's form."""
 
     value: float | None
     spread: float | None = None
@@ -79,6 +79,7 @@ class Number:
     form: str = ""
 
     def bounds(self) -> tuple[float, float]:
+        """(low, high); value minus and plus the spread where there is no interval."""
         value, spread = self.value or 0.0, self.spread or 0.0
         return (value - spread if self.low is None else self.low, value + spread if self.high is None else self.high)
 
@@ -93,16 +94,16 @@ Cell = str | float | Number | Mapping[str, Any] | None
 
 
 @overload
-def number(cell: float | Number | Mapping[str, Any] | None) -> Number: ...
+def as_number(cell: float | Number | Mapping[str, Any] | None) -> Number: ...
 
 
 @overload
-def number(cell: Cell) -> Number | str: ...
+def as_number(cell: Cell) -> Number | str: ...
 
 
-def number(cell: Cell) -> Number | str:
-    """A cell as blocks take it from JSON: a number, None, a mapping with the names of `Number` (others are left
-    aside), or words."""
+def as_number(cell: Cell) -> Number | str:
+    """A cell as it comes from JSON: a number, None, or a mapping with the names of `Number` (other names are ignored)
+    becomes a `Number`; words stay words."""
     if isinstance(cell, (Number, str)):
         return cell
     if isinstance(cell, Mapping):
@@ -111,36 +112,40 @@ def number(cell: Cell) -> Number | str:
 
 
 def mark_best(cells: Sequence[Cell], *, lower: bool = True) -> list[Number | str]:
-    """The same cells with the best number marked, and as tied those whose intervals reach its interval."""
-    taken = [number(c) for c in cells]
-    known = [c for c in taken if isinstance(c, Number) and c.value is not None and math.isfinite(c.value)]
+    """The same cells, the best number marked as best and those whose intervals meet its interval as tied.
+
+    lower: the lowest number is the best. A single number is not marked.
+    """
+    numbers = [as_number(c) for c in cells]
+    known = [c for c in numbers if isinstance(c, Number) and c.value is not None and math.isfinite(c.value)]
     if len(known) < 2:
-        return taken
+        return numbers
     best = (min if lower else max)(known, key=lambda c: c.value or 0.0)
     low, high = best.bounds()
 
-    def marked(c: Number) -> Number:
+    def mark(c: Number) -> Number:
         if c.value == best.value:
             return replace(c, mark="best")
         return replace(c, mark="tied") if c.bounds()[0] <= high and c.bounds()[1] >= low else c
 
-    return [marked(c) if isinstance(c, Number) and any(c is k for k in known) else c for c in taken]
+    return [mark(c) if isinstance(c, Number) and any(c is k for k in known) else c for c in numbers]
 
 
 # ------------------------------------------------------------------------------------------------- blocks
 
 
 def text(*paragraphs: str, note: bool = False) -> Markup:
+    """Paragraphs. note: in small print."""
     return join(tag("p", p, class_="note" if note else None) for p in paragraphs)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], *, form: str | Sequence[str] = ".1%", caption: str = "",
           note: str = "") -> Markup:
-    """A table whose first column names the rows. Numbers stand to the right, words to the left. form: of all columns
-    after the first, or one for each of them."""
+    """A table whose first column names the rows. Numbers are aligned to the right, words to the left. form: one for all
+    columns after the first, or one for each of them."""
     forms = [form] * (len(head) - 1) if isinstance(form, str) else form
     body = [tag("tr", tag("th", row[0], scope="row"), [
-        _cell(number(c), f) for c, f in zip(row[1:], forms, strict=True)]) for row in rows]
+        _cell(as_number(c), f) for c, f in zip(row[1:], forms, strict=True)]) for row in rows]
     words = [all(isinstance(row[i], str) for row in rows) for i in range(len(head))]
     marks = {c.mark for row in rows for c in row if isinstance(c, Number)}
     legend = [meaning for mark, meaning in (
@@ -164,7 +169,7 @@ def _cell(cell: Number | str, form: str) -> Markup:
 
 
 def level(value: float, low: float, high: float) -> int:
-    """The number of a heat-map's colour, 0..style.LEVELS."""
+    """The number of a heat-map's colour, 0..style.LEVELS, for a value between low and high."""
     share = (value - low) / (high - low) if high > low else 0.0
     return round(min(max(share, 0.0), 1.0) * style.LEVELS)
 
@@ -180,7 +185,7 @@ def heatmap(rows: Sequence[str], columns: Sequence[str],
     for i, (name, row) in enumerate(zip(rows, values, strict=True)):
         cells = []
         for j, (column, cell) in enumerate(zip(columns, row, strict=True)):
-            n = number(cell)
+            n = as_number(cell)
             known = n.value is not None and math.isfinite(n.value)
             colour = None if n.value is None or not known else f"h{level(n.value, low, high)}"
             words = [colour, "own" if (i, j) in framed else None]
@@ -194,13 +199,13 @@ def heatmap(rows: Sequence[str], columns: Sequence[str],
 
 
 def scale(low: str, high: str) -> Markup:
-    """The colours of the heat-maps, with the words for their ends."""
+    """The colours of the heat-maps. low, high: the words at their ends."""
     return tag("div", low, tag("span", [tag("i", class_=f"h{i}") for i in range(style.LEVELS + 1)], aria_hidden="true"),
                high, class_="scale")
 
 
 def outcome(state: str, word: str | None = None) -> Markup:
-    """A state (good, bad or open) as its sign and word, also for a table's cell."""
+    """A state (good, bad or open) as its sign and word (None: the usual one), also for a table's cell."""
     sign, usual = STATES[state]
     return tag("b", f"{sign} {usual if word is None else word}", class_=state)
 
@@ -218,17 +223,17 @@ def checklist(items: Iterable[Mapping[str, Any]]) -> Markup:
 
 def key_values(title: str, values: Mapping[str, Any], *, opened: bool = False) -> Markup:
     """Names and values behind a heading that opens; nested mappings are written out as a.b."""
-    rows = [tag("tr", tag("th", k, scope="row"), tag("td", tag("code", v))) for k, v in _flat(values)]
+    rows = [tag("tr", tag("th", k, scope="row"), tag("td", tag("code", v))) for k, v in _flatten(values)]
     return tag("details", tag("summary", title), tag("div", tag("table", tag("tbody", rows)), class_="scroll pairs"),
                open="open" if opened else None)
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
+def _flatten(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
     found = []
     for key, value in values.items():
         name = f"{before}{key}"
         if isinstance(value, Mapping):
-            found += _flat(value, f"{name}.")
+            found += _flatten(value, f"{name}.")
         elif isinstance(value, (list, tuple)):
             found.append((name, " ".join(map(str, value)) or NONE))
         elif isinstance(value, float):
@@ -259,7 +264,7 @@ def flow(*blocks: Markup) -> Markup:
 def png(image: np.ndarray) -> str:
     """A data URI of an image, uint8 [H, W] (grey) or [H, W, 3]."""
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3:
-        raise ValueError(f"png: image: got {image.dtype} {list(image.shape)}, want uint8 [H, W] or [H, W, 3]")
+        raise ValueError(f"png: image must be uint8 [H, W] or [H, W, 3], got {image.dtype} {list(image.shape)}")
     height, width = image.shape[:2]
     lines = np.zeros((height, 1 + image[0].size), np.uint8)  # each line begins with its filter: 0, none
     lines[:, 1:] = image.reshape(height, -1)
@@ -272,8 +277,8 @@ def png(image: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One row of an image grid: images uint8 [n, H, W(, 3)] and what stands below each (none: nothing). name: for
-    those who cannot see them, and beside the row where there is no label."""
+    """One row of an image grid: images uint8 [n, H, W(, 3)], and captions, what stands below each. name: read out to
+    those who cannot see the images, and written beside the row where there is no label."""
 
     name: str
     images: np.ndarray
@@ -305,11 +310,11 @@ class Section:
 
 
 def document(title: str, verdict: str, facts: Sequence[str], sections: Sequence[Section], foot: str = "") -> str:
-    """The page. verdict: what a reader should know who reads one line; facts: data set, budget, seeds..."""
+    """The page. verdict: for a reader who reads one line only; facts: data set, budget, seeds...; foot: versions."""
     named = [(f"section-{i}", s) for i, s in enumerate(sections, 1)]
     head = [tag("meta", charset="utf-8"),
             tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            # The browser itself forbids what this page never does: to load anything.
+            # The page loads nothing, and with this the browser would not let it.
             tag("meta", http_equiv="Content-Security-Policy",
                 content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"),
             tag("link", rel="icon", href="data:,"), tag("title", title), tag("style", Markup(style.sheet()))]

@@ -1,8 +1,8 @@
 """The looks of a report page: its colours, as numbers that tests can check, and its style sheet.
 
-Light and dark mode follow the reader's browser; print is always light. Every colour that carries text, a line or a
-mark has enough contrast in both modes (WCAG 2.1: 4.5 for text, 3 for lines), no meaning hangs on colour alone, and
-scales run from pale to strong, so that they read without colour vision too.
+Light and dark mode follow the reader's browser; print is always light. Every colour of a text, a line or a mark has
+enough contrast in both modes (WCAG 2.1: 4.5 for text, 3 for lines). Nothing is said by colour alone, and scales run
+from pale to strong, so that they can be read without colour vision too.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODES = {
 HEAT = {"light": ("#f1f5fa", "#a9cdf2", "#4a90d9", "#1f5fa8", "#0c2f5e"),
         "dark": ("#1b222b", "#17406e", "#2a6cb0", "#6aaae6", "#d6e8fb")}
 
-# Blue, vermilion, green, purple, ochre, magenta, cyan, grey: apart in lightness where hues are confused.
+# Blue, vermilion, green, purple, ochre, magenta, cyan, grey; hues that are easily confused differ in lightness.
 SERIES = {"light": ("#0b62c4", "#c2410c", "#00785a", "#7b3fb5", "#8a6500", "#b0246f", "#007a99", "#555e68"),
           "dark": ("#62adff", "#ff9457", "#35c79b", "#c79bff", "#e0b83c", "#ff86c3", "#45cbe8", "#b3bcc6")}
 

@@ -27,7 +27,7 @@ def render(folder: Folder) -> str:
     sections.append(Section("White-box and transferred attacks", [
         markup.text("Error in % of all test inputs. Framed: white-box, crafted on the model itself.", note=True),
         markup.flow(*(_matrix(r, a) for a in _attacks(r))), markup.scale("0 %", "100 % error")]))
-    sections += [*_training(folder), *layouts.examples(folder.samples, r["eps"])]
+    sections += [*_training(folder), *layouts.example_sections(folder.samples, r["eps"])]
     return layouts.document(folder, f"Errors under attack: {', '.join(models)}", verdict(r), sections,
                             [f"{seeds} seed{'s' if seeds > 1 else ''}"])
 
@@ -37,18 +37,18 @@ def _attacks(results: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """The run in two sentences: the highest errors of each model, black-box and white-box."""
+    """The run in two sentences: each model's highest error, black-box and white-box."""
     models, told = results["models"], []
     if all(m["max_black_box"] is not None for m in models.values()):
         told.append("Highest error under attacks from held-out networks: "
-                    f"{layouts.ranked({name: m['max_black_box'] for name, m in models.items()})}.")
+                    f"{layouts.rank({name: m['max_black_box'] for name, m in models.items()})}.")
     white = {name: max(m["white_box"].values()) for name, m in models.items()}
-    return " ".join([*told, f"Under white-box attacks: {layouts.ranked(white)}."])
+    return " ".join([*told, f"Under white-box attacks: {layouts.rank(white)}."])
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of Tramer et al. (ICLR 2018), whether it held here, and the numbers."""
+    """A claim of Tramer et al. (ICLR 2018), whether it held in this run, and the numbers."""
 
     text: str
     holds: bool
@@ -56,7 +56,7 @@ class Claim:
 
 
 def claims_of(results: Mapping[str, Any]) -> list[Claim]:
-    """The claims that these models allow to check."""
+    """The claims that can be checked on these models."""
     by_suffix = {name.rpartition("_")[2]: m for name, m in results["models"].items() if "_" in name}
     adv, ens = by_suffix.get("adv"), by_suffix.get("ens")
     found = []
@@ -72,7 +72,7 @@ def claims_of(results: Mapping[str, Any]) -> list[Claim]:
 
 
 def _spread(model: Mapping[str, Any], path: Sequence[str]) -> Number:
-    """The number that a model's results have there, with its standard deviation."""
+    """The number under this path in a model's results, with its standard deviation."""
     value: Any
     spread: Any
     value, spread = model, model["std"]
@@ -106,7 +106,7 @@ def _matrix(results: Mapping[str, Any], attack: str) -> Markup:
                           corner="crafted on", own=[(0, j) for j in range(len(models))])
 
 
-# The key in metrics.jsonl, the title, the quantity, its form, and the range that is shown.
+# Of each chart: the key in metrics.jsonl, the title, the quantity, its form, and the range that is shown (None: all).
 PANELS = (("clean_loss", "Loss on clean samples", "cross-entropy", ".3f", None),
           ("adv_loss", "Loss on adversarial samples", "cross-entropy", ".3f", None),
           ("clean_accuracy", "Accuracy on clean samples", "accuracy, %", ".1%", (0.0, 1.0)),
@@ -114,17 +114,17 @@ PANELS = (("clean_loss", "Loss on clean samples", "cross-entropy", ".3f", None),
           ("monitor.fgsm_accuracy", "Accuracy under FGSM, images that are watched", "accuracy, %", ".1%", (0.0, 1.0)),
           ("monitor.pgd_accuracy", "Accuracy under PGD, images that are watched", "accuracy, %", ".1%", (0.0, 1.0)),
           ("monitor.alignment", "Gradient alignment, images that are watched", "cosine", ".3f", None))
-# The same of what `meter.Meter` says of time and memory.
+# The same for time and memory, which `train.Meter` measures.
 SPEED = (("images_per_second", "Throughput", "images a second", ".4g", None),
          ("share_train", "Time in training steps", "share of time, %", ".1%", (0.0, 1.0)),
          ("share_attack", "Time in crafting", "share of time, %", ".1%", (0.0, 1.0)),
          ("share_data", "Time in waiting for data", "share of time, %", ".1%", (0.0, 1.0)),
          ("peak_gb", "Peak memory so far", "GB", ".3g", None))
-SKIPPED = "skipped"  # how many images of the epoch could not be read so far
+SKIPPED = "skipped"  # the key for the number of images of the epoch that could not be read so far
 
 
 def _records(folder: Folder) -> dict[str, list[dict[str, Any]]]:
-    """The lines of metrics.jsonl by job, with what the panels show of them beside."""
+    """The lines of metrics.jsonl by job, with the keys of PANELS and SPEED that a line holds in another form."""
     by_job: dict[str, list[dict[str, Any]]] = {}
     for record in folder.metrics:
         more = {f"monitor.{k}": v for k, v in (record.get("monitor") or {}).items()}
@@ -135,7 +135,7 @@ def _records(folder: Folder) -> dict[str, list[dict[str, Any]]]:
 
 
 def _training(folder: Folder) -> list[Section]:
-    """Curves of the targets, over seeds; those of sources behind a heading."""
+    """Curves of the targets, over seeds; curves of the sources folded; then time and memory."""
     by_job = _records(folder)
     targets = {name: [by_job[job] for seed in m["per_seed"] if (job := f"{name}-seed{seed}") in by_job]
                for name, m in folder.results["models"].items()}

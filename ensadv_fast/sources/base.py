@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks, keys
-from ..ops.losses import LOSSES, RULES
+from ..ops.losses import LOSSES, RULES, Objective
 
 _Given = TypeVar("_Given", Tensor, Tensor | None)
 
@@ -54,14 +54,13 @@ class BaseSource(ABC):
         """Logits [N, C] of images x; differentiable where autograd records."""
 
     @abstractmethod
-    def losses_unchecked(self, x: Tensor, labels: Tensor, loss: str, targeted: bool,
-                         kappa: float) -> tuple[Tensor, Tensor]:
+    def losses_unchecked(self, x: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         """(loss [N], logits [N, C]) of images x and these labels by one forward pass alone, in a session."""
 
     @abstractmethod
-    def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str,
-                             kappa: float, key: Tensor | None, index: Tensor | None,
-                             rescale: bool) -> InputGrad:
+    def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, objective: Objective, *,
+                             key: Tensor | None = None, index: Tensor | None = None,
+                             rescale: bool = True) -> InputGrad:
         """:meth:`input_grad` for callers that checked the arguments and hold a session."""
 
     def input_grad(self, x: Tensor, labels: Tensor | None = None, *, rule: str = "true", targeted: bool = False,
@@ -72,8 +71,8 @@ class BaseSource(ABC):
         Args:
             x: images [N, ...] in [0, 1], float, on the source's device.
             labels: int64 [N], or None: then the prediction stands in for the true label.
-            rule, targeted, loss, kappa: see :func:`ensadv_fast.losses.choose_labels` and
-                :func:`ensadv_fast.losses.sample_losses`.
+            rule, targeted, loss, kappa: see :func:`ensadv_fast.ops.losses.choose_labels` and
+                :func:`ensadv_fast.ops.losses.sample_losses`.
             key, index: for rule "random" and for crafting "train".
             rescale: multiply each sample's gradient by a power of two that keeps any dtype from underflow.
 
@@ -92,7 +91,8 @@ class BaseSource(ABC):
         if rule == "random":
             key = checks.key(op, keys.next_key(x.device) if key is None else key, x.device)
         with self.session(key):
-            return self.input_grad_unchecked(x, labels, rule, targeted, loss, kappa, key, index, rescale)
+            return self.input_grad_unchecked(x, labels, Objective(rule, targeted, loss, kappa), key=key, index=index,
+                                             rescale=rescale)
 
 
 def for_autograd(t: _Given) -> _Given:

@@ -1,4 +1,4 @@
-"""May this be captured in a CUDA graph?"""
+"""Whether an attack on a source may be captured in a CUDA graph, and whether a captured one still holds."""
 import itertools
 import random
 from collections.abc import Callable, Iterator
@@ -18,11 +18,12 @@ class Uncapturable(Exception):
 
 
 def members(source: BaseSource) -> tuple[Any, ...]:
-    """The sources that a source is made of."""
+    """The sources with models of their own that a source is made of: an ensemble's members, or the source itself."""
     return getattr(source, "sources", (source,))
 
 
-def _owners(source: BaseSource) -> tuple[Any, ...]:
+def _with_members(source: BaseSource) -> tuple[Any, ...]:
+    """The source, and an ensemble's members too."""
     return (source, *getattr(source, "sources", ()))
 
 
@@ -33,37 +34,39 @@ def _modules(source: BaseSource) -> list[nn.Module]:
 
 
 class Snapshot:
-    """What a source's graphs have read: its settings, its modules, and where their tensors lie. It keeps all of it
-    alive, but not the source."""
+    """What a source's graphs depend on: its settings, its modules, and the addresses of their tensors.
+
+    It keeps all of these alive, but not the source.
+    """
 
     def __init__(self, source: BaseSource) -> None:
         dicts: Iterator[dict[str, Any]] = (d for m in _modules(source) for d in (m._parameters, m._buffers, m._modules))
         self.dicts = [d for d in dicts if d]
         self.held = [v for d in self.dicts for v in d.values()]
         self.tensors = [v for v in self.held if isinstance(v, Tensor)]
-        self.ids, self.at = self._ids(), self._at()
-        self.settings = [{k: v for k, v in vars(s).items() if k not in ("_active", "replays")}
-                         for s in _owners(source)]
+        self.ids, self.addresses = self._ids(), self._addresses()
+        self.settings = [{k: v for k, v in vars(s).items() if k not in ("in_session", "replays")}
+                         for s in _with_members(source)]
 
-    # Maps of built-in functions: this is asked at every replay, and some networks have a thousand of these.
+    # These two map built-in functions, because they run at every replay and some networks have a thousand tensors.
     def _ids(self) -> list[int]:
         return list(map(id, itertools.chain.from_iterable(map(dict.values, self.dicts))))
 
-    def _at(self) -> list[int]:
+    def _addresses(self) -> list[int]:
         return list(map(Tensor.data_ptr, self.tensors))
 
     def holds(self, source: BaseSource) -> bool:
-        """Is all of it still so?"""
-        for owner, settings in zip(_owners(source), self.settings):
+        """Are settings, modules and addresses still the same?"""
+        for owner, settings in zip(_with_members(source), self.settings):
             now = vars(owner)
             for k, v in settings.items():
                 if now[k] is not v:
                     return False
-        return self._ids() == self.ids and self._at() == self.at
+        return self._ids() == self.ids and self._addresses() == self.addresses
 
 
-class _Watch(TorchDispatchMode):
-    """Notes what reads values of the device on the host, or copies from one to the other."""
+class _HostWatch(TorchDispatchMode):
+    """Notes in `why` the first op that reads the device's values on the host, or copies between the two."""
 
     READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
     COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
@@ -84,20 +87,15 @@ class _Watch(TorchDispatchMode):
 
 
 def rehearse(source: BaseSource, work: Callable[[], object]) -> None:
-    """Run the work and raise :class:`Uncapturable` where a replay would do something else than the next run.
+    """Run the work once. Raise :class:`Uncapturable` where a replay would do something else than the next run.
 
-    A graph holds kernels. A model that decides by values, draws random numbers, or counts its calls, does so in Python
-    or on the host; hooks are Python too. (What reads the device in other ways breaks the capture itself.)
+    A graph holds kernels only. A model that decides by values, draws random numbers or counts its calls does so in
+    Python or on the host, and hooks are Python too. (Other reads of the device break the capture itself.)
     """
+    _refuse_hooks_and_scripts(source)
     modules = _modules(source)
-    for member in members(source):
-        for name, m in member.module.named_modules():
-            if isinstance(m, torch.jit.ScriptModule):
-                raise Uncapturable(f"{name or 'the model'} is a script module, whose state cannot be watched")
-            if hooked(m):
-                raise Uncapturable(f"{name or 'the model'} has hooks, which a replay would not call")
     before, drawn = [dict(vars(m)) for m in modules], _generators(source.device)
-    with _Watch(source.device) as watch:
+    with _HostWatch(source.device) as watch:
         work()
     if watch.why is not None:
         raise Uncapturable(watch.why)
@@ -106,21 +104,30 @@ def rehearse(source: BaseSource, work: Callable[[], object]) -> None:
     for m, old in zip(modules, before):
         now = vars(m)
         for name in old.keys() | now.keys():
-            if not _same(old.get(name), now.get(name)):
+            if not _is_same(old.get(name), now.get(name)):
                 raise Uncapturable(f"{type(m).__name__}.{name} changes as the model is called")
 
 
-def _same(a: object, b: object) -> bool:
-    """Is it the same object, or a number, text or tuple of the same value?"""
+def _refuse_hooks_and_scripts(source: BaseSource) -> None:
+    for member in members(source):
+        for name, m in member.module.named_modules():
+            if isinstance(m, torch.jit.ScriptModule):
+                raise Uncapturable(f"{name or 'the model'} is a script module, whose state cannot be watched")
+            if hooked(m):
+                raise Uncapturable(f"{name or 'the model'} has hooks, which a replay would not call")
+
+
+def _is_same(a: object, b: object) -> bool:
+    """Are they one object, or numbers, texts or sequences of the same value and type?"""
     if a is b or type(a) is not type(b):
         return a is b
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(_is_same, a, b))
     return isinstance(a, (bool, int, float, str)) and a == b
 
 
 def _generators(device: torch.device) -> list[Any]:
-    """The states of the generators that models draw from, comparable."""
+    """The states of the generators that models draw from, in types that == compares."""
     state = np.random.get_state(legacy=True)
     assert isinstance(state, tuple)
     _, words, *rest = state

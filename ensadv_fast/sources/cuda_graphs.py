@@ -13,8 +13,9 @@ them may run beside another; other threads may go on meanwhile ("thread_local").
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class CudaLane:
         self.done = torch.cuda.Event()  # of the last replay; one that was never recorded counts as reached
 
     @staticmethod
-    def taken() -> bool:
+    def is_capturing() -> bool:
         """Is somebody else capturing what this thread issues? Then the work goes into their graph as it is."""
         return torch.cuda.is_current_stream_capturing()
 
@@ -54,7 +55,7 @@ class CudaLane:
 
     def wait(self) -> None:
         """Until the last replay is done, as its memory will go; within a capture nothing can be waited for."""
-        if not self.taken():
+        if not self.is_capturing():
             self.done.synchronize()
 
     def capture(self, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
@@ -114,6 +115,22 @@ def permission(op: str, cuda_graph: bool | str, device: torch.device, crafting: 
     return False
 
 
+class Call(Protocol):
+    """A checked call of an attack (:class:`ensadv_fast.attacks.request.Request`)."""
+
+    @property
+    def x(self) -> Tensor: ...
+
+    @property
+    def out(self) -> Tensor | None: ...
+
+    def tensors(self) -> tuple[Tensor | None, ...]: ...
+
+    def on(self, tensors: Sequence[Tensor | None], out: Tensor | None) -> "Call": ...
+
+    def signature(self) -> tuple[Hashable, ...]: ...
+
+
 class _Captured(NamedTuple):
     """inputs: buffers that a replay reads. results: what it writes, in the graph's memory."""
 
@@ -169,15 +186,16 @@ class Replays:
             self.seen.popitem(last=False)
         return False
 
-    def capture(self, source: BaseSource, signature: Hashable, work: Callable[..., tuple[Tensor, ...]],
-                given: tuple[Tensor | None, ...], out: Tensor | None) -> _Captured | None:
-        """A graph of work(*given, out), run once before; None, and a warning, where there cannot be one."""
+    def capture(self, source: BaseSource, signature: Hashable, work: Callable[[Call], tuple[Tensor, ...]],
+                call: Call) -> _Captured | None:
+        """A graph of work(call) on tensors of its own, run once before; None, and a warning, where there cannot be
+        one."""
         with torch.inference_mode(False), torch.no_grad():
             static = [None if t is None else torch.empty_like(t, device=self.device).copy_(t, non_blocking=True)
-                      for t in given]
-            own = None if out is None or static[0] is None else torch.empty_like(static[0], dtype=out.dtype)
+                      for t in call.tensors()]
+            own = call.on(static, None if call.out is None else torch.empty_like(call.x, dtype=call.out.dtype))
             try:
-                rehearse(source, lambda: work(*static, own))
+                rehearse(source, lambda: work(own))
                 if len(self.graphs) == KEPT and self._lane is not None:
                     self._lane.wait()
                     self.graphs.popitem(last=False)
@@ -185,7 +203,7 @@ class Replays:
                     self._lane = LANES[self.device.type](self.device)
                 self._lane.begin()  # no replay is under way while memory of the pool is laid out anew
                 self._snapshot = self._snapshot or Snapshot(source)
-                replay, results = self._lane.capture(lambda: work(*static, own))
+                replay, results = self._lane.capture(lambda: work(own))
             except Exception as e:  # noqa: BLE001 - models fail in any way; without a graph they may well work
                 self.drop()
                 self._refuse(e)
@@ -204,13 +222,13 @@ class Replays:
         warnings.warn(f"Source: the attack cannot be captured in a CUDA graph and runs without: {why}; {ENDINGS}",
                       stacklevel=5)
 
-    def replay(self, captured: _Captured, given: tuple[Tensor | None, ...], out: Tensor | None,
-               wanted: int) -> list[Tensor]:
-        """Copies of the first `wanted` results, the first of them in `out` where given; no synchronisation."""
+    def replay(self, captured: _Captured, call: Call, wanted: int) -> list[Tensor]:
+        """Copies of the first `wanted` results, the first of them in call.out where given; no synchronisation."""
         assert self._lane is not None  # there is a graph
+        out = call.out
         with torch.inference_mode(False), torch.no_grad():
             self._lane.begin()
-            for own, t in zip(captured.inputs, (t for t in given if t is not None)):
+            for own, t in zip(captured.inputs, (t for t in call.tensors() if t is not None)):
                 own.copy_(t, non_blocking=True)
             captured.replay()
             results = [t.clone() for t in captured.results[out is not None:wanted]]
@@ -221,36 +239,27 @@ class Replays:
         return results
 
 
-def run(source: BaseSource, attack: Hashable, work: Callable[..., Any], x: Tensor, y: Tensor | None,
-        sizes: Any, key: Tensor | None, index: Tensor | None, out: Tensor | None, info: bool) -> Any:
-    """work(x, y, sizes, key, index, out): its whole result with `info`, else the first of it; replayed where possible.
+def run(source: BaseSource, attack: Hashable, work: Callable[[BaseSource, Any], Any], call: Call, info: bool) -> Any:
+    """work(source, call): its whole result with `info`, else the first of it; replayed where possible.
 
-    work: all of an attack on checked arguments, its session included; a function of these arguments, of the attack and
-        of the source alone. It returns a NamedTuple of tensors and writes the first to `out` where given.
-    sizes: a NamedTuple of numbers and tensors [N].
+    work: all of an attack on a checked call, its session included; a function of the call, of the attack and of the
+        source alone. It returns a NamedTuple of tensors, of which the first is call.out where given.
     """
     replays = source.replays
-    if not isinstance(replays, Replays) or not _can_replay(replays, source, x):
-        result = work(x, y, sizes, key, index, out)
+    if not isinstance(replays, Replays) or not _can_replay(replays, source, call.x):
+        result = work(source, call)
         return result if info else result[0]
-    at = [i for i, v in enumerate(sizes) if isinstance(v, Tensor)]
-    given = (x, y, key, index, *(sizes[i] for i in at))
-    other = None if out is None or out.dtype == memory.result_dtype(x) else out  # the graph itself rounds to its dtype
-    signature = (attack, x.shape, x.stride(), x.dtype, *(t is None for t in given[1:4]), other is None,
-                 *(None if i in at else v for i, v in enumerate(sizes)), *_numerics())
-
-    def whole(x: Tensor, y: Tensor | None, key: Tensor | None, index: Tensor | None, *more: Any) -> Any:
-        *per_sample, out = more
-        put = dict(zip(at, per_sample))
-        return work(x, y, type(sizes)._make(put.get(i, v) for i, v in enumerate(sizes)), key, index, out)
-
+    # Where out has the dtype that results have anyway, the graph need not write there: its result is copied.
+    rounds = call.out is not None and call.out.dtype != memory.result_dtype(call.x)
+    signature = (attack, *call.signature(), rounds, *_numerics())
     captured = replays.find(source, signature)
     if captured is None and replays.due(signature):
-        captured = replays.capture(source, signature, whole, given, other)
+        captured = replays.capture(source, signature, partial(work, source),
+                                   call if rounds else call.on(call.tensors(), None))
     if captured is None:
-        result = work(x, y, sizes, key, index, out)
+        result = work(source, call)
         return result if info else result[0]
-    results = replays.replay(captured, given, out, len(captured.results) if info else 1)
+    results = replays.replay(captured, call, len(captured.results) if info else 1)
     return type(captured.results)(*results) if info else results[0]
 
 
@@ -260,7 +269,7 @@ def _can_replay(replays: Replays, source: BaseSource, x: Tensor) -> bool:
     device = replays.device
     # Values that are to be looked at, a caller's autocast (whose cache of cast weights outlives the attack), somebody
     # else's capture or trace: there the work runs as it is.
-    return not (checks.readable(x) or torch.compiler.is_compiling() or LANES[device.type].taken()
+    return not (checks.is_readable(x) or torch.compiler.is_compiling() or LANES[device.type].is_capturing()
                 or torch.is_autocast_enabled(device.type) and any(m.dtype is None for m in members(source)))
 
 

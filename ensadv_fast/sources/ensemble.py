@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from ..ops import checks
 from ..ops.logit_grad import FUSES, LogitGrad, member_weights
 from ..ops.logit_grad import unchecked as start_backward
+from ..ops.losses import Objective
+from ..ops.memory import broadcast
 from ..system.streams import SideStreams
 from .base import BaseSource, InputGrad, for_autograd
 from .cuda_graphs import Replays
@@ -33,8 +35,8 @@ class Ensemble(BaseSource):
             gradient differs from the other mode's by roundings.
 
     Members that are MLPs of one architecture and dtype, folded sources in eval mode, run as one stack, a launch a
-    layer for all of them (:mod:`ensadv_fast.stacked`): the same but for roundings. Their weights are then views of
-    the stack, kept once, and alive while any of these sources is. Not with `sequential`.
+    layer for all of them (:mod:`ensadv_fast.sources.stacking`): the same but for roundings. Their weights are then
+    views of the stack, kept once, and alive while any of these sources is. Not with `sequential`.
 
     On CUDA the members' passes run beside each other, on streams of their own, unless `sequential`; attacks are
     captured in CUDA graphs where every member's `cuda_graph` lets them be.
@@ -62,8 +64,7 @@ class Ensemble(BaseSource):
         if len(devices) > 1:
             raise ValueError(f"{op}: sources must be on one device, got {', '.join(sorted(map(str, devices)))}")
         checks.choice(op, "fuse", fuse, FUSES)
-        if not isinstance(sequential, bool):
-            raise TypeError(f"{op}: sequential must be a bool, got {type(sequential).__name__}")
+        checks.flag(op, "sequential", sequential)
         self.fuse, self.sequential, self.device = fuse, sequential, self.sources[0].device
         self.crafting = "train" if any(s.crafting == "train" for s in self.sources) else "eval"
         with torch.inference_mode(False):
@@ -125,20 +126,19 @@ class Ensemble(BaseSource):
         with self.session():
             return self._mixed(self._logits(x))
 
-    def losses_unchecked(self, x: Tensor, labels: Tensor, loss: str, targeted: bool,
-                         kappa: float) -> tuple[Tensor, Tensor]:
+    def losses_unchecked(self, x: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         if self._alone is not None:
-            return self._alone.losses_unchecked(x, labels, loss, targeted, kappa)
+            return self._alone.losses_unchecked(x, labels, objective)
         stacked = self._logits(x)
-        start = start_backward(stacked, labels, "true", targeted, loss, kappa, self.fuse,
-                               self._weights[stacked.dtype], None, None, False)
+        start = start_backward(stacked, labels, objective.of_labels, fuse=self.fuse,
+                               weights=self._weights[stacked.dtype], rescale=False)
         return start.loss, self._mixed(stacked)
 
-    def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str,
-                             kappa: float, key: Tensor | None, index: Tensor | None,
-                             rescale: bool) -> InputGrad:
+    def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, objective: Objective, *,
+                             key: Tensor | None = None, index: Tensor | None = None,
+                             rescale: bool = True) -> InputGrad:
         if self._alone is not None:
-            return self._alone.input_grad_unchecked(x, labels, rule, targeted, loss, kappa, key, index, rescale)
+            return self._alone.input_grad_unchecked(x, labels, objective, key=key, index=index, rescale=rescale)
         x, labels = for_autograd(x.detach()), for_autograd(labels)
         wide = x if x.dtype == torch.float64 else x.float()  # what members' gradients are summed in
 
@@ -148,15 +148,15 @@ class Ensemble(BaseSource):
             stacked = self._stacked([z.detach() for z in passed])
             if labels is not None:
                 checks.labels("attack", "y", labels, len(x), x.device, stacked.shape[2])
-            return self._mixed(stacked), start_backward(stacked, labels, rule, targeted, loss, kappa, self.fuse,
-                                                        self._weights[stacked.dtype], index, key, rescale)
+            return self._mixed(stacked), start_backward(stacked, labels, objective, fuse=self.fuse,
+                                                        weights=self._weights[stacked.dtype], index=index, key=key,
+                                                        rescale=rescale)
 
-        if self.sequential and self.fuse == "loss" and labels is not None and rule == "true":
-            alone = [source.input_grad_unchecked(wide, labels, rule, targeted, loss, kappa, None, None, rescale)
-                     for source in self.sources]
+        if self.sequential and self.fuse == "loss" and labels is not None and objective.rule == "true":
+            alone = [source.input_grad_unchecked(wide, labels, objective, rescale=rescale) for source in self.sources]
             mixed, start = begin([p.logits for p in alone])
             w = self._member_weights(start.scale.dtype)
-            grads = [p.grad * (w[k] * start.scale / p.scale).view(-1, *[1] * (x.dim() - 1)).to(wide.dtype)
+            grads = [p.grad * broadcast(w[k] * start.scale / p.scale, x).to(wide.dtype)
                      for k, p in enumerate(alone)]
         else:
             leaves = [wide.detach().requires_grad_() for _ in running]

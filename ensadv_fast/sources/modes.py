@@ -1,4 +1,4 @@
-"""Running statistics that an attack does not move."""
+"""Contexts that craft in another mode or with other random numbers, and leave model and generators as they were."""
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +11,7 @@ from ..ops import keys
 
 @contextmanager
 def still(model: nn.Module | None) -> Iterator[None]:
-    """Batch normalisations in training mode still compute by the batch's statistics, but their running ones stay."""
+    """Running statistics do not move: batch normalisations in training mode only compute by the batch's statistics."""
     moving = [] if model is None else [m for m in model.modules() if isinstance(m, _NormBase) and m.training
                                        and m.track_running_stats]
     for m in moving:
@@ -25,7 +25,10 @@ def still(model: nn.Module | None) -> Iterator[None]:
 
 @contextmanager
 def mode_flags(model: nn.Module, crafting: str) -> Iterator[None]:
-    """Put every submodule in the mode that crafting wants, and back exactly as it was."""
+    """Every submodule is in the mode for `crafting`, "eval" or "train"; afterwards each is in its own again.
+
+    A model in training mode keeps the modes of its submodules for crafting "train".
+    """
     modules = list(model.modules())
     training = [m.training for m in modules]
     try:
@@ -41,8 +44,8 @@ def mode_flags(model: nn.Module, crafting: str) -> Iterator[None]:
 
 @contextmanager
 def forked_generators(device: torch.device, key: Tensor | None) -> Iterator[None]:
-    """torch's generators as if seeded from `key`; the caller's go on afterwards as if nothing had been drawn."""
-    # Generators are seeded from the host: a key that lives on a GPU is waited for, one on the CPU is not.
+    """torch's generators are seeded from `key`; afterwards they go on as if nothing had been drawn."""
+    # Generators are seeded from the host, which must wait for a key on a GPU, but not for one on the CPU.
     seed, offset = (keys.next_key("cpu") if key is None else key).tolist()
     seed = (seed ^ offset << 1) & (1 << 63) - 1
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

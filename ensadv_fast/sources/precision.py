@@ -8,10 +8,10 @@ ENOUGH_DENSE = 1500
 
 
 def fast_dtype(device: torch.device, model: nn.Module | None = None) -> torch.dtype:
-    """bfloat16 where the hardware is faster at this model in it, else float32.
+    """bfloat16 where this hardware runs the model faster in it, else float32.
 
-    On the CPU, depthwise convolutions are slower in bfloat16, dense layers faster: a model with depthwise channels is
-    run in bfloat16 where it has enough dense work for each of them.
+    On the CPU, depthwise convolutions are slower in bfloat16, and dense layers faster: a model with depthwise channels
+    is run in bfloat16 where it has enough dense work for each of them.
     """
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -22,7 +22,7 @@ def fast_dtype(device: torch.device, model: nn.Module | None = None) -> torch.dt
 
 
 def _dense_work(model: nn.Module) -> float:
-    """Weights of dense layers per channel of depthwise convolutions: what both do at each pixel, about."""
+    """Weights of dense layers per channel of depthwise convolutions: about the ratio of their work at each pixel."""
     convs = [m for m in model.modules() if isinstance(m, _ConvNd)]
     depthwise = [m for m in convs if m.groups == m.in_channels > 1]
     dense = [m for m in model.modules() if isinstance(m, nn.Linear)] + [m for m in convs if m.groups == 1]

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from .. import ops
 from ..ops import checks, keys, memory
 from ..ops.logit_grad import unchecked as start_backward
-from ..ops.losses import choose_labels, power_of_two_scale, sample_losses
+from ..ops.losses import Objective, choose_labels
 from .base import BaseSource, InputGrad, for_autograd
-from .calibration import Agreement, agreement
+from .calibration import Agreement, measure_agreement
 from .cuda_graphs import Replays, permission
 from .frozen import folding, relus
 from .frozen.frozen_pass import FrozenPass
@@ -47,21 +47,21 @@ class Source(BaseSource):
             each use, also after an exception. A dtype of 16 bits then means autocast to it while crafting, whatever
             the training's precision is; another dtype, and channels_last, must leave the model as it is.
         fold: multiply batch normalisations that follow a convolution or linear layer into its weights, in the
-            frozen copy, where crafting is "eval" (:func:`ensadv_fast.graph.fold_batch_norms` says which; the others
-            stay). Where a part of the model cannot be traced by torch.fx, it stays as it is, and a warning says so,
-            once per source. What its forward pass then keeps for the backward pass is weights and bits, not
-            activations (:class:`ensadv_fast.frozen.FrozenPass`, without compile): gradients by the images, once.
-            On the CPU convolutions' weights are then held in oneDNN's order as well, twice
-            (:mod:`ensadv_fast.packed`).
+            frozen copy, where crafting is "eval" (:func:`ensadv_fast.sources.frozen.folding.fold_batch_norms` says
+            which; the others stay). Where a part of the model cannot be traced by torch.fx, it stays as it is, and a
+            warning says so, once per source. What its forward pass then keeps for the backward pass is weights and
+            bits, not activations (:class:`ensadv_fast.sources.frozen.frozen_pass.FrozenPass`, without compile):
+            gradients by the images, once. On the CPU convolutions' weights are then held in oneDNN's order as well,
+            twice (:mod:`ensadv_fast.sources.frozen.packing`).
         compile: pass the frozen copy through torch.compile.
         cuda_graph: whether attacks on this source are captured in CUDA graphs, whole, and replayed on new data and keys
-            (:mod:`ensadv_fast.replay`). "auto": for a frozen source on CUDA, crafting "eval", not compiled, an attack
-            that comes a second time with the same shapes and numbers is captured then; where that cannot be (a model
-            that waits for values, draws random numbers, has hooks or counts its calls), one warning, and no more
-            graphs. True: at the first call, and what cannot be captured is an error; a live source too. Its weights
-            must then move in place, as optimizers move them; parameters, buffers or submodules that are exchanged are
-            noticed, but not plain attributes that a forward pass reads. False: never. A graph keeps the memory of
-            what it works on; the graphs of a source share it, and nothing of it is what a caller gets.
+            (:mod:`ensadv_fast.sources.cuda_graphs`). "auto": for a frozen source on CUDA, crafting "eval", not
+            compiled, an attack that comes a second time with the same shapes and numbers is captured then; where that
+            cannot be (a model that waits for values, draws random numbers, has hooks or counts its calls), one warning,
+            and no more graphs. True: at the first call, and what cannot be captured is an error; a live source too. Its
+            weights must then move in place, as optimizers move them; parameters, buffers or submodules that are
+            exchanged are noticed, but not plain attributes that a forward pass reads. False: never. A graph keeps the
+            memory of what it works on; the graphs of a source share it, and nothing of it is what a caller gets.
 
     A source that is not live and not exact keeps the model as it came, a second frozen copy in host memory, for
     :meth:`calibrate`: as many bytes as its parameters and buffers have.
@@ -87,21 +87,18 @@ class Source(BaseSource):
         if dtype not in ("auto", None, *DTYPES):
             raise ValueError(f"{op}: dtype must be 'auto', None, {checks.names(DTYPES)}, got {dtype!r}")
         for name, value in (("fold", fold), ("compile", compile), ("live", live)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}")
+            checks.flag(op, name, value)
         for name, choice in (("channels_last", channels_last), ("cuda_graph", cuda_graph)):
             if choice not in ("auto", True, False):
                 raise ValueError(f"{op}: {name} must be 'auto', True or False, got {choice!r}")
         if live and (dtype not in ("auto", None, *checks.NARROW) or channels_last is True or compile):
             raise ValueError(f"{op}: a live model is used as it is; channels_last, compile and a dtype of more than 16 "
                              "bits do not apply")
-        while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        self._refuse_inference(model)
+        model = self._unwrap(model)
         self.live, self.crafting, self.fold, self.compile = live, crafting, fold, compile
-        self._keeps_bits = fold and crafting == "eval" and not (live or compile)
-        self._joins, self._packs = relus.NONE, Packs()
-        self._active, self._format_is_free = False, False
+        self.keeps_bits = fold and crafting == "eval" and not (live or compile)
+        self._relu_plan, self._packs = relus.NOTHING_FUSED, Packs()
+        self.in_session, self._format_is_free = False, False
         self._original: nn.Module | None = None
         self._autocast = dtype if live and dtype in checks.NARROW else None
         self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())),
@@ -120,13 +117,17 @@ class Source(BaseSource):
                 self._original = _detached(model).to("cpu")
 
     @staticmethod
-    def _refuse_inference(model: nn.Module) -> None:
+    def _unwrap(model: nn.Module) -> nn.Module:
+        """The model without wrappers of data parallelism. ValueError where no gradient can flow through it."""
+        while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
         for name, t in itertools.chain(model.named_parameters(), model.named_buffers()):
             if t.is_inference():
                 raise ValueError(
                     f"Source: model was created in torch.inference_mode ({name} is an inference tensor), so no "
                     "gradient can flow through it: create or load it outside that mode"
                 )
+        return model
 
     def _statistics(self, values: Sequence[float] | Tensor | None, name: str) -> Tensor | None:
         if values is None:
@@ -148,8 +149,8 @@ class Source(BaseSource):
                 parts = "; ".join(f"{name or 'the model itself'} ({why})" for name, why in left.items())
                 warnings.warn(f"Source: fold leaves batch normalisations as they are in {parts}. Gradients are right, "
                               "but slower than they could be; fold=False silences this.", stacklevel=3)
-        if self._keeps_bits:
-            self._joins, self._packs = relus.join(frozen), Packs()
+        if self.keeps_bits:
+            self._relu_plan, self._packs = relus.plan_relus(frozen), Packs()
         if self.dtype is not None:
             narrow = self.dtype in checks.NARROW  # 16-bit statistics would move every activation
             norms = [m for m in frozen.modules() if isinstance(m, _NormBase)] if narrow else []
@@ -193,7 +194,7 @@ class Source(BaseSource):
         if original is not None:
             exact = Source(copy.deepcopy(original).to(self.device), mean=self.mean, std=self.std,
                            dtype=torch.float32, fold=False, channels_last=False, crafting=self.crafting)
-        found = agreement(self, exact, x, y, eps, keys.next_key("cpu"))
+        found = measure_agreement(self, exact, x, y, eps, keys.next_key("cpu"))
         if found.loss_increase < ENOUGH and self.dtype != torch.float32 and original is not None:
             self.dtype = torch.float32
             with torch.inference_mode(False), warnings.catch_warnings():
@@ -203,10 +204,10 @@ class Source(BaseSource):
 
     @contextmanager
     def session(self, key: Tensor | None = None) -> Iterator["Source"]:
-        if self._active:
+        if self.in_session:
             yield self
             return
-        self._active = True
+        self.in_session = True
         try:
             with ExitStack() as stack:
                 recording = torch.is_grad_enabled()
@@ -218,14 +219,15 @@ class Source(BaseSource):
                     stack.enter_context(forked_generators(self.device, key))
                 yield self
         finally:
-            self._active = False
+            self.in_session = False
 
     @property
     def fused(self) -> bool:
         """Are the entrance and the loss our kernels'? Elsewhere they are plain PyTorch's, to the last bit."""
         return self.dtype in checks.NARROW or self.dtype == torch.float32 and (self.fold or self.channels_last)
 
-    def _entrance(self, x: Tensor) -> Tensor:
+    def entrance(self, x: Tensor) -> Tensor:
+        """Images x as the model takes them: normalised, in its dtype and memory format."""
         as_it_is = self.mean is None and self.std is None and x.dtype == self.dtype
         if self.fused and x.dim() == 4 and not as_it_is:
             channels_last = self.channels_last or memory.memory_format(x) == torch.channels_last
@@ -240,8 +242,8 @@ class Source(BaseSource):
             x = x.to(self.dtype)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
-    def _precision(self) -> AbstractContextManager:
-        """The caller's autocast is for the caller's model, unless the source has one of its own."""
+    def precision_context(self) -> AbstractContextManager:
+        """Autocast as this source wants it: its own, none where it has a dtype, else the caller's."""
         if self._autocast is not None:
             return torch.autocast(self.device.type, self._autocast)
         if self.dtype is not None and torch.is_autocast_enabled(self.device.type):
@@ -249,8 +251,8 @@ class Source(BaseSource):
         return nullcontext()
 
     def _forward(self, x: Tensor) -> Tensor:
-        x = self._entrance(x)
-        with FrozenPass(self._joins, self._packs) if self._keeps_bits else nullcontext():
+        x = self.entrance(x)
+        with FrozenPass(self._relu_plan, self._packs) if self.keeps_bits else nullcontext():
             return self.module(x)
 
     def logits_unchecked(self, x: Tensor) -> Tensor:
@@ -259,7 +261,7 @@ class Source(BaseSource):
 
     def _outputs(self, x: Tensor) -> Sequence[Tensor]:
         """The logits of images x, and what else the model gives beside them."""
-        with self._precision():
+        with self.precision_context():
             try:
                 out = self._forward(x)
             except RuntimeError as e:
@@ -280,28 +282,26 @@ class Source(BaseSource):
         with self.session():
             return self.logits_unchecked(x)
 
-    def losses_unchecked(self, x: Tensor, labels: Tensor, loss: str, targeted: bool,
-                         kappa: float) -> tuple[Tensor, Tensor]:
+    def losses_unchecked(self, x: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         logits = self.logits_unchecked(x)
-        return sample_losses(logits, labels, loss, targeted=targeted, kappa=kappa), logits
+        return objective.losses(logits, labels), logits
 
-    def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str,
-                             kappa: float, key: Tensor | None, index: Tensor | None,
-                             rescale: bool) -> InputGrad:
+    def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, objective: Objective, *,
+                             key: Tensor | None = None, index: Tensor | None = None,
+                             rescale: bool = True) -> InputGrad:
         x, labels = for_autograd(x), for_autograd(labels)
-        with torch.enable_grad(), self._precision():
+        with torch.enable_grad(), self.precision_context():
             leaf = x.detach().requires_grad_()
             logits = self.logits_unchecked(leaf)
             if labels is not None:
                 checks.labels("attack", "y", labels, len(x), x.device, logits.shape[1])
             if self.fused:
-                start = start_backward(logits, labels, rule, targeted, loss, kappa, None, None, index,
-                                       key, rescale)
+                start = start_backward(logits, labels, objective, index=index, key=key, rescale=rescale)
                 (grad,) = torch.autograd.grad(logits, leaf, start.grad)
                 return InputGrad(grad, start.labels, start.loss, logits.detach(), start.scale)
-            chosen = choose_labels(logits.detach(), labels, rule, key, index)
-            losses = sample_losses(logits, chosen, loss, targeted=targeted, kappa=kappa)
-            scale = power_of_two_scale(logits, chosen, loss) if rescale else torch.ones_like(losses)
+            chosen = choose_labels(logits.detach(), labels, objective.rule, key, index)
+            losses = objective.losses(logits, chosen)
+            scale = objective.scale(logits, chosen) if rescale else torch.ones_like(losses)
             (grad,) = torch.autograd.grad(losses, leaf, scale)
         return InputGrad(grad, chosen, losses.detach(), logits.detach(), scale)
 

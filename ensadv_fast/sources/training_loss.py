@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import checks
-from ..ops.losses import choose_labels, power_of_two_scale
+from ..ops.losses import Objective, choose_labels
 from .base import InputGrad, for_autograd
 from .source import Source
 
@@ -29,8 +29,8 @@ class TrainingLossSource(Source):
     def __init__(self, model: nn.Module, *, smoothing: float = 0.1, aux: float = 0.4, **options: Any) -> None:
         for name, value, most in (("smoothing", smoothing, 1.0), ("aux", aux, math.inf)):
             if not 0.0 <= checks.finite("TrainingLossSource", name, value) <= most:
-                raise ValueError(f"TrainingLossSource: {name}: got {value}, want at least 0"
-                                 + (" and at most 1" if name == "smoothing" else ""))
+                raise ValueError(f"TrainingLossSource: {name} must be >= 0"
+                                 f"{' and <= 1' if name == 'smoothing' else ''}, got {value}")
         super().__init__(model, **options)
         self.smoothing, self.aux = smoothing, aux
 
@@ -44,32 +44,31 @@ class TrainingLossSource(Source):
             loss = loss + self.aux * self._cross_entropy(auxiliary, labels)
         return loss
 
-    def losses_unchecked(self, x: Tensor, labels: Tensor, loss: str, targeted: bool,
-                         kappa: float) -> tuple[Tensor, Tensor]:
-        if loss != "ce":
-            return super().losses_unchecked(x, labels, loss, targeted, kappa)
+    def losses_unchecked(self, x: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+        if objective.loss != "ce":
+            return super().losses_unchecked(x, labels, objective)
         outputs = list(self._outputs(x))
         return self._loss(outputs, labels), outputs[0]
 
-    def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, rule: str, targeted: bool, loss: str,
-                             kappa: float, key: Tensor | None, index: Tensor | None,
-                             rescale: bool) -> InputGrad:
-        if loss != "ce":
-            return super().input_grad_unchecked(x, labels, rule, targeted, loss, kappa, key, index, rescale)
+    def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, objective: Objective, *,
+                             key: Tensor | None = None, index: Tensor | None = None,
+                             rescale: bool = True) -> InputGrad:
+        if objective.loss != "ce":
+            return super().input_grad_unchecked(x, labels, objective, key=key, index=index, rescale=rescale)
         x, labels = for_autograd(x), for_autograd(labels)
-        with torch.enable_grad(), self._precision():
+        with torch.enable_grad(), self.precision_context():
             leaf = x.detach().requires_grad_()
             outputs = list(self._outputs(leaf))
             logits = outputs[0]
             if labels is not None:
                 checks.labels("attack", "y", labels, len(x), x.device, logits.shape[1])
-            chosen = choose_labels(logits.detach(), labels, rule, key, index)
+            chosen = choose_labels(logits.detach(), labels, objective.rule, key, index)
             losses = self._loss(outputs, chosen)
             if not rescale:
                 scale = torch.ones_like(losses)
             elif self.smoothing:  # off the label the gradient is about smoothing / classes, however sure the network is
                 scale = torch.full_like(losses, 2.0 ** math.floor(math.log2(logits.shape[1] / self.smoothing)))
             else:
-                scale = power_of_two_scale(logits, chosen, loss)
+                scale = objective.scale(logits, chosen)
             (grad,) = torch.autograd.grad(losses, leaf, scale)
         return InputGrad(grad, chosen, losses.detach(), logits.detach(), scale)

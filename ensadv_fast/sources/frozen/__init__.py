@@ -1,1 +1,1 @@
-"""The fast copy of a frozen network: traced, folded, and run without what only training needs."""
+"""The fast copy of a frozen network: it is traced and folded, and runs without what only training needs."""

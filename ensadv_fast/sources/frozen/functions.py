@@ -1,8 +1,8 @@
-"""Layers of a frozen network whose backward pass keeps weights, shapes and bits: no activation.
+"""Layers of a frozen network that keep weights, shapes and bits for the backward pass, and no activation.
 
-Plain PyTorch keeps a convolution's input for a weight gradient, a ReLU's output for its sign, a pooling's input for
-its shape. Who wants the input gradient alone needs none of the three. Values are PyTorch's own, and so are gradients,
-but for what NaN activations let through: here they stop the gradient (law 4).
+Plain PyTorch keeps a convolution's input for a weight gradient, a ReLU's output for its sign, and a pooling's input for
+its shape. An input gradient alone needs none of the three. Values are PyTorch's own, and so are gradients, except where
+activations are NaN: a ReLU here stops the gradient there, and PyTorch's may pass it.
 """
 import torch
 from torch import Tensor
@@ -22,20 +22,20 @@ class Form:
         self.shape, self.strides, self.dtype, self.device = x.shape, x.stride(), x.dtype, x.device
 
     def empty(self) -> Tensor:
-        """Memory that nobody reads or writes: backends take shape and format from it, and make no copy to get there."""
+        """A tensor of this form, of which PyTorch's backward functions read only shape and strides, no values."""
         return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
 
 
-def first_only() -> None:
-    """What a second differentiation needs was not kept: refuse create_graph=True instead of giving half an answer."""
+def refuse_create_graph() -> None:
+    """RuntimeError where a backward pass is to be differentiated again: what that needs was not kept."""
     if torch.is_grad_enabled():
         raise RuntimeError("Source: a folded source keeps too little to differentiate its gradient again "
                            "(create_graph=True); make it with fold=False for that")
 
 
 class Convolution(Function):
-    """Keeps the weight. Arguments are those of aten::convolution, and the weight packed, or None; weight and bias get
-    no gradient."""
+    """Keeps the weight. The arguments are those of aten::convolution, with the packed weight, or None, after the bias.
+    Weight and bias get no gradient."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, packed, *how):
@@ -45,7 +45,7 @@ class Convolution(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        first_only()
+        refuse_create_graph()
         weight, = ctx.saved_tensors
         if ctx.packed is not None and grad.is_contiguous(memory_format=torch.channels_last):
             return ctx.packed.backward(grad), *[None] * (3 + len(ctx.how))
@@ -54,9 +54,9 @@ class Convolution(Function):
 
 
 class Relu(Function):
-    """relu(x + residual), of 2 to 5 dimensions: keeps one bit an element. `inplace`: in x's memory.
+    """relu(x + residual), of 2 to 5 dimensions: keeps one bit per element. inplace: the result is in x's memory.
 
-    how: what bias_act is told of another act than ReLU, whose gradient passes whole, or scaled by a slope, too.
+    how: keyword arguments of :func:`ensadv_fast.ops.bias_act` for another activation than ReLU.
     """
 
     @staticmethod
@@ -71,14 +71,14 @@ class Relu(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        first_only()
+        refuse_create_graph()
         mask, = ctx.saved_tensors
         dx = ops.act_grad(grad, mask, slope=ctx.slope, channels_last=ctx.channels_last)
         return dx, dx if ctx.needs_input_grad[1] else None, None, None
 
 
 class MaxPool2d(Function):
-    """Keeps where each window's maximum lies, counted from the window's corner: in a byte, if its rows are short.
+    """Keeps where each window's maximum lies, counted from the window's first element; in one byte where that suffices.
 
     Arguments are those of aten::max_pool2d_with_indices, all in pairs.
     """
@@ -95,7 +95,7 @@ class MaxPool2d(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        first_only()
+        refuse_create_graph()
         offsets, = ctx.saved_tensors
         indices = offsets + _corners(offsets, ctx.form, ctx.how)
         return aten.max_pool2d_with_indices_backward(grad, ctx.form.empty(), *ctx.how, indices), *[None] * 5
@@ -119,12 +119,12 @@ class AvgPool2d(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        first_only()
+        refuse_create_graph()
         return aten.avg_pool2d_backward(grad, ctx.form.empty(), *ctx.how), *[None] * len(ctx.how)
 
 
 class BatchNorm(Function):
-    """A normalisation by constant statistics: keeps its factor per channel. `norm` computes the output from x."""
+    """A normalisation by constant statistics: keeps its factor per channel. norm: computes the output from x."""
 
     @staticmethod
     def forward(ctx, x, norm, running_var, weight, eps):
@@ -134,7 +134,7 @@ class BatchNorm(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        first_only()
+        refuse_create_graph()
         factor, = ctx.saved_tensors
         factor = factor.view(-1, *[1] * (grad.dim() - 2))
         return torch.mul(grad, factor, out=torch.empty_like(grad)), *[None] * 4  # rounded once, if grad is narrower

@@ -1,8 +1,9 @@
-"""Convolutions by constant weights on the CPU: oneDNN, with the weights in the order that it computes in.
+"""Convolutions with constant weights on the CPU, whose weights are kept in the order in which oneDNN computes.
 
-PyTorch brings a convolution's weights to oneDNN's order at every call, and for the backward pass once more. Those of a
-frozen network can stay in it: two more copies of them, in its dtype. The ops that take them are PyTorch's own, private
-ones. What they refuse, and what PyTorch would not give to oneDNN, is computed as ever; values are the same to the bit.
+PyTorch brings a convolution's weights to oneDNN's order at every call, and once more for the backward pass. The weights
+of a frozen network can stay in these orders, which takes two more copies of them in the network's dtype. The ops that
+take such weights are PyTorch's own, private ones. Convolutions that these ops refuse, or that PyTorch would not give to
+oneDNN, are computed as before. Values are the same to the bit.
 """
 import functools
 from typing import Any
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_C: Any = torch._C  # private functions, which its stubs have in part or not at all
+_C: Any = torch._C  # its private functions are not, or not fully, in torch's stubs
 
 
 class Packed:
-    """A convolution's weight [O, I, kH, kW] for inputs of `shape`, and for the gradient by them. All are channels_last,
-    all numbers in pairs."""
+    """A convolution's weight [O, I, kH, kW] in oneDNN's order, for inputs of `shape` and for the gradient by them.
+
+    Weight, inputs and gradients are channels_last. stride, padding and dilation are pairs.
+    """
 
     __slots__ = ("backward_how", "backward_weight", "forward_how", "weight")
 
@@ -41,7 +44,7 @@ class Packed:
 
 
 class Packs:
-    """The packed weights of one frozen network: made as its convolutions are called, anew where the size changes."""
+    """The packed weights of one frozen network, each made when its convolution is called, and anew for another size."""
 
     def __init__(self) -> None:
         self._made: dict[int, tuple[Any, ...]] = {}
@@ -51,19 +54,19 @@ class Packs:
 
     def of(self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...],
            dilation: tuple[int, ...], groups: int) -> Packed | None:
-        """The packed weight for x [N, C, H, W]; None where this convolution is PyTorch's affair."""
+        """The packed weight for x [N, C, H, W]; None where PyTorch must compute this convolution."""
         if (not x.is_cpu or type(weight) is not nn.Parameter or x.dtype not in _DTYPES or weight.dtype != x.dtype
                 or x.dim() != 4 or groups != 1 or not x.is_contiguous(memory_format=torch.channels_last)):
             return None
         made, state = self._made.get(id(weight)), (weight._version, x.shape, stride, padding, dilation)
         if made is None or made[0] is not weight or made[1] != state:
-            made = self._made[id(weight)] = weight, state, _packed(x, weight, bias, stride, padding, dilation)
+            made = self._made[id(weight)] = weight, state, _pack(x, weight, bias, stride, padding, dilation)
         return made[2]
 
 
-def _packed(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...],
-            dilation: tuple[int, ...]) -> Packed | None:
-    # An image's few channels have a kernel of their own, and its gradient is the smaller part.
+def _pack(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...],
+          dilation: tuple[int, ...]) -> Packed | None:
+    # oneDNN has another kernel for the few channels of an image, and the gradient by them takes little time.
     if x.shape[1] < 4 or not works(x.dtype):
         return None
     chosen = _C._select_conv_backend(x, weight, bias, stride, padding, dilation, False, (0, 0), 1, None)
@@ -72,7 +75,7 @@ def _packed(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, .
 
 @functools.cache
 def works(dtype: torch.dtype) -> bool:
-    """Does this PyTorch have these ops, do they compute in `dtype` on this processor, and what convolutions do?"""
+    """Does this PyTorch have these ops, and do they compute convolutions rightly in `dtype` on this processor?"""
     g = torch.Generator().manual_seed(0)
     x, grad, weight = (torch.randn(shape, generator=g).to(dtype).contiguous(memory_format=torch.channels_last)
                        for shape in ((2, 16, 9, 9), (2, 32, 5, 5), (32, 16, 3, 3)))

@@ -1,4 +1,4 @@
-"""What a trace proves about a frozen network's ReLUs: where they may work in place, and where with the sum before."""
+"""What a trace proves about a frozen network's ReLUs: which may work in place, and which may take in the sum before."""
 import operator
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,91 +12,98 @@ from torch.nn.modules.conv import _ConvNd
 
 from . import tracing
 
-_ADDS = (operator.add, torch.add, "add", "add_")  # `a += b` is traced as operator.add
+_SUMS = (operator.add, torch.add, "add", "add_")  # `a += b` is traced as operator.add
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 
 
-class Joins(NamedTuple):
-    """fresh: every sum of two tensors is a ReLU's alone, so that it may be rectified as it is added. over: and what
-    it is, or may be, written over is a layer's fresh result that nobody else sees."""
+class ReluPlan(NamedTuple):
+    """Which sums of a network may be computed together with the ReLU after them.
 
-    fresh: bool
-    over: bool
+    fuse_sums: every sum of two tensors is used by one ReLU only, so that it may be rectified as it is added.
+    in_place: the first operand of every such sum is the result of a layer, and nothing else reads it, so that sums in
+        place (`a += b`) may be fused too.
+    """
+
+    fuse_sums: bool
+    in_place: bool
 
 
-NONE = Joins(False, False)
+NOTHING_FUSED = ReluPlan(fuse_sums=False, in_place=False)
 
 
-def join(model: nn.Module) -> Joins:
-    """Let the ReLUs that have a layer's fresh result to themselves work in place, and say which sums end in one.
+def plan_relus(model: nn.Module) -> ReluPlan:
+    """Let ReLU modules work in place where nothing else reads their inputs, and say which sums may be fused.
 
-    Nothing is changed, and nothing said, where a part of the model cannot be traced.
+    Where a part of the model cannot be traced, nothing is changed and nothing may be fused.
     """
     try:
         traced = tracing.trace(model)
     except tracing.Untraceable:
-        return NONE
-    if traced.opaque or not all(_known(model.get_submodule(n.target)) for n in traced.graph.nodes
-                                if n.op == "call_module"):
-        return NONE  # unseen, they may call any of these modules and add what they like
-    for relu, inputs in _calls(model, traced.graph).items():
-        if all(_own(model, node) for node in inputs):
+        return NOTHING_FUSED
+    calls = [node for node in traced.graph.nodes if node.op == "call_module"]
+    # A module that the trace does not look into may call any other module and compute any sum.
+    if traced.opaque or not all(_is_torchs_own(tracing.called_module(model, node)) for node in calls):
+        return NOTHING_FUSED
+    for relu, inputs in _relu_inputs(model, traced.graph).items():
+        if all(_is_private_result(model, node) for node in inputs):
             relu.inplace = True
-    sums = [node for node in traced.graph.nodes if _adds(node)]
-    fresh = all(_ends(model, node) for node in sums)
-    return Joins(fresh, fresh and all(_own(model, node.args[0]) for node in sums))
+    sums = [node for node in traced.graph.nodes if _is_sum(node)]
+    fuse_sums = all(_feeds_only_a_relu(model, node) for node in sums)
+    in_place = fuse_sums and all(_is_private_result(model, node.args[0]) for node in sums)
+    return ReluPlan(fuse_sums, in_place)
 
 
-def _known(module: nn.Module) -> bool:
-    """Is this one function of torch.nn.functional, as PyTorch has it?"""
+def _is_torchs_own(module: nn.Module) -> bool:
+    """Is this a single layer of torch.nn, with the forward that PyTorch gave it?"""
     return (type(module).__module__.startswith("torch.nn.modules.") and not any(module.children())
             and "forward" not in vars(module))
 
 
-def _calls(model: nn.Module, traced: fx.Graph) -> dict[nn.ReLU, list[fx.Node]]:
-    """The inputs of each ReLU, over all of its calls."""
+def _relu_inputs(model: nn.Module, graph: fx.Graph) -> dict[nn.ReLU, list[fx.Node]]:
+    """The inputs of each ReLU module, over all calls of it."""
     found: dict[nn.ReLU, list[fx.Node]] = defaultdict(list)
-    for node in traced.nodes:
+    for node in graph.nodes:
         if is_relu(model, node) and node.op == "call_module":
-            module = tracing.called(model, node)
+            module = tracing.called_module(model, node)
             assert isinstance(module, nn.ReLU)
             found[module].append(tracing.node_of(node.args[0]))
     return found
 
 
 def is_relu(model: nn.Module, node: fx.Node) -> bool:
-    """Is this node a ReLU, as PyTorch has it?"""
+    """Is this node a ReLU of PyTorch's own, as a module, function or method?"""
     if len(node.args) != 1:
         return False
     if node.op == "call_module":
-        module = tracing.called(model, node)
+        module = tracing.called_module(model, node)
         return type(module) is nn.ReLU and not tracing.hooked(module)
     return node.target in _RELUS
 
 
-def _own(model: nn.Module, node: fx.Node) -> bool:
-    """Is this value a layer's fresh result that nobody else sees?"""
-    for value in _names(model, node):
+def _is_private_result(model: nn.Module, node: fx.Node) -> bool:
+    """Is this value the result of a layer, made for the one node that uses it, so that this node may overwrite it?"""
+    for value in _aliases(model, node):
         if len(value.users) != 1:
             return False
         node = value
-    module = tracing.called(model, node) if node.op == "call_module" else None
+    module = tracing.called_module(model, node) if node.op == "call_module" else None
     return isinstance(module, (_ConvNd, nn.Linear, _BatchNorm)) and not tracing.hooked(module)
 
 
-def _names(model: nn.Module, node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes that this very tensor is the value of, backwards from this one."""
+def _aliases(model: nn.Module, node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes whose value is the same tensor as this node's: itself, then the nodes before that pass it on."""
     yield node
     while tracing.passes_on(model, node):
         node = tracing.node_of(node.args[0])
         yield node
 
 
-def _adds(node: fx.Node) -> bool:
-    return (node.op in ("call_function", "call_method") and node.target in _ADDS
+def _is_sum(node: fx.Node) -> bool:
+    """Does this node add two tensors?"""
+    return (node.op in ("call_function", "call_method") and node.target in _SUMS
             and sum(isinstance(a, fx.Node) for a in (*node.args, *node.kwargs.values())) > 1)
 
 
-def _ends(model: nn.Module, node: fx.Node) -> bool:
-    """Is this sum the affair of the ReLU alone that follows?"""
+def _feeds_only_a_relu(model: nn.Module, node: fx.Node) -> bool:
+    """Is this a plain sum (no `alpha`, no `out`) that one ReLU uses and nothing else?"""
     return len(node.args) == 2 and not node.kwargs and len(node.users) == 1 and is_relu(model, next(iter(node.users)))

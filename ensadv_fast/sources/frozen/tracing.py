@@ -1,8 +1,8 @@
-"""Graphs of a model's forward pass (torch.fx), and passes over them.
+"""Graphs of a model's forward pass (torch.fx), and questions about their nodes.
 
-A trace only reads: it runs the forward of a stand-in that shares the model's tensors, and its graph says which module
-is called on what. Passes then change the model's modules in place, and its own Python forward goes on running, so
-that nothing it computes besides (sizes, random numbers, state) is frozen into a graph.
+A trace changes nothing: it runs the forward of a stand-in that shares the model's tensors, and its graph says which
+module is called on what. Other modules of this folder then change the model's modules in place. The model's own Python
+forward goes on running, so nothing else that it computes (sizes, random numbers, state) is frozen into a graph.
 """
 import copy
 import inspect
@@ -24,9 +24,12 @@ class Untraceable(Exception):
 
 
 class Trace(NamedTuple):
-    """graph: its call_module nodes name modules as the traced model does. read: ids of parameters and buffers that
-    some forward reads itself instead of calling the module that owns them. opaque: names of the modules with
-    children that the graph calls as a whole, because they have hooks or cannot be followed, and why."""
+    """What one run of a model's forward showed.
+
+    graph: its call_module nodes name modules as the traced model does. read: ids of the parameters and buffers that
+    some forward reads itself, instead of calling the module that owns them. opaque: the modules with children that the
+    graph calls as a whole, because they have hooks or cannot be followed: name -> reason.
+    """
 
     graph: fx.Graph
     read: set[int]
@@ -34,11 +37,12 @@ class Trace(NamedTuple):
 
 
 def hooked(module: nn.Module) -> bool:
+    """Has this module hooks of its own? Its calls, and the values in them, must then stay as they are."""
     return any(getattr(module, name) for name in HOOKS)
 
 
 class _Call(nn.Module):
-    """Calls the model as its user does: with one argument, through __call__."""
+    """Calls the model as its user does: with one argument and through __call__."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -49,7 +53,8 @@ class _Call(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Goes as deep as it can: what it cannot follow, or what has hooks, becomes one call; so do `leaves`, by name."""
+    """Follows calls as deep as it can. A module becomes one call where it cannot be followed, has hooks, or is named in
+    `leaves`."""
 
     def __init__(self, leaves: set[str]):
         super().__init__()
@@ -59,7 +64,7 @@ class _Tracer(fx.Tracer):
         self.proxies: dict[str, Any] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kinds = (_ConvNd, nn.Linear, _NormBase)  # subclasses too: what they do with their weights is theirs
+        kinds = (_ConvNd, nn.Linear, _NormBase)  # subclasses too: they may use their weights in other ways
         return (isinstance(m, kinds) or module_qualified_name in self.leaves
                 or super().is_leaf_module(m, module_qualified_name))
 
@@ -78,26 +83,26 @@ class _Tracer(fx.Tracer):
         if not hooked(m):
             try:
                 return super().call_module(m, forward, args, kwargs)
-            except Exception as e:  # noqa: BLE001 - forwards fail on proxies in any way that Python offers
+            except Exception as e:  # noqa: BLE001 - a forward may fail on proxies with any exception
                 why = f"{type(e).__name__}: {e}".splitlines()[0]
             while len(self.module_stack) > depth:
                 self.module_stack.popitem()
             while (node := next(iter(reversed(self.graph.nodes)))) is not end:
                 self.graph.erase_node(node)
-            self.proxies.clear()  # some may be of nodes just erased
+            self.proxies.clear()  # some may belong to nodes that were just erased
         self.opaque[name] = why
         return self.create_proxy("call_module", name, args, kwargs)
 
 
 def trace(model: nn.Module, leaves: Iterable[str] = ()) -> Trace:
-    """Follow model(x), in the mode the model is in, without a look inside `leaves`. Raises :class:`Untraceable`.
+    """Follow model(x) in the model's present mode, without looking inside `leaves`. Raises :class:`Untraceable`.
 
     torch.fx patches nn.Module while it traces: no other thread may call a module meanwhile.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    # What a forward leaves behind in attributes, it leaves in the stand-in.
+    # A forward that sets attributes sets them on the stand-in.
     stand_in = copy.deepcopy(model, {id(t): t for t in tensors})
-    for hooks in HOOKS:  # they see arguments and results of the whole, which no pass changes
+    for hooks in HOOKS:  # the model's own see only its arguments and results, which stay the same
         setattr(stand_in, hooks, OrderedDict())
     tracer = _Tracer(set(leaves))
     devices = {t.device for t in tensors if t.is_cuda}
@@ -113,20 +118,19 @@ def trace(model: nn.Module, leaves: Iterable[str] = ()) -> Trace:
 
 
 def trace_parts(model: nn.Module, kind: type[nn.Module]) -> tuple[dict[str, Trace], dict[str, str]]:
-    """Traces of the model and of its parts that cannot be traced with it, as far as modules of `kind` are in them.
+    """Traces of the model, and of those of its parts that cannot be traced with it but can be traced alone.
 
-    Returns the traces by the name of the part ("" is the model), and the names of what is in no trace, with why. A
-    part is traced alone only where its forward takes one argument, since others could change its course, and where
-    it is no mere container, since the owner of one may walk through it without calling it.
+    Parts without modules of `kind` are left out. Returns the traces by the name of the part ("" is the model), and the
+    reasons by the name of each part that is in no trace.
     """
     traces: dict[str, Trace] = {}
     left: dict[str, str] = {}
 
     def visit(name: str, part: nn.Module, why: str) -> None:
+        """Trace this part, else the parts in it. why: the reason why it is not in the trace of what it is a part of."""
         if isinstance(part, kind) or not any(isinstance(m, kind) for m in part.modules()):
             return
-        container = getattr(type(part), "forward", None) in (nn.Sequential.forward, nn.Module.forward)
-        if name and (container or len(inspect.signature(part.forward).parameters) != 1):
+        if name and not _can_be_traced_alone(part):
             left[name] = why
         else:
             try:
@@ -134,24 +138,34 @@ def trace_parts(model: nn.Module, kind: type[nn.Module]) -> tuple[dict[str, Trac
             except Untraceable as e:
                 left[name] = str(e)
         if name in traces:
-            inner = {child: part.get_submodule(child) for child in traces[name].opaque}
+            untraced = traces[name].opaque
         else:
-            inner = dict(part.named_children())
-        for child, module in inner.items():
-            reason = traces[name].opaque[child] if name in traces else left[name]
-            visit(f"{name}.{child}".lstrip("."), module, reason)
+            untraced = {child: left[name] for child, _ in part.named_children()}
+        for child, reason in untraced.items():
+            visit(f"{name}.{child}".lstrip("."), part.get_submodule(child), reason)
 
     visit("", model, "")
     return traces, left
 
 
-def called(part: nn.Module, node: fx.Node) -> nn.Module:
+def _can_be_traced_alone(part: nn.Module) -> bool:
+    """Does its forward take one argument, and is it more than a container?
+
+    Further arguments could change the course of a forward, and the owner of a container may call what is in it without
+    calling the container itself.
+    """
+    if getattr(type(part), "forward", None) in (nn.Sequential.forward, nn.Module.forward):
+        return False
+    return len(inspect.signature(part.forward).parameters) == 1
+
+
+def called_module(part: nn.Module, node: fx.Node) -> nn.Module:
     """The module that a call_module node calls."""
     return part.get_submodule(str(node.target))
 
 
 def node_of(argument: object) -> fx.Node:
-    """What passes know to be a node's value."""
+    """This argument of a node, which the caller knows to be the value of another node."""
     assert isinstance(argument, fx.Node)
     return argument
 
@@ -160,7 +174,7 @@ def passes_on(part: nn.Module, node: fx.Node) -> bool:
     """Does this node return its input as it is, in eval mode?"""
     if node.op != "call_module" or len(node.args) != 1:
         return False
-    module = called(part, node)
+    module = called_module(part, node)
     own = type(module).__module__ == _DropoutNd.__module__  # torch.nn's; subclasses could do anything
     known = type(module) is nn.Identity or (own and isinstance(module, _DropoutNd))
     return known and not module.training and not hooked(module) and "forward" not in vars(module)
@@ -169,7 +183,7 @@ def passes_on(part: nn.Module, node: fx.Node) -> bool:
 def flattens(part: nn.Module, node: fx.Node) -> bool:
     """Does this node make [N, ...] a matrix [N, M]?"""
     if node.op == "call_module":
-        module = called(part, node)
+        module = called_module(part, node)
         return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
     return node.target in (torch.flatten, "flatten") and (
         node.args[1:] == (1,) or (len(node.args) == 1 and node.kwargs == {"start_dim": 1}))
