@@ -184,7 +184,7 @@ SHARED = ".shared .align 4 .b8 room[256]; mov.u32 %r1, %tid.x; shl.b32 %r2, %r1,
     (SHARED + "ld.shared.u32 %r5, [%r4+256];", 32, "outside of shared memory"),
     (SHARED + "st.shared.u32 [%r3], %r1;", 32, "race"),
     (SHARED + "st.shared.u32 [%r4], %r1; xor.b32 %r6, %r2, 4; add.s32 %r6, %r3, %r6; ld.shared.u32 %r5, [%r6];", 32,
-     "race"),
+     "race|nobody wrote"),
     (SHARED + "st.shared.u32 [%r4], %r1; bar.warp.sync -1; xor.b32 %r6, %r2, 128; add.s32 %r6, %r3, %r6; "
      "ld.shared.u32 %r5, [%r6];", 64, "race|nobody wrote"),  # of another warp
     (SHARED + "setp.lt.u32 %p1, %r1, 32; @%p1 bra L; bar.sync 0; bra.uni E; L: bar.sync 0; E:", 64,

@@ -7,10 +7,17 @@ namespace ensadv {
 namespace {
 
 using Case = std::string (*)(Draw&);
-const std::pair<const char*, Case> kCases[] = {
-    {"null", null_op}, {"sign_step", sign_step}, {"momentum_step", momentum_step}, {"l2_step", l2_step},
-    {"random_step", random_step}, {"bias_act", bias_act}, {"model_entry", model_entry}, {"keys", keys},
-    {"logit_grad", logit_grad}, {"ensemble_linear", ensemble_linear}, {"ensemble_linear_act", ensemble_linear_act}};
+const std::pair<const char*, Case> kCases[] = {{"null", null_op},
+                                               {"sign_step", sign_step},
+                                               {"momentum_step", momentum_step},
+                                               {"l2_step", l2_step},
+                                               {"random_step", random_step},
+                                               {"bias_act", bias_act},
+                                               {"model_entry", model_entry},
+                                               {"keys", keys},
+                                               {"logit_grad", logit_grad},
+                                               {"ensemble_linear", ensemble_linear},
+                                               {"ensemble_linear_act", ensemble_linear_act}};
 
 int run(uint32_t seed, uint32_t count, const std::string& only) {
   int devices = 0, failed = 0;

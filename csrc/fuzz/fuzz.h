@@ -33,7 +33,9 @@ class Draw {
   bool once_in(int n) { return below(n) == 0; }
   double unit() { return double(random_() >> 11) * 0x1p-53; }
   template <class T>
-  T one_of(std::initializer_list<T> all) { return all.begin()[below(int64_t(all.size()))]; }
+  T one_of(std::initializer_list<T> all) {
+    return all.begin()[below(int64_t(all.size()))];
+  }
 
   // Mostly small, with whole packs and their neighbours, and now and then several chunks.
   int64_t size() {
@@ -119,7 +121,7 @@ inline std::string Buffer::difference(Dtype dtype) {
 // Numbers in [lo, hi), some of them special in some buffers.
 inline BufferPtr numbers(Draw& draw, Dtype dtype, int64_t n, double lo, double hi, bool may_be_special = true) {
   constexpr double kSpecials[] = {0.0,   -0.0, 1.0,     NAN,      INFINITY, -INFINITY,
-                                   1e-40, 6e-8, 65504.0, -65520.0, 3.4e38,   0.5};
+                                  1e-40, 6e-8, 65504.0, -65520.0, 3.4e38,   0.5};
   const int64_t size = size_of(dtype);
   auto buffer = std::make_unique<Buffer>(n * size, draw.once_in(3) ? size * draw.between(0, 16 / size) : 0);
   const int special = may_be_special && draw.once_in(2) ? int(draw.one_of({3, 30, 1000})) : 0;

@@ -18,8 +18,18 @@ std::string bias_act(Draw& draw) {
   const Act act = Act(draw.below(3));
   const auto bits = [&](bool host) { return reinterpret_cast<uint8_t*>(mask.on(host)); };
   const auto args = [&](bool host) {
-    return BiasActArgs{{at(x, host), t}, {at(residual, host), t}, at(bias, host), {at(fresh ? fresh : x, host), t},
-                       masked ? bits(host) : nullptr, n, channels, run, act, -0.1, 0.7, 0.01};
+    return BiasActArgs{{at(x, host), t},
+                       {at(residual, host), t},
+                       at(bias, host),
+                       {at(fresh ? fresh : x, host), t},
+                       masked ? bits(host) : nullptr,
+                       n,
+                       channels,
+                       run,
+                       act,
+                       -0.1,
+                       0.7,
+                       0.01};
   };
   const auto back = [&](bool host) {
     return ActGradArgs{{at(grad, host), t}, bits(host), {at(grad, host), t}, n, act == Act::leaky_relu, 0.01};

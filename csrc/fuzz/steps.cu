@@ -122,8 +122,16 @@ std::string random_step(Draw& draw) {
   const Noise noise = Noise(draw.below(4));
   const double far = draw.once_in(4) ? INFINITY : 0.0;
   const auto args = [&](bool host) {
-    return RandomStepArgs{{at(x, host), t}, {at(fresh ? fresh : x, host), ot}, ints(key, host), ints(index, host),
-                          {at(eps, host), 8 / 255.}, noise, -far, 1 + far, {n, inner}, {channels, spatial}};
+    return RandomStepArgs{{at(x, host), t},
+                          {at(fresh ? fresh : x, host), ot},
+                          ints(key, host),
+                          ints(index, host),
+                          {at(eps, host), 8 / 255.},
+                          noise,
+                          -far,
+                          1 + far,
+                          {n, inner},
+                          {channels, spatial}};
   };
   random_step_cpu(args(true), 0, n);
   launched(random_step_cuda(args(false), nullptr), "random_step");
@@ -146,8 +154,14 @@ std::string keys(Draw& draw) {
   Buffer out(4 * n, 0);
   const EpsDist dist = EpsDist(draw.below(3));
   const auto args = [&](bool host) {
-    return SampleEpsArgs{reinterpret_cast<float*>(out.on(host)), n, ints(key, host), ints(index, host), dist,
-                         16 / 255., 8 / 255., std::erf(std::sqrt(2.0))};
+    return SampleEpsArgs{reinterpret_cast<float*>(out.on(host)),
+                         n,
+                         ints(key, host),
+                         ints(index, host),
+                         dist,
+                         16 / 255.,
+                         8 / 255.,
+                         std::erf(std::sqrt(2.0))};
   };
   sample_eps_cpu(args(true));
   launched(sample_eps_cuda(args(false), nullptr), "sample_eps");

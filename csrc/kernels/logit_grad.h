@@ -63,7 +63,8 @@ ENSADV_HD float exp_nonpositive(float x) {
 ENSADV_HD double exp_less_one(double r) {
   const double s = r * r;
   const double p = r * ((1.26177193074810590878e-4 * s + 3.02994407707441961300e-2) * s + 9.99999999999999999910e-1);
-  const double q = ((3.00198505138664455042e-6 * s + 2.52448340349684104192e-3) * s + 2.27265548208155028766e-1) * s + 2.0;
+  double q = (3.00198505138664455042e-6 * s + 2.52448340349684104192e-3) * s + 2.27265548208155028766e-1;
+  q = q * s + 2.0;
   return 2.0 * (p / (q - p));
 }
 ENSADV_HD double exp_nonpositive(double x) {
@@ -112,7 +113,8 @@ ENSADV_HD double log_one_plus(double x) {
                         z * (2.222219843214978396e-01 + z * (1.818357216161805012e-01 + z * (1.531383769920937332e-01 +
                         z * 1.479819860511658591e-01))))));
   const double n = double(k);
-  return n * 6.93147180369123816490e-01 - ((half - (s * (half + series) + (n * 1.90821492927058770002e-10 + more))) - f);
+  const double low = s * (half + series) + (n * 1.90821492927058770002e-10 + more);
+  return n * 6.93147180369123816490e-01 - ((half - low) - f);
 }
 ENSADV_HD float log_one_plus(float x) { return float(log_one_plus(double(x))); }
 ENSADV_HD double log_of(double x) { return log_one_plus(x - 1.0); }
@@ -156,8 +158,8 @@ template <class A>
 constexpr ordinal_t<A> kNoOrdinal = sizeof(A) == 4 ? ordinal_t<A>(INT32_MIN) : ordinal_t<A>(INT64_MIN);
 
 // A row is summed in an order that its length alone fixes, the same on the CPU and on a GPU: in packs of kRowPack
-// entries, each folded by halves; pack i goes to slot i % row_threads, which sums its packs in turn; slots are folded by
-// halves within each 32, and then those results.
+// entries, each folded by halves; pack i goes to slot i % row_threads, which sums its packs in turn; slots are folded
+// by halves within each 32, and then those results.
 constexpr int kMostRowThreads = 512;
 template <class A>
 constexpr int kRowPack = 16 / int(sizeof(A)) * (sizeof(A) == 4 ? 2 : 1);  // one 16-byte word of float64 or 16 bits

@@ -45,8 +45,7 @@ void Lane::outside(uint64_t at, uint32_t bytes, const char* what) const {
 
 Reached Lane::reach(Operand base) const {
   uint64_t at = uint64_t(i_.offset);
-  if (base.exists())
-    at += i_.address == 4 ? warp_.row<uint32_t>(base)[lane_] : warp_.row<uint64_t>(base)[lane_];
+  if (base.exists()) at += i_.address == 4 ? warp_.row<uint32_t>(base)[lane_] : warp_.row<uint64_t>(base)[lane_];
   if (i_.space != Space::generic) return {i_.space, at};
   if (at & kSharedWindow) return {Space::shared, at & ~kSharedWindow};
   if (at & kLocalWindow) return {Space::local, at & ~kLocalWindow};
@@ -88,8 +87,10 @@ void count_traffic(Warp& w, const Instruction& i, Mask mask, Operand base, uint3
   if (!w.block().launch().traffic || (i.space != Space::shared && i.space != Space::global)) return;
   std::vector<uint64_t> at;
   each_lane(mask, [&](int l) { at.push_back(Lane(w, i, l).reach(base).at); });
-  if (i.space == Space::shared) i.count.passes += passes(at, bytes);
-  else i.count.sectors += sectors(at, bytes);
+  if (i.space == Space::shared)
+    i.count.passes += passes(at, bytes);
+  else
+    i.count.sectors += sectors(at, bytes);
 }
 
 }  // namespace ptx_on_cpu

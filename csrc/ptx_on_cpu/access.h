@@ -32,7 +32,9 @@ class Lane {
   void must_be_global(uint64_t at, uint32_t bytes) const {
     if (!block().launch().memory.holds(at, bytes, &i_.buffer)) outside(at, bytes, "every buffer");
   }
-  void must_be_shared(uint64_t at, uint32_t bytes) const { within(at, bytes, block().shared().size(), "shared memory"); }
+  void must_be_shared(uint64_t at, uint32_t bytes) const {
+    within(at, bytes, block().shared().size(), "shared memory");
+  }
   void must(const std::string& problem) const {
     if (!problem.empty()) fail(problem);
   }

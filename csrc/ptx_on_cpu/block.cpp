@@ -11,13 +11,14 @@ Block::Block(const Launch& launch, Dim index, std::minstd_rand& random)
       shared_((launch.entry.static_shared + 15) / 16 * 16 + launch.dynamic_shared) {
   const uint64_t threads = launch.block.count();
   for (uint64_t first = 0; first < threads; first += kLanes)
-    warps_.push_back(std::make_unique<Warp>(*this, int(first / kLanes), uint32_t(std::min<uint64_t>(kLanes, threads - first))));
+    warps_.push_back(
+        std::make_unique<Warp>(*this, int(first / kLanes), uint32_t(std::min<uint64_t>(kLanes, threads - first))));
 }
 
 std::array<uint32_t, std::size(kSpecials)> Block::specials(uint32_t thread) const {
   const Dim &b = launch_.block, &g = launch_.grid;
-  return {thread % b.x, thread / b.x % b.y, thread / b.x / b.y, b.x, b.y, b.z, index_.x, index_.y,
-          index_.z,     g.x,                g.y,                g.z, thread % kLanes, thread / kLanes};
+  return {thread % b.x, thread / b.x % b.y, thread / b.x / b.y, b.x, b.y, b.z, index_.x, index_.y, index_.z, g.x, g.y,
+          g.z,          thread % kLanes,    thread / kLanes};
 }
 
 void Block::fail(const Instruction* i, int thread, const std::string& what) const {
@@ -52,7 +53,8 @@ void Block::release_barrier() {
   const Instruction& i = launch_.entry.code[first->barrier_at()];
   if (missing) fail(&i, first->thread(__builtin_ctz(first->live())), "divergent barrier: other threads have left");
   for (auto& w : warps_)
-    if (w->barrier_at() != first->barrier_at()) fail(&i, w->thread(0), "divergent barrier: threads wait at different ones");
+    if (w->barrier_at() != first->barrier_at())
+      fail(&i, w->thread(0), "divergent barrier: threads wait at different ones");
   ++epoch_;
   for (auto& w : warps_) w->pass_barrier();
 }

@@ -26,7 +26,8 @@ void ptx_add_buffer(const void* base, size_t bytes) { Device::get().memory.add(b
 void ptx_remove_buffer(const void* base) { Device::get().memory.remove(base); }
 
 // 0, or 1 where ptx_error() tells what went wrong. `grid` and `block` are three numbers each.
-int ptx_launch(void* module, const char* name, const uint32_t* grid, const uint32_t* block, uint32_t shared, void* const* args) {
+int ptx_launch(void* module, const char* name, const uint32_t* grid, const uint32_t* block, uint32_t shared,
+               void* const* args) {
   auto& entries = static_cast<Module*>(module)->entries;
   const auto found = entries.find(name);
   if (found == entries.end()) {

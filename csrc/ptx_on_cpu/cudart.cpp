@@ -140,7 +140,8 @@ cudaError_t cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void** arg
 cudaError_t cudaFuncSetAttribute(const void* host, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return noted(cudaErrorNotSupported);
   Kernel& k = kernels()[host];
-  if (!k.entry || value < 0 || size_t(value) + k.entry->static_shared > kSharedOptIn) return noted(cudaErrorInvalidValue);
+  if (!k.entry || value < 0 || size_t(value) + k.entry->static_shared > kSharedOptIn)
+    return noted(cudaErrorInvalidValue);
   k.asked_for = size_t(value);
   return cudaSuccess;
 }
@@ -162,8 +163,10 @@ cudaError_t cudaFree(void* pointer) {
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   size_t hint = 0;
   const Device& d = Device::get();
-  if (bytes && kind != cudaMemcpyDeviceToHost && !d.memory.holds(uint64_t(to), bytes, &hint)) return noted(cudaErrorInvalidValue);
-  if (bytes && kind != cudaMemcpyHostToDevice && !d.memory.holds(uint64_t(from), bytes, &hint)) return noted(cudaErrorInvalidValue);
+  if (bytes && kind != cudaMemcpyDeviceToHost && !d.memory.holds(uint64_t(to), bytes, &hint))
+    return noted(cudaErrorInvalidValue);
+  if (bytes && kind != cudaMemcpyHostToDevice && !d.memory.holds(uint64_t(from), bytes, &hint))
+    return noted(cudaErrorInvalidValue);
   if (broken == cudaSuccess && bytes) memcpy(to, from, bytes);
   return noted(broken);
 }
@@ -196,8 +199,10 @@ cudaError_t cudaGetLastError() {
 }
 const char* cudaGetErrorString(cudaError_t error) {
   if (error == cudaErrorLaunchFailure) return Device::get().error.c_str();
-  return error == cudaSuccess ? "no error" : error == cudaErrorInvalidValue ? "invalid argument"
-         : error == cudaErrorInvalidConfiguration ? "invalid configuration" : "another CUDA error";
+  return error == cudaSuccess                     ? "no error"
+         : error == cudaErrorInvalidValue         ? "invalid argument"
+         : error == cudaErrorInvalidConfiguration ? "invalid configuration"
+                                                  : "another CUDA error";
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {

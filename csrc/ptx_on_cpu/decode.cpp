@@ -60,8 +60,10 @@ class Decoder {
   void run() {
     for (const Statement& s : function_.body) {
       try {
-        if (s.label.empty()) decode(s);
-        else labels_[s.label] = uint32_t(entry_.code.size());
+        if (s.label.empty())
+          decode(s);
+        else
+          labels_[s.label] = uint32_t(entry_.code.size());
       } catch (const Fault& f) {
         throw Fault(entry_.name + ", line " + std::to_string(s.line) + ", " + std::string(s.opcode) + ": " + f.what());
       }
@@ -233,7 +235,8 @@ class Decoder {
       entry_.code.push_back(i);
     };
     const auto sink = [&](std::string_view text) { return text == "_" ? scratch(width / 2) : operand(text, half); };
-    if (!s.vector_first) return emit("pack.", {operand(s.operands[0], whole), operand(s.operands[1], half), operand(s.operands[2], half)});
+    if (!s.vector_first)
+      return emit("pack.", {operand(s.operands[0], whole), operand(s.operands[1], half), operand(s.operands[2], half)});
     // The register may be one of its own halves only where the machine has such: it has not.
     emit("low.", {sink(s.operands[0]), operand(s.operands[2], whole)});
     emit("high.", {sink(s.operands[1]), operand(s.operands[2], whole)});
@@ -297,7 +300,8 @@ class Decoder {
     Instruction to, from;
     i->op[0] = base_operand(s.operands[0], &to);
     i->op[1] = base_operand(s.operands[1], &from);
-    if (to.offset || from.offset || to.address != 4 || from.address != 8) throw Fault("addresses in plain registers wanted");
+    if (to.offset || from.offset || to.address != 4 || from.address != 8)
+      throw Fault("addresses in plain registers wanted");
     if (s.operands.size() == 4) i->op[2] = operand(s.operands[3], {4, false});
   }
 
@@ -317,7 +321,8 @@ std::unique_ptr<Module> load_module(std::string text) {
   module->text = std::move(text);
   Source source = parse(module->text);
   module->files = std::move(source.files);
-  for (const Function& f : source.functions) Decoder(source, f, module->files, &module->entries[std::string(f.name)]).run();
+  for (const Function& f : source.functions)
+    Decoder(source, f, module->files, &module->entries[std::string(f.name)]).run();
   return module;
 }
 

@@ -17,7 +17,9 @@ bool GlobalMemory::remove(const void* base) {
 
 // `hint` is where the last search ended: neighbouring accesses are mostly to one buffer.
 bool GlobalMemory::holds(uint64_t address, uint64_t bytes, size_t* hint) const {
-  const auto inside = [&](const Buffer& b) { return address - b.base < b.bytes && bytes <= b.bytes - (address - b.base); };
+  const auto inside = [&](const Buffer& b) {
+    return address - b.base < b.bytes && bytes <= b.bytes - (address - b.base);
+  };
   if (*hint < buffers_.size() && inside(buffers_[*hint])) return true;
   const auto next = std::upper_bound(buffers_.begin(), buffers_.end(), address,
                                      [](uint64_t a, const Buffer& b) { return a < b.base; });

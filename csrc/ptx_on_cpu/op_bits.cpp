@@ -99,9 +99,11 @@ void words(Opcodes& t) {
   define<int32_t, int32_t, u, u>(t, "bfe.s32", [](int32_t a, u pos, u len) { return extract_signed(a, pos, len); });
   define<u, u, u, u>(t, "shf.l.wrap.b32", [](u a, u b, u n) { return u((uint64_t(b) << 32 | a) << (n & 31) >> 32); });
   define<u, u, u, u>(t, "shf.r.wrap.b32", [](u a, u b, u n) { return u((uint64_t(b) << 32 | a) >> (n & 31)); });
-  define<u, u, u, u>(t, "shf.l.clamp.b32",
-                     [](u a, u b, u n) { return u(((unsigned __int128)(uint64_t(b) << 32 | a) << std::min(n, 32u)) >> 32); });
-  define<u, u, u, u>(t, "shf.r.clamp.b32", [](u a, u b, u n) { return u((uint64_t(b) << 32 | a) >> std::min(n, 32u)); });
+  define<u, u, u, u>(t, "shf.l.clamp.b32", [](u a, u b, u n) {
+    return u(((unsigned __int128)(uint64_t(b) << 32 | a) << std::min(n, 32u)) >> 32);
+  });
+  define<u, u, u, u>(t, "shf.r.clamp.b32",
+                     [](u a, u b, u n) { return u((uint64_t(b) << 32 | a) >> std::min(n, 32u)); });
 }
 
 // A register taken apart into two of half its size, or put together from them.

@@ -32,8 +32,10 @@ template <Op op, Round mode, bool kFlush, bool kSaturate, class T>
 T computed(T a, T b, T c) {
   if constexpr (kFlush) a = flushed(a), b = flushed(b), c = flushed(c);
   T r;
-  if constexpr (mode == Round::nearest) r = plain<op>(a, b, c);
-  else r = with_rounding(mode, [](T x, T y, T z) { return plain<op>(x, y, z); }, a, b, c);
+  if constexpr (mode == Round::nearest)
+    r = plain<op>(a, b, c);
+  else
+    r = with_rounding(mode, [](T x, T y, T z) { return plain<op>(x, y, z); }, a, b, c);
   if constexpr (kFlush) r = flushed(r);
   return kSaturate ? saturated(r) : r;
 }

@@ -15,7 +15,8 @@ using Bits = uint16_t;
 uint32_t quickly_narrowed(float v, const Format& f) {
   const uint32_t u = std::bit_cast<uint32_t>(v), sign = u >> 16 & 0x8000u, size = u & 0x7fffffffu;
   if (size > 0x7f800000u) return f.nan();
-  const uint32_t shift = uint32_t(23 - f.fraction), lowest = 128u - (1u << (f.exponent - 1)) + 1u;  // its normal numbers' least exponent
+  const uint32_t shift = uint32_t(23 - f.fraction),
+                 lowest = 128u - (1u << (f.exponent - 1)) + 1u;  // its normal numbers' least exponent
   const uint32_t e = std::max(size >> 23, 1u);
   uint32_t kept = size - ((lowest - 1) << 23), cut = shift;
   if (e < lowest) {
@@ -68,9 +69,8 @@ void binary(Opcodes& t, const std::string& name, const std::string& type) {
 template <auto f>
 void unary(Opcodes& t, const std::string& name, const std::string& type) {
   define<Bits, Bits>(t, name + "." + type, [](Bits a) { return f(a); });
-  define<uint32_t, uint32_t>(t, name + "." + type + "x2", [](uint32_t a) {
-    return uint32_t(f(Bits(a))) | uint32_t(f(Bits(a >> 16))) << 16;
-  });
+  define<uint32_t, uint32_t>(t, name + "." + type + "x2",
+                             [](uint32_t a) { return uint32_t(f(Bits(a))) | uint32_t(f(Bits(a >> 16))) << 16; });
 }
 
 template <class F>
@@ -85,7 +85,8 @@ void arithmetic(Opcodes& t, const std::string& type) {
   unary<O::abs>(t, "abs", type);
   define<Bits, Bits, Bits, Bits>(t, "fma.rn." + type, [](Bits a, Bits b, Bits c) { return O::fma(a, b, c); });
   define<uint32_t, uint32_t, uint32_t, uint32_t>(t, "fma.rn." + type + "x2", [](uint32_t a, uint32_t b, uint32_t c) {
-    return uint32_t(O::fma(Bits(a), Bits(b), Bits(c))) | uint32_t(O::fma(Bits(a >> 16), Bits(b >> 16), Bits(c >> 16))) << 16;
+    return uint32_t(O::fma(Bits(a), Bits(b), Bits(c))) | uint32_t(O::fma(Bits(a >> 16), Bits(b >> 16), Bits(c >> 16)))
+                                                             << 16;
   });
 }
 

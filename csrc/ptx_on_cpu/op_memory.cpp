@@ -37,8 +37,7 @@ void store(Warp& w, const Instruction& i, Mask mask) {
   each_lane(mask, [&](int l) {
     const Lane lane(w, i, l);
     uint8_t data[32];
-    for (int k = 0; k < i.elements; ++k)
-      memcpy(data + k * i.bytes, w.row<uint8_t>(i.op[k + 1]) + l * i.width, i.bytes);
+    for (int k = 0; k < i.elements; ++k) memcpy(data + k * i.bytes, w.row<uint8_t>(i.op[k + 1]) + l * i.width, i.bytes);
     lane.store(lane.reach(i.op[0]), bytes, data);
   });
 }
@@ -78,9 +77,9 @@ void await_all(Warp& w, const Instruction&, Mask mask) {
 }
 
 bool describe_copy(std::string_view opcode, Instruction* i) {
-  i->run = opcode == "cp.async.commit_group"     ? commit
-           : opcode == "cp.async.wait_group"     ? await_groups
-           : opcode == "cp.async.wait_all"       ? await_all
+  i->run = opcode == "cp.async.commit_group"                                                ? commit
+           : opcode == "cp.async.wait_group"                                                ? await_groups
+           : opcode == "cp.async.wait_all"                                                  ? await_all
            : opcode == "cp.async.cg.shared.global" || opcode == "cp.async.ca.shared.global" ? copy
                                                                                             : nullptr;
   return i->run != nullptr;

@@ -23,8 +23,10 @@ void shuffle(Warp& w, const Instruction& i, Mask mask) {
   each_lane(mask, [&](int l) {
     const int lane = l, segment = int(c[l] >> 8 & 31), clamp = int(c[l] & 31), b = int(which[l] & 31);
     const int most = (lane & segment) | (clamp & ~segment), least = lane & segment;
-    int j = kind == Shuffle::up ? lane - b : kind == Shuffle::down ? lane + b : kind == Shuffle::butterfly ? lane ^ b
-            : least | (b & ~segment);
+    int j = kind == Shuffle::up          ? lane - b
+            : kind == Shuffle::down      ? lane + b
+            : kind == Shuffle::butterfly ? lane ^ b
+                                         : least | (b & ~segment);
     valid[l] = kind == Shuffle::up ? j >= most : j <= most;
     if (!valid[l]) j = lane;
     if (!(mask >> j & 1)) Lane(w, i, l).fail("reads from lane " + std::to_string(j) + ", which does not take part");

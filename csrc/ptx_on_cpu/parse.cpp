@@ -38,14 +38,22 @@ Variable variable(std::string_view text) {
   std::string_view type;
   for (std::string_view word : split(text, ' ')) {
     if (word.empty()) continue;
-    if (word == ".extern") v.external = true;
-    else if (word == ".shared") v.space = Space::shared;
-    else if (word == ".param") v.space = Space::param;
-    else if (word == ".local") v.space = Space::local;
-    else if (word == ".align") v.align = 0;
-    else if (v.align == 0) v.align = uint32_t(std::atoi(std::string(word).c_str()));
-    else if (word[0] == '.') type = word.substr(1);
-    else v.name = word;
+    if (word == ".extern")
+      v.external = true;
+    else if (word == ".shared")
+      v.space = Space::shared;
+    else if (word == ".param")
+      v.space = Space::param;
+    else if (word == ".local")
+      v.space = Space::local;
+    else if (word == ".align")
+      v.align = 0;
+    else if (v.align == 0)
+      v.align = uint32_t(std::atoi(std::string(word).c_str()));
+    else if (word[0] == '.')
+      type = word.substr(1);
+    else
+      v.name = word;
   }
   if (v.name.empty() || type.empty()) throw Fault("cannot read the variable " + std::string(text));
   v.bytes = uint32_t(width_of_type(type));
@@ -120,13 +128,20 @@ class Parser {
 
   Source run() {
     for (skip(); at_ < text_.size(); skip()) {
-      if (is_word(".visible") || is_word(".weak")) until(" \t\n");
-      else if (is_word(".version") || is_word(".target") || is_word(".address_size")) until("\n");
-      else if (is_word(".entry")) function();
-      else if (is_word(".shared") || is_word(".extern .shared")) source_.variables.push_back(variable(until(";")));
-      else if (is_word(".file")) file(until("\n"));
-      else if (is_word(".section")) until("}");  // names for debuggers
-      else fail("does not know what begins here");
+      if (is_word(".visible") || is_word(".weak"))
+        until(" \t\n");
+      else if (is_word(".version") || is_word(".target") || is_word(".address_size"))
+        until("\n");
+      else if (is_word(".entry"))
+        function();
+      else if (is_word(".shared") || is_word(".extern .shared"))
+        source_.variables.push_back(variable(until(";")));
+      else if (is_word(".file"))
+        file(until("\n"));
+      else if (is_word(".section"))
+        until("}");  // names for debuggers
+      else
+        fail("does not know what begins here");
     }
     return std::move(source_);
   }
@@ -138,7 +153,8 @@ class Parser {
   }
   bool is_word(std::string_view word) const {
     const size_t end = at_ + word.size();
-    return text_.substr(at_, word.size()) == word && (end >= text_.size() || std::string_view(" \t\n").find(text_[end]) != std::string_view::npos);
+    return text_.substr(at_, word.size()) == word &&
+           (end >= text_.size() || std::string_view(" \t\n").find(text_[end]) != std::string_view::npos);
   }
   void skip() {  // white space and comments
     for (;; ++at_) {
@@ -163,16 +179,22 @@ class Parser {
     for (std::string_view param : split(until(")"), ','))
       if (!param.empty()) f.params.push_back(variable(param));
     for (skip(); text_[at_] != '{'; skip()) {
-      if (is_word(".maxntid")) f.most_threads = maxntid(until("\n"));
-      else if (is_word(".minnctapersm") || is_word(".reqntid")) until("\n");
-      else fail("does not know this property of an entry");
+      if (is_word(".maxntid"))
+        f.most_threads = maxntid(until("\n"));
+      else if (is_word(".minnctapersm") || is_word(".reqntid"))
+        until("\n");
+      else
+        fail("does not know this property of an entry");
     }
     int depth = 0;
     do {
       skip();
-      if (text_[at_] == '{') ++depth, ++at_;
-      else if (text_[at_] == '}') --depth, ++at_;
-      else statement(&f);
+      if (text_[at_] == '{')
+        ++depth, ++at_;
+      else if (text_[at_] == '}')
+        --depth, ++at_;
+      else
+        statement(&f);
     } while (depth);
     source_.functions.push_back(std::move(f));
   }

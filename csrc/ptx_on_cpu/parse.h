@@ -14,12 +14,12 @@ namespace ptx_on_cpu {
 struct Statement {
   uint32_t line = 0;
   uint32_t file = 0, source_line = 0;  // where the compiler says it comes from; 0: it does not
-  std::string_view label;  // alone: a statement without an opcode
+  std::string_view label;              // alone: a statement without an opcode
   std::string_view guard;
   bool guard_negated = false;
   std::string_view opcode;
   std::vector<std::string_view> operands;
-  int vector = 0;         // registers in braces
+  int vector = 0;             // registers in braces
   bool vector_first = false;  // the braces are the first operand
 };
 

@@ -63,8 +63,8 @@ struct Instruction {
   uint8_t address = 8;   // bytes of the register that holds the address
   int8_t members = -1;   // the operand that names the lanes of a warp-wide instruction; -1: all lanes
   bool is_signed = false, is_store = false;
-  uint32_t line = 0, source_line = 0;     // of the PTX; of the file it was made from
-  const std::string* source = nullptr;     // that file
+  uint32_t line = 0, source_line = 0;   // of the PTX; of the file it was made from
+  const std::string* source = nullptr;  // that file
   std::string_view opcode;
   mutable Count count;
   mutable size_t buffer = 0;  // the global buffer met last
@@ -97,7 +97,8 @@ struct Module {
 std::unique_ptr<Module> load_module(std::string text);
 
 // Special registers, each a row of 32-bit numbers at the start of a warp's registers.
-constexpr const char* kSpecials[] = {"%tid.x",   "%tid.y",   "%tid.z",   "%ntid.x",   "%ntid.y",   "%ntid.z",  "%ctaid.x",
-                                     "%ctaid.y", "%ctaid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z", "%laneid", "%warpid"};
+constexpr const char* kSpecials[] = {"%tid.x",    "%tid.y",    "%tid.z",   "%ntid.x",  "%ntid.y",
+                                     "%ntid.z",   "%ctaid.x",  "%ctaid.y", "%ctaid.z", "%nctaid.x",
+                                     "%nctaid.y", "%nctaid.z", "%laneid",  "%warpid"};
 
 }  // namespace ptx_on_cpu

@@ -14,7 +14,10 @@ namespace ptx_on_cpu {
 enum class Round { nearest, zero, down, up };
 
 inline int fenv_mode(Round mode) {
-  return mode == Round::zero ? FE_TOWARDZERO : mode == Round::down ? FE_DOWNWARD : mode == Round::up ? FE_UPWARD : FE_TONEAREST;
+  return mode == Round::zero   ? FE_TOWARDZERO
+         : mode == Round::down ? FE_DOWNWARD
+         : mode == Round::up   ? FE_UPWARD
+                               : FE_TONEAREST;
 }
 
 // f(a...) in this rounding mode. Volatile, so that the compiler moves nothing out of it.
@@ -44,7 +47,7 @@ inline uint32_t narrowed(double v, const Format& f, Round mode) {
   const int bias = (1 << (f.exponent - 1)) - 1;
   int e = 0;
   std::frexp(size, &e);
-  e = std::max(e - 1, 1 - bias);                        // below it numbers are subnormal
+  e = std::max(e - 1, 1 - bias);                           // below it numbers are subnormal
   const double scaled = std::ldexp(size, f.fraction - e);  // in units of the last place
   const bool away = sign ? mode == Round::down : mode == Round::up;
   const double whole = mode == Round::nearest ? std::nearbyint(scaled) : away ? std::ceil(scaled) : std::floor(scaled);

@@ -29,7 +29,7 @@ class SharedMemory {
  private:
   struct Mark {
     Access last{-1, 0, 0};
-    uint8_t bytes = 0;       // of the word
+    uint8_t bytes = 0;                  // of the word
     bool lanes = false, warps = false;  // so did other lanes of the warp, or other warps
   };
   struct Word {

@@ -56,8 +56,9 @@ void Warp::stuck() const {
   std::string others;
   for (size_t k = 1; k < groups_.size(); ++k)
     others += (k > 1 ? ", " : "") + std::to_string(block_.launch().entry.code[groups_[k].pc].line);
-  block_.fail(&block_.launch().entry.code[g.pc], thread(__builtin_ctz(g.mask)),
-              others.empty() ? "waits for lanes that never come" : "divergent: other lanes of the warp wait at line " + others);
+  block_.fail(
+      &block_.launch().entry.code[g.pc], thread(__builtin_ctz(g.mask)),
+      others.empty() ? "waits for lanes that never come" : "divergent: other lanes of the warp wait at line " + others);
 }
 
 // The lanes that are furthest behind, so that those ahead wait where paths meet; a random group where warps are
@@ -96,6 +97,21 @@ Mask Warp::true_lanes(Operand predicate) const {
   return m;
 }
 
+// The lanes that do not go where the others go become a group of their own.
+void Warp::branch(Group* g, const Instruction& i, Mask active) {
+  i.count.taken += uint64_t(__builtin_popcount(active));
+  i.count.threads += uint64_t(__builtin_popcount(g->mask & ~active));
+  if (active && active != g->mask) groups_.push_back({i.target, active, false});
+  *g = {active == g->mask ? i.target : g->pc + 1, active == g->mask ? active : g->mask & ~active, false};
+}
+
+void Warp::leave(Group* g, Mask active) {
+  for (Mask m = active; m; m &= m - 1) await_copy_groups(__builtin_ctz(m), 0);
+  live_ &= ~active;
+  g->mask &= ~active;
+  ++g->pc;
+}
+
 // Until the group has left, waits, or has come to where another one stands.
 void Warp::run_group(size_t which) {
   const Instruction* code = block_.launch().entry.code.data();
@@ -116,20 +132,11 @@ void Warp::run_group(size_t which) {
       if (active) i.run(*this, i, active);
       ++g.pc;
     } else if (i.kind == Kind::branch) {
-      i.count.taken += uint64_t(__builtin_popcount(active));
-      i.count.threads += uint64_t(__builtin_popcount(g.mask & ~active));
-      if (active && active != g.mask) groups_.push_back({i.target, active, false});
-      g = {active == g.mask ? i.target : g.pc + 1, active == g.mask ? active : g.mask & ~active, false};
+      branch(&g, i, active);
       if (active && groups_.size() > 1) look();
     } else if (i.kind == Kind::leave) {
-      for (Mask m = active; m; m &= m - 1) await_copy_groups(__builtin_ctz(m), 0);
-      live_ &= ~active;
-      g.mask &= ~active;
-      ++g.pc;
-      if (!g.mask) {
-        groups_.erase(groups_.begin() + long(which));
-        return;
-      }
+      leave(&g, active);
+      if (!g.mask) return void(groups_.erase(groups_.begin() + long(which)));
     } else if (i.kind == Kind::trap) {
       if (active) block_.fail(&i, thread(__builtin_ctz(active)), "trap");
       ++g.pc;

@@ -55,6 +55,8 @@ class Warp {
 
   bool pick(size_t* which);
   void run_group(size_t which);
+  void branch(Group* g, const Instruction& i, Mask active);
+  void leave(Group* g, Mask active);
   void synchronise(size_t which, const Instruction& i, Mask active);
   Mask needed(const Instruction& i, Mask active);
   void merge();
