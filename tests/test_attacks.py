@@ -493,7 +493,7 @@ BAD = [
     (lambda: ea.cw_linf(const_factor=1.0), ValueError, "const_factor must be > 1, got 1.0"),
     (lambda: ea.cw_linf(largest_const=1e-3), ValueError, "largest_const must be > initial_const = 0.001, got"),
     (lambda: ea.cw_linf(abort_early=1), TypeError, "abort_early must be a bool, got int"),
-    (lambda: ea.fgsm()(lambda x: x, X, Y), TypeError, "source must be a Source or a torch.nn.Module, got function"),
+    (lambda: ea.fgsm()("net", X, Y), TypeError, "source must be a Source or a torch.nn.Module, got str"),
     (lambda: ea.fgsm()(NET, X.int(), Y), TypeError, "x must be float32.*got int32"),
     (lambda: ea.fgsm()(NET, X, Y.int()), TypeError, "y must be int64, got int32"),
     (lambda: ea.fgsm()(NET, X, Y[:2]), ValueError, r"y must have shape \[N\] = \[4\], got \(2,\)"),

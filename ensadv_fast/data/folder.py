@@ -42,9 +42,10 @@ class FolderSplit:
         if not names:
             raise ValueError(f"data: {self.root}: no images ({', '.join(EXTENSIONS)}) in {len(counts)} class folders")
         self.device = torch.device("cpu")
-        self.labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        self.labels = torch.repeat_interleave(torch.arange(len(counts), device="cpu"),
+                                              torch.tensor(counts, device="cpu"))
         self._names = torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8)
-        self._ends = torch.tensor([len(n) for n in names]).cumsum(0)
+        self._ends = torch.tensor([len(n) for n in names], device="cpu").cumsum(0)
 
     @property
     def in_shape(self) -> tuple[int, int, int]:

@@ -70,7 +70,7 @@ def loss_surface(model: Model, x: Data, y: Tensor | None = None, *, eps: float =
     checks.integer(op, "batch_size", batch_size, 1)
     other = None if other is None else as_source(other)
     sign_key, weight_key = batches.child_keys(op, key, 2)
-    steps = torch.linspace(-eps, eps, points, dtype=torch.float64)
+    steps = torch.linspace(-eps, eps, points, dtype=torch.float64, device="cpu")
 
     def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         g = batches.direction(source, x, y).sign()

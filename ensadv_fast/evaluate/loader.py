@@ -53,7 +53,7 @@ def read(op: str, loader: Iterable[Any], device: torch.device) -> Iterator[Batch
             raise ValueError(f"{op}: the loader's x must have shape [N, ...], got {tuple(x.shape)} in batch {number}")
         n = len(x)
         y = _integers(op, "the loader's y", y, n, number)
-        index = torch.arange(position, position + n)
+        index = torch.arange(position, position + n, device="cpu")
         if rest:
             index = _integers(op, "the loader's index", rest[0], n, number)
         if not n:

@@ -105,7 +105,7 @@ class Arrivals:
         """Call `then` with `t` as a numpy array (None: with None), after all that were put before."""
         event = None
         if t is not None and t.is_cuda:
-            host = torch.empty(t.shape, dtype=t.dtype, pin_memory=True)
+            host = torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=True)
             host.copy_(t, non_blocking=True)
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(t.device))

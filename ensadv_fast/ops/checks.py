@@ -124,20 +124,36 @@ def bounds(op: str, lo: object, hi: object, dtype: torch.dtype) -> tuple[float, 
     lo, hi = number(op, "lo", lo), number(op, "hi", hi)
     if lo > hi:
         raise ValueError(f"{op}: lo must not exceed hi, got lo={lo}, hi={hi}")
-    if dtype in NARROW and lo == hi and torch.tensor(lo, dtype=dtype).item() != lo:
+    if dtype in NARROW and lo == hi and torch.tensor(lo, dtype=dtype, device="cpu").item() != lo:
         raise ValueError(f"{op}: [lo, hi] must hold a {names([dtype])} value, got [{lo}, {hi}]")
     return lo, hi
 
 
-def per_sample(op: str, name: str, value: object, x: Tensor, *, is_size: bool) -> tuple[Tensor | None, float]:
-    """A number, or a tensor [N], as the pair (tensor or None, number) that the ops' schemas take.
+def at_most(op: str, name: str, value: float, most: float, units: str) -> float:
+    """value, where it does not exceed `most` by more than roundings. units: what `most` is."""
+    if value > most * (1 + 1e-6):
+        raise ValueError(f"{op}: {name} must be <= {most:g}, {units}; got {value:g}")
+    return value
 
-    is_size: the value is a length or a radius, so it must not be negative.
+
+def per_sample(op: str, name: str, value: object, x: Tensor, *, is_size: bool, most: float = math.inf,
+               units: str = "") -> tuple[Tensor | None, float]:
+    """A number, or a tensor [N] or [N, 1, ...], as the pair (tensor or None, number) that the ops' schemas take.
+
+    A tensor of no dimensions is a number; on a GPU, where reading it would wait, one for each sample.
+
+    is_size: the value is a length or a radius, so it must not be negative. most, units: see :func:`at_most`.
     """
+    if isinstance(value, Tensor) and value.dim() == 0 and is_readable(value):
+        value = value.item()
     if not isinstance(value, Tensor):
-        return None, size(op, name, value) if is_size else number(op, name, value)
+        return None, at_most(op, name, size(op, name, value) if is_size else number(op, name, value), most, units)
     value = tensor(op, name, value)
     same_device(op, name, value, x)
+    if value.dim() == 0:
+        value = value.expand(len(x))
+    elif value.dim() > 1 and value.shape == (len(x), *[1] * (value.dim() - 1)) and value.dim() == x.dim():
+        value = value.flatten()
     if value.shape != x.shape[:1]:
         raise ValueError(f"{op}: {name} must be a number or have shape [N] = [{x.shape[0]}], got {tuple(value.shape)}")
     if is_readable(value):
@@ -146,6 +162,8 @@ def per_sample(op: str, name: str, value: object, x: Tensor, *, is_size: bool) -
             i = int(bad.nonzero()[0])
             wanted = ">= 0" if is_size else "a number"
             raise ValueError(f"{op}: {name} must be {wanted}, got {value[i].item()} for sample {i}")
+        if most < math.inf and len(value):
+            at_most(op, name, float(value.max()), most, units)
     return value.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous(), 0.0
 
 

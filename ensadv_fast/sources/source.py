@@ -2,7 +2,7 @@
 import copy
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast, overload
 
@@ -14,16 +14,18 @@ from .. import ops
 from ..ops import checks, keys, memory
 from ..ops.logit_grad import unchecked as start_backward
 from ..ops.losses import Objective, choose_labels
-from .base import BaseSource, InputGrad, for_autograd
+from .base import BaseSource, InputGrad, check_differentiable, for_autograd, gradient
 from .calibration import Agreement, measure_agreement
 from .cuda_graphs import Replays, permission
+from .first_look import FirstLook, first_look_of
 from .frozen import folding, relus
 from .frozen.frozen_pass import FrozenPass
 from .frozen.packing import Packs
 from .modes import forked_generators, mode_flags
+from .options import check_options
+from .outputs import Called, Outputs, as_module
 from .precision import fast_dtype
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ENOUGH = 0.97  # of the exact FGSM step's loss increase: what calibrate lets a dtype lose
 
 
@@ -31,14 +33,14 @@ class Source(BaseSource):
     """A classifier prepared once for computing input gradients on it.
 
     Args:
-        model: maps [N, C, H, W] to logits [N, classes]; a tuple or list is read as (logits, ...), as Inception's
-            auxiliary head gives in train mode. Wrappers of data parallelism are taken off: crafting never
-            communicates.
+        model: maps [N, C, H, W] to logits [N, classes], alone, first in a tuple or list (as Inception's auxiliary head
+            in train mode has it), or named "logits" in a dict or an object. Wrappers of data parallelism are taken off:
+            crafting never communicates. With live=True any callable will do, as it is; a lambda's device is x's.
         mean, std: per-channel normalisation that the model expects, applied here, so that x is always an image in
             [0, 1]. Default: none.
         dtype: "auto" (:func:`fast_dtype`: bfloat16 where the device is faster at this model in it, else float32), a
-            float dtype, or None: the model's own, and the caller's autocast with it. Normalisation layers keep float32
-            statistics.
+            float dtype, or None: the model's own, that of its first floating tensor, and the caller's autocast with it.
+            Normalisation layers keep float32 statistics.
         channels_last: "auto" (as True, until the model calls .view on what only contiguous tensors allow), True or
             False.
         crafting: "eval", or "train": dropout active, under generators forked from the key; batch normalisation by
@@ -63,6 +65,13 @@ class Source(BaseSource):
             exchanged are noticed, but not plain attributes that a forward pass reads. False: never. A graph keeps the
             memory of what it works on; the graphs of a source share it, and nothing of it is what a caller gets.
 
+        binary: the model gives one logit [N] or [N, 1], of class 1 against 0; the source's logits are then (0, z).
+        output: which output the logits are: a key (or the name of an attribute), or a callable from what the model
+            returns to logits [N, C]; "probabilities": the model returns those.
+
+    The first batch of an attack on a source is looked at once, where that costs no synchronisation: images out of range
+    are an error; outputs that look like probabilities, and a gradient that is zero everywhere, are a warning.
+
     A source that is not live and not exact keeps the model as it came, a second frozen copy in host memory, for
     :meth:`calibrate`: as many bytes as its parameters and buffers have.
 
@@ -76,34 +85,27 @@ class Source(BaseSource):
     channels_last: bool
     module: nn.Module
 
-    def __init__(self, model: nn.Module, *, mean: Sequence[float] | Tensor | None = None,
+    def __init__(self, model: nn.Module | Callable[..., Any], *, mean: Sequence[float] | Tensor | None = None,
                  std: Sequence[float] | Tensor | None = None, dtype: torch.dtype | str | None = "auto",
                  fold: bool = True, channels_last: bool | str = "auto", compile: bool = False,
-                 cuda_graph: bool | str = "auto", crafting: str = "eval", live: bool = False) -> None:
-        op = "Source"
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
-        checks.choice(op, "crafting", crafting, ("eval", "train"))
-        if dtype not in ("auto", None, *DTYPES):
-            raise ValueError(f"{op}: dtype must be 'auto', None, {checks.names(DTYPES)}, got {dtype!r}")
-        for name, value in (("fold", fold), ("compile", compile), ("live", live)):
-            checks.flag(op, name, value)
-        for name, choice in (("channels_last", channels_last), ("cuda_graph", cuda_graph)):
-            if choice not in ("auto", True, False):
-                raise ValueError(f"{op}: {name} must be 'auto', True or False, got {choice!r}")
-        if live and (dtype not in ("auto", None, *checks.NARROW) or channels_last is True or compile):
-            raise ValueError(f"{op}: a live model is used as it is; channels_last, compile and a dtype of more than 16 "
-                             "bits do not apply")
-        model = self._unwrap(model)
+                 cuda_graph: bool | str = "auto", crafting: str = "eval", live: bool = False, binary: bool = False,
+                 output: Hashable | Callable[[Any], Tensor] = None) -> None:
+        check_options(crafting, dtype, channels_last, cuda_graph, fold=fold, compile=compile, live=live, binary=binary)
+        model = self._unwrap(as_module(model, live))
+        self.look, self.reads = FirstLook(), Outputs(output, binary)
         self.live, self.crafting, self.fold, self.compile = live, crafting, fold, compile
         self.keeps_bits = fold and crafting == "eval" and not (live or compile)
         self._relu_plan, self._packs = relus.NOTHING_FUSED, Packs()
         self.in_session, self._format_is_free = False, False
         self._original: nn.Module | None = None
         self._autocast = dtype if live and dtype in checks.NARROW else None
-        self.device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())),
-                           torch.device("cpu"))
-        self.replays = Replays(self.device, permission(op, cuda_graph, self.device, crafting, live, compile))
+        tensors = itertools.chain(model.parameters(), model.buffers())
+        first = next(tensors, None)
+        self.device = torch.device("cpu") if first is None else first.device
+        self.follows = live and first is None
+        self._reference = next((t for t in itertools.chain([first], tensors) if t is not None
+                                and t.dtype in checks.FLOATS), None) if live or dtype is None else None
+        self.replays = Replays(self.device, permission("Source", cuda_graph, self.device, crafting, live, compile))
         with torch.inference_mode(False):  # what is made here must serve autograd later
             self.mean, self.std = self._statistics(mean, "mean"), self._statistics(std, "std")
             if live:
@@ -184,8 +186,7 @@ class Source(BaseSource):
         x = checks.images(op, x, checks.FLOATS)
         if x.dim() != 4 or not len(x):
             raise ValueError(f"{op}: x must have shape [N, C, H, W], N >= 1, got {tuple(x.shape)}")
-        if x.device != self.device:
-            raise ValueError(f"{op}: x must be on the model's device {self.device}, got {x.device}")
+        self.check_device(op, x)
         if y is not None:
             y = checks.labels(op, "y", y, len(x), x.device)
         if checks.finite(op, "eps", eps) <= 0:
@@ -235,11 +236,14 @@ class Source(BaseSource):
                          for v in (self.mean, self.std))
             return ops.model_entry(x, mean, std, dtype=self.dtype, channels_last=channels_last, clamp=False)
         if self.mean is not None:
-            x = x - self.mean.to(x.dtype)
+            x = x - self.mean.to(x)
         if self.std is not None:
-            x = x / self.std.to(x.dtype)
+            x = x / self.std.to(x)
         if self.dtype is not None:
             x = x.to(self.dtype)
+        elif self._reference is not None and x.dtype != self._reference.dtype and (
+                x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type)):  # it leaves float64 alone
+            x = x.to(self._reference.dtype)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
     def precision_context(self) -> AbstractContextManager:
@@ -259,8 +263,8 @@ class Source(BaseSource):
         """:meth:`logits` for callers that hold a session."""
         return self._outputs(x)[0]
 
-    def _outputs(self, x: Tensor) -> Sequence[Tensor]:
-        """The logits of images x, and what else the model gives beside them."""
+    def _outputs(self, x: Tensor, any_shape: bool = False) -> Sequence[Tensor]:
+        """The logits of images x, and what else the model gives beside them. any_shape: they may be [N, ...]."""
         with self.precision_context():
             try:
                 out = self._forward(x)
@@ -270,20 +274,17 @@ class Source(BaseSource):
                 self.channels_last = self._format_is_free = False
                 lay_out(self.module, torch.contiguous_format)
                 out = self._forward(x)
-        outputs = out if isinstance(out, (tuple, list)) else (out,)
-        logits = outputs[0]
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-            got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"Source: model must return logits [N, C] for x [N, ...], N = {len(x)}; got {got}")
-        return outputs
+        return self.reads.read(out, len(x), any_shape)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, C] of images x, in the source's dtype; differentiable where autograd records."""
+        if self.follows:
+            self.device = x.device
         with self.session():
             return self.logits_unchecked(x)
 
     def losses_unchecked(self, x: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-        logits = self.logits_unchecked(x)
+        logits = self._outputs(x, callable(objective.loss))[0]
         return objective.losses(logits, labels), logits
 
     def input_grad_unchecked(self, x: Tensor, labels: Tensor | None, objective: Objective, *,
@@ -291,18 +292,22 @@ class Source(BaseSource):
                              rescale: bool = True) -> InputGrad:
         x, labels = for_autograd(x), for_autograd(labels)
         with torch.enable_grad(), self.precision_context():
-            leaf = x.detach().requires_grad_()
-            logits = self.logits_unchecked(leaf)
-            if labels is not None:
+            leaf, own_loss = x.detach().requires_grad_(), callable(objective.loss)
+            logits = self._outputs(leaf, own_loss)[0]
+            if labels is not None and not own_loss:
                 checks.labels("attack", "y", labels, len(x), x.device, logits.shape[1])
-            if self.fused:
+            check_differentiable(logits)
+            if self.fused and not own_loss:
                 start = start_backward(logits, labels, objective, index=index, key=key, rescale=rescale)
-                (grad,) = torch.autograd.grad(logits, leaf, start.grad)
-                return InputGrad(grad, start.labels, start.loss, logits.detach(), start.scale)
-            chosen = choose_labels(logits.detach(), labels, objective.rule, key, index)
-            losses = objective.losses(logits, chosen)
-            scale = objective.scale(logits, chosen) if rescale else torch.ones_like(losses)
-            (grad,) = torch.autograd.grad(losses, leaf, scale)
+                grad, chosen, losses, scale = start
+                grad = gradient(leaf, logits, grad)
+            else:
+                chosen = choose_labels(logits.detach(), labels, objective.rule, key, index)
+                losses = objective.losses(logits, chosen)
+                scale = objective.scale(logits, chosen) if rescale else torch.ones_like(losses)
+                grad = gradient(leaf, losses, scale)
+        if not self.look.gradient and rescale:
+            self.look.at_gradient(grad, self.reads.undeclared(logits), objective.loss)
         return InputGrad(grad, chosen, losses.detach(), logits.detach(), scale)
 
 
@@ -321,17 +326,19 @@ def _detached(model: nn.Module) -> nn.Module:
 
 
 @overload
-def as_source(model: Source | nn.Module) -> Source: ...
+def as_source(model: Source | nn.Module | Callable[[Tensor], Any]) -> Source: ...
 
 
 @overload
-def as_source(model: BaseSource | nn.Module) -> BaseSource: ...
+def as_source(model: BaseSource | nn.Module | Callable[[Tensor], Any]) -> BaseSource: ...
 
 
-def as_source(model: BaseSource | nn.Module) -> BaseSource:
-    """A source as it is; a plain module as the live source that an attack means by it."""
+def as_source(model: BaseSource | nn.Module | Callable[[Tensor], Any]) -> BaseSource:
+    """A source as it is; a plain module, or another callable, as the live source that an attack means by it."""
     if isinstance(model, BaseSource):
         return model
-    if not isinstance(model, nn.Module):
+    if not callable(model) or isinstance(model, type):
         raise TypeError(f"attack: source must be a Source or a torch.nn.Module, got {type(model).__name__}")
-    return Source(model, live=True, fold=False, channels_last=False, dtype=None)
+    source = Source(model, live=True, fold=False, channels_last=False, dtype=None)
+    source.look = first_look_of(getattr(source.module, "owner", model) if type(source.module) is Called else model)
+    return source

@@ -1,0 +1,23 @@
+"""The options of a source: what they may be."""
+import torch
+
+from ..ops import checks
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_options(crafting: str, dtype: torch.dtype | str | None, channels_last: bool | str, cuda_graph: bool | str,
+                   **flags: bool) -> None:
+    """TypeError or ValueError for an option of :class:`Source` that does not fit."""
+    op = "Source"
+    checks.choice(op, "crafting", crafting, ("eval", "train"))
+    if dtype not in ("auto", None, *DTYPES):
+        raise ValueError(f"{op}: dtype must be 'auto', None, {checks.names(DTYPES)}, got {dtype!r}")
+    for name, value in flags.items():
+        checks.flag(op, name, value)
+    for name, choice in (("channels_last", channels_last), ("cuda_graph", cuda_graph)):
+        if choice not in ("auto", True, False):
+            raise ValueError(f"{op}: {name} must be 'auto', True or False, got {choice!r}")
+    if flags["live"] and (dtype not in ("auto", None, *checks.NARROW) or channels_last is True or flags["compile"]):
+        raise ValueError(f"{op}: a live model is used as it is; channels_last, compile and a dtype of more than 16 "
+                         "bits do not apply")
