@@ -333,6 +333,14 @@ def test_a_loss_may_read_logits_and_targets_of_any_shape():
     assert torch.equal(same(net.net, x, y), ea.fgsm(EPS)(net.net, x, y))
 
 
+def test_an_adversary_gives_a_loss_of_the_callers_own_the_targets_as_they_are():
+    net, (x, _) = small_net(), batch()
+    y = (torch.rand(16, 10, generator=torch.Generator().manual_seed(1)) > 0.7).float()
+    attack = ea.fgsm(EPS, loss=bce)
+    made = ea.EnsembleAdversary(net, attack=attack, fraction=1.0)(x, y)
+    assert torch.equal(made.x, attack(net, x, y)) and torch.equal(made.y, y)
+
+
 def test_a_loss_that_is_not_per_sample_is_refused():
     net, (x, y) = small_net(), batch()
     with pytest.raises(ValueError, match=r"loss must return one loss per sample, \[N\] = \[16\], got shape \(\)"):

@@ -112,7 +112,8 @@ class EnsembleAdversary:
     def __call__(self, x: Tensor, y: Tensor, index: Tensor | None = None, part: Part | None = None) -> AdversarialBatch:
         """The training batch for clean images x [m, C, H, W] (float in [0, 1], or uint8, which becomes that) and y.
 
-        y: int64 [m], or soft labels [m, classes] (their argmax then stands for the true label in an attack).
+        y: int64 [m], or soft labels [m, classes] (their argmax then stands for the true label in an attack,
+        unless its loss is a callable: that gets y).
         index: int64 [m], dataset positions; the noise of a sample then depends on its position in the data set
         alone and not on the batch or the rank it is in.
         part: which part of a global batch the m samples are; None: they are the whole batch. The parts of all ranks
@@ -184,7 +185,7 @@ class EnsembleAdversary:
             eps = self.eps_dist(all_k, eps_key)[part.rank::part.world][:len(x)]
         else:
             eps = self.eps_dist
-        labels = y if y.dim() == 1 else y.argmax(1)
+        labels = y if y.dim() == 1 or callable(self.attack.loss) else y.argmax(1)
         self.attack(source, x, labels, key=attack_key, eps=eps, index=index, out=out)
 
     def stream(self, loader: Iterable[Sequence[Any]]) -> Iterator[AdversarialBatch]:

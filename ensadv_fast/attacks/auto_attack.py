@@ -61,7 +61,7 @@ class AutoAttack(BaseAttack):
         assert keys.start is not None
         seed = int(keys.start[0] ^ keys.start[1]) & (1 << 31) - 1
         if logits.shape[1] < 4:
-            raise ValueError(f"{self.name}: source must have at least 4 classes, which AutoAttack's targeted margin loss "
+            raise ValueError(f"{self.name}: source must have at least 4 classes, which AutoAttack's margin loss "
                              f"needs, got {logits.shape[1]}: take pgd with loss 'ce' and 'cw', each with restarts")
         module, devices = _package(self.package), [clean.device] if clean.device.type == "cuda" else []
         with _alone(source) as net, torch.random.fork_rng(devices), torch.enable_grad():

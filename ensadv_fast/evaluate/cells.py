@@ -55,7 +55,7 @@ class Participants:
                 model.fingerprint = fingerprint(model.source, made_with)
 
     def _number(self, name: str, given: object) -> Participant:
-        if not isinstance(given, BaseSource) and (isinstance(given, type) or not callable(given)):
+        if not isinstance(given, (BaseSource, nn.Module)):
             raise TypeError(f"{OP}: {name} must be a Source, an Ensemble or a torch.nn.Module, got "
                             f"{type(given).__name__}")
         for model in self._models:
