@@ -137,7 +137,7 @@ def test_errors_name_the_argument(measure):
     for args, kw, kind, message in [
         ((net, x), {}, TypeError, f"{name}: y must be a torch.Tensor, got NoneType"),
         ((net, x, y[:3]), {}, ValueError, f"{name}: y must have shape"),
-        ((net, x.byte(), y), {}, TypeError, f"{name}: x must be float32"),
+        ((net, x.long(), y), {}, TypeError, f"{name}: x must be float32"),
         ((net, 5), {}, TypeError, f"{name}: x must be a tensor or an iterable"),
         ((net, [(x, y)], y), {}, ValueError, f"{name}: y and index must be in the loader's batches"),
         ((net, [x]), {}, ValueError, f"{name}: x must give batches"),

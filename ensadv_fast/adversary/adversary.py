@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..attacks import BaseAttack, step_ll
+from ..ops import checks
 from ..ops.keys import derive_seed
 from ..sources.base import BaseSource
 from ..sources.ensemble import Ensemble
 from ..sources.source import Source
 from ..system.streams import SideStream
-from .batches import AdversarialBatch, EpsDistribution, Part
+from .batches import AdversarialBatch, EpsDistribution, Part, hard_or_soft
 
 EpsDist = float | Callable[[int, Tensor], Tensor] | None
 Select = str | Sequence[float] | Callable[[int, int], int]
@@ -154,7 +155,8 @@ class EnsembleAdversary:
     def __call__(self, x: Tensor, y: Tensor, index: Tensor | None = None, part: Part | None = None) -> AdversarialBatch:
         """The training batch for clean images x [m, C, H, W] (float in [0, 1], or uint8, which becomes that) and y.
 
-        y: int64 [m], or soft labels [m, classes] (their argmax then stands for the true label in an attack).
+        y: integers or bools [m] or [m, 1], which the batch has as int64 [m]; or soft labels [m, classes] (their argmax
+        then stands for the true label in an attack).
         index: int64 [m], dataset positions; the noise of a sample then depends on its position in the data set
         alone and not on the batch or the rank it is in.
         part: of which global batch these are a part; None: they are the whole batch. The parts of all ranks are
@@ -192,6 +194,7 @@ class EnsembleAdversary:
         part = Part(0, 1, m) if part is None else part
         if y.shape[0] != m:
             raise ValueError(f"EnsembleAdversary: y: got {y.shape[0]} labels for {m} images")
+        y = hard_or_soft("EnsembleAdversary", y, m)
         x = x.detach().float().div_(255) if x.dtype == torch.uint8 else x.detach()
         if source < 0:
             return AdversarialBatch(x.clone(), y, torch.zeros(m, dtype=torch.bool, device=x.device), -1,
@@ -228,30 +231,34 @@ class EnsembleAdversary:
         labels = y if y.dim() == 1 else y.argmax(1)
         self.attack(source, x, labels, key=attack_key, eps=eps, index=index, out=out)
 
-    def stream(self, loader: Iterable[Sequence[Any]]) -> Iterator[AdversarialBatch]:
+    def stream(self, loader: Iterable[Any], *,
+               batch: Callable[[Any], Sequence[Any]] | None = None) -> Iterator[AdversarialBatch]:
         """The adversarial batch of every (x, y), (x, y, index) or (x, y, index, part) that `loader` yields: those that
         calling this object on one after the other gives.
+
+        batch: makes such a tuple of what the loader yields, where that has another form: dicts, rows, paths or metadata
+        beside the labels. TypeError, which names what came, where there is none.
 
         On the CPU a batch is crafted when it is asked for. On CUDA the loader is one batch ahead, and where the next
         batch's source is frozen its pass runs on a stream of its own while the caller's training step does; a live
         source's is crafted when it is asked for, on the model as the step before has left it. Batches are in the
         current stream's order; `state_dict` never counts a batch that was not yielded.
         """
-        items = iter(loader)
+        items = _items(loader, batch)
         item = next(items, None)
         side: SideStream | None = None
         ahead: _Ahead | None = None
         try:
             while item is not None:
                 if ahead is None or ahead.when != (self.seed, self.step):
-                    batch = self(*item)
+                    made = self(*item)
                 else:
                     if ahead.batch is None:
-                        batch = self._batch(self.step, ahead.source, *item)
+                        made = self._batch(self.step, ahead.source, *item)
                     else:
-                        batch = ahead.batch
+                        made = ahead.batch
                         assert side is not None  # it was crafted there
-                        side.hand_over((batch.x, batch.y, batch.is_adv))
+                        side.hand_over((made.x, made.y, made.is_adv))
                     self.step += 1
                 ahead, failure = None, None
                 if self._overlaps(item[0]):
@@ -261,11 +268,11 @@ class EnsembleAdversary:
                         ahead = None if item is None else self._begun(side, item)
                     except Exception as e:  # noqa: BLE001 - what goes wrong belongs to the next batch, not to this one
                         failure = e
-                    yield batch
+                    yield made
                     if failure is not None:
                         raise failure
                 else:
-                    yield batch
+                    yield made
                     item = next(items, None)
         finally:
             if side is not None:
@@ -295,6 +302,20 @@ class EnsembleAdversary:
                              f"has {len(self.sources)}")
         self.seed, self.step = state["seed"], state["step"]
         self._keys.clear()
+
+
+def _items(loader: Iterable[Any], pick: Callable[[Any], Sequence[Any]] | None) -> Iterator[Sequence[Any]]:
+    """(x, y), (x, y, index) or (x, y, index, part) of what the loader yields. TypeError, ValueError: another thing."""
+    op = "EnsembleAdversary"
+    for given in loader:
+        item = checks.batch_parts(op, given, pick, most=4)
+        checks.images(op, item[0])
+        index, part = [*item[2:], None, None][:2]
+        flat = index is None or index.dim() == 1
+        if not (isinstance(item[1], Tensor) and flat and isinstance(part, Part | None)):
+            raise TypeError(f"{op}: loader must give batches (x, y) or (x, y, index), got {checks.told(item)}; a "
+                            "function given as batch= makes (x, y) of that")
+        yield item
 
 
 def _is_frozen(source: BaseSource) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops import checks
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,20 @@ class AdversarialBatch:
     source: int
     counts: tuple[int, int] = (1, 0)
     all_counts: tuple[int, int] = (1, 0)
+
+
+def hard_or_soft(op: str, y: Tensor, n: int) -> Tensor:
+    """The labels of n samples: int64 [n] from integers or bools [n] or [n, 1]; soft ones [n, classes] as they are.
+
+    TypeError, ValueError: anything else, such as floats [n, 1], soft labels of a single class.
+    """
+    soft = isinstance(y, Tensor) and y.dim() == 2 and y.shape[0] == n and y.dtype != torch.bool
+    if soft and (y.shape[1] > 1 or y.is_floating_point()):
+        if y.shape[1] < 2:
+            raise ValueError(f"{op}: y must have at least 2 classes where it is soft [N, classes], got "
+                             f"{checks.names([y.dtype])} {tuple(y.shape)}")
+        return y
+    return checks.class_numbers(op, "y", y, n)
 
 
 def weight(batches: Sequence[AdversarialBatch], lam: float) -> float:

@@ -150,7 +150,7 @@ def _measured(args: argparse.Namespace, dataset: Dataset, targets: Mapping[str, 
     def batches() -> Iterable[Any]:
         return dataset.test.batches(args.batch_size)
 
-    common: dict[str, Any] = {"key": key, "progress": progress, "folder": folder}
+    common: dict[str, Any] = {"key": key, "progress": progress, "folder": folder, "classes": dataset.classes}
     curves = None
     if len(eps_values) > 1:
         makers = {a: (lambda eps, a=a: attack(a, eps)) for a in args.attack}

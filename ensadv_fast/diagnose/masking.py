@@ -18,7 +18,7 @@ from ..ops import checks
 from ..sources.base import BaseSource
 from ..sources.source import as_source
 from . import batches, gradients, perturbations
-from .batches import Data, Model, Result, Rows
+from .batches import Data, Model, Pick, Result, Rows
 from .statistics import Interval, average, difference, proportion
 
 PASSED, SUSPICIOUS, UNDECIDED = "passed", "suspicious", "not decidable at this sample size"
@@ -92,7 +92,7 @@ class MaskingReport(Result):
 def masking_report(target: Model, x: Data, y: Tensor | None = None, *, eps: float = 8 / 255,
                    sources: Mapping[str, Model] | None = None, steps: int = 20, noises: int = 50,
                    alpha: float | None = None, key: Tensor | None = None, index: Tensor | None = None,
-                   batch_size: int = batches.BATCH_SIZE) -> MaskingReport:
+                   batch_size: int = batches.BATCH_SIZE, batch: Pick = None) -> MaskingReport:
     """Run the checklist of :class:`MaskingReport` on `target` and say in words whether its gradients can be believed.
 
     target: what is diagnosed; a plain module is attacked as it is and left as it was. sources: held-out models by name
@@ -108,7 +108,7 @@ def masking_report(target: Model, x: Data, y: Tensor | None = None, *, eps: floa
     craft_key, noise_key, align_key = batches.child_keys(op, key, 3)
     tried = _Trials(eps, _attacks(eps, steps, alpha), {s: as_source(m) for s, m in (sources or {}).items()}, craft_key,
                     ops.split(noise_key, noises).unbind(), align_key)
-    rows = batches.per_batch(op, target, x, y, index, batch_size, tried.measure)
+    rows = batches.per_batch(op, target, x, y, index, batch_size, tried.measure, batch)
     found = (_single_step(rows), _black_box(rows, "FGSM", tuple(tried.sources)),
              _black_box(rows, "PGD", tuple(tried.sources)), _random_start(rows), _unbounded(rows), _growing(rows),
              _random_search(rows, noises), _zero_gradients(rows), _direction(rows), _approximation(rows),
@@ -153,8 +153,8 @@ class _Trials:
         measures of gradients."""
         loss, predicted = batches.judge(source, x, y)
         rows = {"clean": predicted != y, "clean_loss": loss}
-        made = {name: attack(source, x, None if attack.rule == "predicted" else y, key=self.craft_key, index=index)
-                for name, attack in self.attacks.items()}
+        made = {name: batches.crafted(attack, source, x, None if attack.rule == "predicted" else y, self.craft_key,
+                                      index) for name, attack in self.attacks.items()}
         for name, images in made.items():
             rows[f"{name}_loss"], predicted = batches.judge(source, images, y)
             rows[name] = predicted != y
@@ -175,7 +175,7 @@ class _Trials:
         rows = {}
         for s, other in self.sources.items():
             for name in ("FGSM", "PGD"):
-                images = self.attacks[name](other, x, y, key=self.craft_key, index=index)
+                images = batches.crafted(self.attacks[name], other, x, y, self.craft_key, index)
                 rows[f"{name} from {s}"] = batches.is_wrong(source, images, y)
         return rows
 
