@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +19,7 @@ from ..sources.source import as_source
 from . import batches, gradients, perturbations
 from .batches import Data, Model, Pick, Result, Rows
 from .statistics import Interval, average, difference, proportion
-
-PASSED, SUSPICIOUS, UNDECIDED = "passed", "suspicious", "not decidable at this sample size"
+from .verdict import PASSED, SUSPICIOUS, UNDECIDED, Check, verdict_of
 
 TOLERANCE = 0.05  # of a share of samples: what a check must exclude to be passed
 START_GAP = 0.104  # the largest R+FGSM minus FGSM gap of an undefended network in table 2 of Tramer et al. 2018
@@ -38,18 +36,9 @@ HARD = ("single step against many", "black box against white box, PGD", "unbound
 
 
 @dataclass(frozen=True)
-class Check(Result):
-    """One check of :class:`MaskingReport`. status: PASSED, SUSPICIOUS or UNDECIDED; sentence: says why."""
-
-    name: str
-    status: str
-    numbers: dict[str, Any]
-    sentence: str
-
-
-@dataclass(frozen=True)
 class MaskingReport(Result):
-    """checks: see below; verdict: in words; masked: True, False, or None where the checks could not tell.
+    """checks: see below; verdict: in words, how robust the model is first; masked: True, False, or None where a check
+    is open and none is suspicious.
 
     errors: {what was tried: error with Wilson's interval}, "clean" first; strongest: the key of the largest error.
     worst_case: the share of samples that at least one of these fools. eps: the budget; n: the number of samples.
@@ -117,7 +106,7 @@ def masking_report(target: Model, x: Data, y: Tensor | None = None, *, eps: floa
     errors = {k: proportion(rows[k]) for k in within}
     strongest = max(within, key=lambda k: errors[k].value)
     worst = proportion(torch.stack([rows[k] for k in within]).any(0))
-    masked, verdict = _verdict(found, errors, strongest, worst, eps)
+    masked, verdict = verdict_of(found, HARD, errors, strongest, worst, eps, nan=int(rows["clean_loss"].isnan().sum()))
     return MaskingReport(found, verdict, masked, errors, strongest, worst, eps, worst.n)
 
 
@@ -306,35 +295,3 @@ def _leaking(rows: Rows) -> Check:
                                            "advantage": found.advantage},
                  f"{found.leaked['predicted']} labels leak ({leaked.percent()}); accuracy under FGSM with the true "
                  f"label minus clean accuracy is {found.advantage.percent(' points')}.")
-
-
-# -------------------------------------------------------------------------------------------------- the verdict
-
-
-def _verdict(found: tuple[Check, ...], errors: dict[str, Interval], strongest: str, worst: Interval,
-             eps: float) -> tuple[bool | None, str]:
-    """Whether gradients are masked (None: the checks do not tell), and all that was found in words."""
-    suspicious = [c.name for c in found if c.status == SUSPICIOUS]
-    hard = [name for name in suspicious if name in HARD]
-    open_ = [c.name for c in found if c.status == UNDECIDED]
-    told = (f"The strongest attack tried at eps {eps:.3g} ({strongest}) finds {errors[strongest].percent()} error, "
-            f"all together {worst.percent()}; on clean images it is {errors['clean'].percent()}.")
-    if hard:
-        masked, said = True, (f"The model masks its gradients ({'; '.join(suspicious)}): what gradient attacks find, "
-                              "also with many steps, understates its error.")
-    elif suspicious:
-        masked, said = True, (f"The model masks its gradients from single steps ({'; '.join(suspicious)}): what they "
-                              "find understates its error. Nothing here speaks against attacks with many steps.")
-    elif len(open_) > len(found) // 2:
-        masked, said = None, f"{worst.n} images are too few to tell whether the model masks its gradients."
-    else:
-        masked, said = False, ("No sign of masked gradients: what white-box attacks with many steps find can be "
-                               "believed.")
-    if open_ and masked is not None:
-        said += f" Not decided: {'; '.join(open_)}."
-    lost = worst.low - errors["clean"].high
-    strength = ("The model is not robust at this eps." if lost > 0.5 else
-                "The model loses much at this eps." if lost > 0.1 else
-                "Nothing tried here makes it much worse than on clean images" +
-                (", which proves little while gradients are masked." if masked else "."))
-    return masked, f"{said} {told} {strength}"
