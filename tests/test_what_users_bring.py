@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import ensadv_fast as ea
-from ensadv_fast import diagnose, evaluate
+from ensadv_fast import data, diagnose, evaluate
+from ensadv_fast.evaluate import example_images
 
 KEY = ea.fresh_key(seed=5)
 X, Y = batch(12)
@@ -169,8 +170,11 @@ def test_a_model_that_writes_into_its_input_disturbs_nobody(how):
         source = ea.Source(InPlace(how=how), dtype=torch.float32, mean=[0.0] * 3, std=[1.0] * 3)
         masking = diagnose.masking_report(source, x, Y, sources={"next": NET}, steps=2, noises=2, key=KEY).to_dict()
         surface = diagnose.loss_surface(source, x[:2], Y[:2], points=3, key=KEY).to_dict()
+        split = data.Split((X * 255).byte(), Y)
+        shown = example_images.craft(split, ATTACKS, "next", NET, targets, KEY)
         assert torch.equal(x, X)
-        return bits, curve, masking, surface
+        predictions = {row: {t: p.tolist() for t, p in by.items()} for row, by in shown.predictions.items()}
+        return bits, curve, masking, surface, predictions, {row: p.tolist() for row, p in shown.pictures.items()}
 
     assert all_of_it(how) == all_of_it("")
 
@@ -226,3 +230,56 @@ def test_nan_is_said_once_and_counted():
         found = evaluate.transfer_matrix({"fine": NET, "broken": broken}, {"fine": NET}, ATTACKS, [(X, Y)], key=KEY)
     assert len(said) == 1 and "targets['broken'] gave NaN for 36 of the images" in str(said[0].message)
     assert found.clean_error("broken") == 1
+
+
+# ---- what is printed ---------------------------------------------------------------------------------------------
+
+
+def test_one_call_gives_one_table():
+    found = evaluate.quick(NET, X, Y[:, None].int(), 0.1, key=KEY, batch_size=5)
+    assert found.targets == ["model"] and found.attacks == ["fgsm", "pgd"] and len(found) == 12
+    both = {"fgsm": ea.fgsm(0.1), "pgd": ea.pgd(0.1)}
+    long = evaluate.transfer_matrix({"model": NET}, {"model": NET}, both, [(X, Y)], key=KEY)
+    assert found.to_dict(bits=True) == long.to_dict(bits=True)
+    lines = str(found).splitlines()
+    assert lines[0].startswith("| model ") and "95 % interval" in lines[0] and len(lines) == 2 + 3 + 2
+    assert f"| {100 * found.error('pgd', 'model', 'model'):.2f}" in lines[4] and "itself (white-box)" in lines[4]
+    assert repr(found) == "TransferMatrix(2 attacks from 1 sources on 1 targets, 12 test inputs)"
+    mine = evaluate.quick(ea.Source(NET), X, Y, 0.1, ["pgd_l2", ea.rand_fgsm(0.2)])
+    assert mine.attacks == ["pgd_l2", "rand_fgsm"]
+    with pytest.raises(ValueError, match="quick: attacks must be one of .*fgsm.*got 'pdg'"):
+        evaluate.quick(NET, X, Y, 0.1, ["pdg"])
+    with pytest.raises(ValueError, match=r"quick: y must have shape \[N\] = \[12\]"):
+        evaluate.quick(NET, X, Y[:3], 0.1)
+    assert str(evaluate.TransferMatrix()).startswith("| model")
+
+
+def test_a_matrix_as_a_frame(monkeypatch):
+    pandas = pytest.importorskip("pandas")
+    other = small_net(4, size=8)
+    matrix = evaluate.transfer_matrix({"a": NET, "b": other}, {"b": other}, ATTACKS, [(X, Y)], key=KEY)
+    frame = matrix.to_pandas()
+    assert isinstance(frame, pandas.DataFrame) and len(frame) == 2 + 4
+    row = frame[(frame.attack == "pgd") & (frame.target == "a")].iloc[0]
+    rate = matrix.error_rate("pgd", "b", "a")
+    assert (row.source, row.white_box, row.error, row["count"], row.n) == ("b", False, rate.value, rate.count, 12)
+    assert (row.low, row.high) == rate.interval and row.transfer_rate == matrix.transfer_rate("pgd", "b", "a").value
+    assert frame[frame.attack == "clean"].error.tolist() == [matrix.clean_error("a"), matrix.clean_error("b")]
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(ImportError, match="to_pandas needs the package pandas"):
+        matrix.to_pandas()
+
+
+def test_findings_and_sources_are_printed_for_people():
+    found = diagnose.masking_report(NET, X, Y, steps=2, noises=2, key=KEY)
+    text = str(found)
+    assert text.startswith(found.verdict) and all(c.sentence in text for c in found.checks)
+    cone = str(diagnose.cone_dimension(NET, X, Y, orders=[1, 4], key=KEY))
+    assert "tensor" not in cone and "at_least: 1 " in cone and cone.startswith("ConeDimension\n")
+    error = found["unbounded eps"].numbers["error"]
+    assert str(error) == f"{error.value:.3g} ({error.low:.3g} to {error.high:.3g})"
+    source = ea.Source(NET, dtype=torch.float32, mean=[0.5] * 3)
+    assert repr(source) == "Source(Sequential: frozen, float32, normalised, crafting='eval', cpu)"
+    live = ea.Source(NET, live=True, crafting="train")
+    assert repr(live) == "Source(Sequential: live, the model's dtype, crafting='train', cpu)"
+    assert repr(ea.Ensemble([source, live], fuse="probs")) == f"Ensemble({source!r}, {live!r}, fuse='probs')"

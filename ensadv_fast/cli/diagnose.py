@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,9 +33,10 @@ from .. import attacks, data, ops, report
 from ..attacks.by_name import make_attack
 from ..diagnose import batches, cone, gradients, masking, perturbations, surface
 from ..evaluate import example_images
+from ..evaluate.loader import Classes
 from ..ops import keys
 from ..report.examples import Samples
-from ..sources.source import Source
+from ..sources.source import Source, as_source
 from ..system import files
 from ..system.machine import versions
 from .networks import Saved, add_options
@@ -72,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     networks, sources = given.networks()
     order = data.Sampler(len(dataset.test), args.images, keys.derive_seed(args.seed, "diagnose"), given.device)
     index = next(iter(order))
+    _compare_classes({**networks, **sources}, dataset, index)
     tried = {name: make_attack(name, args.eps, alpha=args.alpha, steps=args.steps) for name in EXAMPLES}
     found: dict[str, dict[str, Any]] = {}
     examples: dict[str, Samples] = {}
@@ -99,6 +102,14 @@ def run(args: argparse.Namespace) -> int:
     report.write(folder)
     print(f"\nreport.html, results.json and config.json are in {folder}")
     return 0
+
+
+def _compare_classes(models: dict[str, nn.Module | Source], dataset: data.Dataset, index: Tensor) -> None:
+    """ValueError where a model has another number of logits than the data has classes."""
+    classes, x = Classes("diagnose", dataset.classes, None), dataset.test.batch(index[:1])[0]
+    with torch.no_grad():
+        for name, model in models.items():
+            classes.check(name, as_source(model).logits(x.clone()).shape[1])
 
 
 # ------------------------------------------------------------------------------------------- the measurements

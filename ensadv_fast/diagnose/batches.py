@@ -35,6 +35,19 @@ class Result:
         """The fields as JSON takes them: tensors as nested lists, NaN and infinities as None."""
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
 
+    def __str__(self) -> str:
+        """The numbers over all samples, a line each."""
+        told = [f"{f.name}: {_shown(getattr(self, f.name))}" for f in fields(self)
+                if not isinstance(getattr(self, f.name), Tensor)]
+        return "\n".join([type(self).__name__, *(f"  {line}" for line in told)])
+
+
+def _shown(value: Any) -> str:
+    """A number of a result, or several, for a person."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items() if not isinstance(v, Tensor)) or "per sample"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
 
 def plain(value: Any) -> Any:
     """`value` as JSON takes it, and strictly: NaN and infinities as None."""

@@ -74,6 +74,11 @@ class MaskingReport(Result):
     eps: float
     n: int
 
+    def __str__(self) -> str:
+        """The verdict, then what each check found."""
+        width = max(len(c.status) for c in self.checks)
+        return "\n".join([self.verdict, "", *(f"{c.status:{width}}  {c.name}: {c.sentence}" for c in self.checks)])
+
     def __getitem__(self, name: str) -> Check:
         return next(c for c in self.checks if c.name == name)
 
