@@ -1,6 +1,6 @@
-"""Builds ensadv_fast/_C: one extension against torch's stable ABI, with CUDA kernels wherever nvcc stands.
+"""Builds ensadv_fast/_C: one extension against torch's stable ABI, with CUDA kernels if there is an nvcc.
 
-Environment: ENSADV_CUDA=0|1|auto (leave out, demand, or take CUDA as found; default auto), TORCH_CUDA_ARCH_LIST.
+Environment: ENSADV_CUDA=0|1|auto (without CUDA, with it or fail, or as found; default auto), TORCH_CUDA_ARCH_LIST.
 """
 import os
 import re
@@ -16,7 +16,7 @@ ABI_TARGET = "0x020a000000000000"  # torch 2.10, the oldest release this extensi
 
 
 def find_cuda():
-    """(toolkit root, version) or None. nvcc on the PATH may be a wrapper script, so nvcc itself is asked."""
+    """(toolkit root, version) or None. nvcc on the PATH may be a wrapper script, so nvcc itself names its root."""
     wanted = os.environ.get("ENSADV_CUDA", "auto")
     if wanted not in ("0", "1", "auto"):
         raise SystemExit(f"setup.py: ENSADV_CUDA must be 0, 1 or auto, got {wanted!r}")
@@ -37,7 +37,7 @@ def find_cuda():
 
 
 def commit():
-    """The git commit, marked where the tree is not clean; 'unknown' outside a checkout."""
+    """The git commit, with a mark if the tree is not clean; 'unknown' outside a checkout."""
     run = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=ROOT,
                          capture_output=True, text=True)
     return run.stdout.strip() if run.returncode == 0 else "unknown"
@@ -65,8 +65,8 @@ def extension():
         depends=[str(p) for pattern in ("**/*.h", "**/*.cuh") for p in ROOT.glob(f"csrc/{pattern}")])
     for key, values in link.items():
         getattr(ext, key).extend(values)
-    # Symbols resolve in whichever torch has been imported. libtorch, though nothing is taken from it directly, must
-    # stay linked: it brings libtorch_cuda into scope where there is one, and with it the current CUDA stream.
+    # Symbols resolve in the torch that was imported. libtorch must stay linked although no symbol is taken from it: it
+    # brings libtorch_cuda into scope, if there is one, and with it the current CUDA stream.
     ext.libraries = [name for name in ext.libraries if name not in ("c10", "torch")]
     return ext
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ensadv_fast.bench.contenders import DTYPES, copied
+from ensadv_fast.bench.contenders import DTYPES, copy_arguments
 from ensadv_fast.bench.quick import to_json
 from ensadv_fast.bench.stamp import stamp
 from ensadv_fast.bench.timing import cache_bytes, sets_to_rotate, time_ratios, time_replay
@@ -122,7 +122,7 @@ def measure(row: dict, device: str, seconds: float, ways: bool) -> dict:
            "ratio": {name: astuple(r) for name, r in ratios.items()}}
     if device == "cuda":
         sets = sets_to_rotate(sum(t.nbytes for t in args), cache_bytes())
-        many = [contenders(direction, copied(args, {})[0], ways) for _ in range(sets)]
+        many = [contenders(direction, copy_arguments(args, {})[0], ways) for _ in range(sets)]
         replayed, missing = time_replay({name: [one[name] for one in many] for name in calls}, seconds)
         row |= {"graph": medians(replayed), "graph_missing": missing}
     return row

@@ -81,7 +81,7 @@ def device_part(split: data.FolderSplit, args: argparse.Namespace) -> float:
     times = []
     for _ in range(12):
         begin = time.perf_counter()
-        stream._entered(images, stream._key, index)
+        stream.prepare(images, stream._key, index)
         if args.device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)

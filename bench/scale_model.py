@@ -90,7 +90,7 @@ def all_reduce(world: int, nbytes: float, cluster: Cluster) -> float:
     where the devices do not fill whole nodes."""
     inside = min(world, cluster.per_node)
     if world % inside:
-        raise ValueError(f"scale: world: got {world} devices, want whole nodes of {cluster.per_node}")
+        raise ValueError(f"scale: world must be whole nodes of {cluster.per_node} devices, got {world}")
     k = buckets(nbytes)
     return ring(inside, nbytes, cluster.inside, k) + ring(world // inside, nbytes, cluster.between, k)
 
@@ -155,7 +155,7 @@ def fit(measured: Sequence[Measured], cores: int, crowded: Measured | None = Non
     a, b = (sum(r[i] for r in rows) for i in (0, 1))
     determinant = aa * bb - ab * ab
     if len(rows) < 2 or determinant <= 1e-12 * aa * bb:
-        raise ValueError("scale: fit: want measurements of at least two sizes")
+        raise ValueError(f"scale: measured must be of at least two sizes, got {len({n for _, n, _ in measured})}")
     latency, inverse = (a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant
     if latency < 0:
         latency, inverse = 0.0, b / bb

@@ -14,7 +14,7 @@ import pytest
 import torch
 from peers import PEERS, peers_of
 
-from ensadv_fast.bench.contenders import binders, copied, first, rate, streamed_bytes, verify
+from ensadv_fast.bench.contenders import binders, copy_arguments, first, rate, streamed_bytes, verify
 from ensadv_fast.bench.quick import settings
 from ensadv_fast.bench.timing import cache_bytes, capture, sets_to_rotate, time_calls
 
@@ -49,7 +49,7 @@ class Group:
         if method == "calls":
             return bind(self.args, self.kw), 1
         n = sets_to_rotate(self.moved or self.copy_bytes, cache_bytes())
-        graph = capture([bind(*copied(self.args, self.kw)) for _ in range(n)])
+        graph = capture([bind(*copy_arguments(self.args, self.kw)) for _ in range(n)])
         if isinstance(graph, str):
             pytest.skip(f"{contender} cannot be captured: {graph}")
         return graph.replay, n

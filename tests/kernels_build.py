@@ -1,6 +1,6 @@
-"""Builds layer 1's numpy module (csrc/python) with CMake and imports it.
+"""Builds layer 1's numpy module (csrc/numpy) with CMake and imports it.
 
-ENSADV_KERNELS_DIR: a folder that holds it already, say one of the sanitizer presets' (.ci/sanitize).
+ENSADV_KERNELS_DIR: a folder that holds the module already, say that of a sanitizer preset (.ci/sanitize).
 """
 import fcntl
 import importlib.util

@@ -1,4 +1,4 @@
-"""adversary.py: which samples are perturbed, on which source, by how much, and the loss for them."""
+"""ensadv_fast.adversary: which samples are perturbed, on which source, by how much, and the loss for them."""
 import itertools
 import json
 
@@ -9,8 +9,8 @@ from torch import nn
 
 import ensadv_fast
 from ensadv_fast import Source, ops
-from ensadv_fast.adversary import EnsembleAdversary, EpsDistribution, mixed_cross_entropy
-from ensadv_fast.adversary.adversary import _is_frozen as is_frozen
+from ensadv_fast.adversary import Counts, EnsembleAdversary, EpsDistribution, Part, mixed_cross_entropy
+from ensadv_fast.adversary.adversary import is_frozen
 from ensadv_fast.attacks import fgsm, rand_fgsm, step_ll
 
 M = 10
@@ -162,15 +162,15 @@ def test_the_draw_depends_on_seed_and_step_only(xy):
 def test_bad_arguments(live):
     model = net()
     for kw, error, message in [
-        ({"fraction": 1.5}, ValueError, "fraction: got 1.5"),
+        ({"fraction": 1.5}, ValueError, r"fraction must be in \[0, 1\], got 1.5"),
         ({"fraction": float("nan")}, ValueError, "fraction"),
-        ({"mix": "add"}, ValueError, "mix: got 'add'"),
-        ({"crafting": "test"}, ValueError, "crafting: got 'test'"),
-        ({"start_step": -1}, ValueError, "start_step"),
-        ({"attack": "fgsm"}, TypeError, "attack: got str"),
-        ({"eps_dist": "uniform"}, TypeError, "eps_dist: got str"),
-        ({"static": ["mnist:A"]}, TypeError, "static: got str"),
-        ({"select": "best"}, ValueError, "select: got 'best'"),
+        ({"mix": "add"}, ValueError, "mix must be one of .*, got 'add'"),
+        ({"crafting": "test"}, ValueError, "crafting must be one of .*, got 'test'"),
+        ({"start_step": -1}, ValueError, "start_step must be >= 0, got -1"),
+        ({"attack": "fgsm"}, TypeError, "attack must be an Attack, got str"),
+        ({"eps_dist": "uniform"}, TypeError, "eps_dist must be .*, got str"),
+        ({"static": ["mnist:A"]}, TypeError, "static must be .*, got str"),
+        ({"select": "best"}, ValueError, "select must be .*, got 'best'"),
         ({"select": [1, -1]}, ValueError, "weights"),
         ({"select": [0.0]}, ValueError, "weights"),
         ({"select": [1, 1, 1]}, ValueError, "weights"),
@@ -179,22 +179,22 @@ def test_bad_arguments(live):
     ]:
         with pytest.raises(error, match=message):
             EnsembleAdversary(model, **{"live": live, "static": [] if live else [net(1)]} | kw)
-    with pytest.raises(TypeError, match="model: got Source"):
+    with pytest.raises(TypeError, match="model must be an nn.Module, got Source"):
         EnsembleAdversary(Source(model))
     for wrong in (Source(model), Source(net(2), live=True)):
         with pytest.raises(ValueError, match="not live or not of model"):
             EnsembleAdversary(model, live=wrong)
-    with pytest.raises(TypeError, match="live: got str"):
+    with pytest.raises(TypeError, match="live must be .*, got str"):
         EnsembleAdversary(model, live="bfloat16")
-    with pytest.raises(ValueError, match="live=False needs"):
+    with pytest.raises(ValueError, match="static must hold at least one source where live is False"):
         EnsembleAdversary(model, live=False)
 
 
 def test_bad_batches(xy):
     x, y = xy
-    with pytest.raises(ValueError, match="9 labels for 10 images"):
+    with pytest.raises(ValueError, match="y must have one label for each of the 10 images, got 9 labels"):
         EnsembleAdversary(net(), attack=fgsm(0.1), key=key())(x, y[:9])
-    with pytest.raises(ValueError, match=r"returned 2, want 0\.\.0"):
+    with pytest.raises(ValueError, match=r"select must return a position in 0\.\.0, got 2"):
         EnsembleAdversary(net(), attack=fgsm(0.1), select=lambda step, n: 2, key=key())(x, y)
 
 
@@ -391,7 +391,7 @@ def test_what_fails_ahead_is_raised_in_its_turn(xy, beside, broken):
     adversary = new_adversary(net(), [net(1)], live=False)
     stream = adversary.stream(loader())
     assert [next(stream).source for _ in range(2)] == [0, 0]
-    with pytest.raises((RuntimeError, ValueError), match="no more|3 labels for 10 images"):
+    with pytest.raises((RuntimeError, ValueError), match="no more|each of the 10 images, got 3 labels"):
         next(stream)
     assert adversary.step == 2 and beside[-1] == "close"
 
@@ -580,6 +580,32 @@ def test_mixed_loss_without_weight_leaves_the_adversarial_samples_out():
     wanted = torch.nn.functional.cross_entropy(logits[2:], y[2:])
     torch.testing.assert_close(mixed_cross_entropy(logits, y, is_adv, lam=0.0), wanted)
     assert mixed_cross_entropy(logits[:2], y[:2], is_adv[:2], lam=0.0).item() == 0.0
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0, 2.5])
+def test_shares_of_parts_make_their_losses_the_whole_one(lam):
+    """Unequal parts, one of adversarial samples alone; without weight all shares are 0, as the loss is."""
+    torch.manual_seed(0)
+    logits, y, is_adv = torch.randn(9, 4).double(), torch.arange(9) % 4, torch.arange(9) < 5
+    for first in (0, 5):  # a mixed batch; without its clean samples
+        rows = slice(0, first or 9)
+        chosen = [slice(*bounds) for bounds in ((0, 2), (2, 6), (6, 9)) if bounds[0] < rows.stop]
+        parts = [(logits[rows][c], y[rows][c], is_adv[rows][c]) for c in chosen]
+        counts = [Counts(int((~a).sum()), int(a.sum())) for *_, a in parts]
+        whole = Counts.total(counts)
+        assert whole == ((4, 5) if not first else (0, 5)) and whole.weight(lam) == whole[0] + lam * whole[1]
+        shares = [c.share(whole, lam) for c in counts]
+        assert sum(shares) == pytest.approx(1.0 if whole.weight(lam) else 0.0, abs=1e-15)
+        summed = sum(s * mixed_cross_entropy(*part, lam) for s, part in zip(shares, parts, strict=True))
+        wanted = mixed_cross_entropy(logits[rows], y[rows], is_adv[rows], lam)
+        torch.testing.assert_close(summed, wanted, rtol=1e-12, atol=1e-15)
+
+
+def test_a_part_has_every_nth_of_its_samples():
+    part = Part(1, 3, 20)  # 1, 4, 7, 10, 13, 16, 19
+    assert part.positions(part.count(20), torch.device("cpu")).tolist() == [1, 4, 7, 10, 13, 16, 19]
+    small = part.every(2, 1)  # 4, 10, 16
+    assert small.positions(small.count(20), torch.device("cpu")).tolist() == [4, 10, 16] and small.count(10) == 1
 
 
 def test_mixed_loss_refuses_bad_input():

@@ -119,18 +119,26 @@ def test_other_options_do_not_move_a_draw():
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(crop="middle"), "crop: got 'middle', want one of random, resized, pad, center"),
-    (dict(size=0), "size: got 0"), (dict(size=2.5), "size: got 2.5"), (dict(padding=-1), "padding: got -1"),
-    (dict(scale=(0.0, 1.0)), "scale: got"), (dict(scale=(0.5, 1.5)), "scale: got"), (dict(ratio=(2, 1)), "ratio: got"),
+    (dict(crop="middle"), "crop must be one of random, resized, pad, center, got 'middle'"),
+    (dict(size=0), "size must be >= 1, got 0"), (dict(padding=-1), "padding must be >= 0, got -1"),
+    (dict(scale=(0.0, 1.0)), r"scale must be .*, got \(0.0, 1.0\)"), (dict(scale=(0.5, 1.5)), "scale must be"),
+    (dict(ratio=(2, 1)), "ratio must be"),
 ])
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=f"Augment: {message}"):
         Augment(**{"size": 8, **options})
 
 
+@pytest.mark.parametrize("options", [dict(size=2.5), dict(size=True), dict(padding=1.5)])
+def test_sizes_are_ints(options):
+    (name,) = options
+    with pytest.raises(TypeError, match=f"Augment: {name} must be an int, got (float|bool)"):
+        Augment(**{"size": 8, **options})
+
+
 def test_images_that_are_none():
     key, index = ops.fresh_key(seed=0), torch.arange(2)
-    with pytest.raises(ValueError, match="x: got torch.float32"):
+    with pytest.raises(ValueError, match=r"x must be uint8 \[B, C, H, W\], got torch.float32"):
         Augment(8)(torch.rand(2, 3, 9, 9), key, index)
     with pytest.raises(ValueError, match="a crop of 13 cannot be taken from images of 12 x 11"):
         Augment(13)(images(2), key, index)

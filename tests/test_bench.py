@@ -199,7 +199,7 @@ def test_rotating_buffers_take_five_times_the_cache(one, cache, sets):
 def test_buffers_to_rotate_share_no_memory():
     for setting in quick.settings(sizes=["mnist"], dtypes=["float32"]):
         given = setting.arguments()
-        other = who.copied(*given)
+        other = who.copy_arguments(*given)
         pairs = list(zip([*given[0], *given[1].values()], [*other[0], *other[1].values()], strict=True))
         assert all(a.data_ptr() != b.data_ptr() and torch.equal(a, b) and a.stride() == b.stride()
                    for a, b in pairs if isinstance(a, torch.Tensor))

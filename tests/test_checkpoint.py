@@ -111,7 +111,7 @@ def test_other_errors_are_told_as_they_are(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         files.atomic_write(tmp_path / "c.pt", fail)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="keep: got 0"):
+    with pytest.raises(ValueError, match="keep must be >= 1, got 0"):
         Checkpoints(tmp_path, "a", keep=0)
 
 

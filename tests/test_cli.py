@@ -1,4 +1,4 @@
-"""cli.py: options, exit codes, messages, and the commands from end to end on a little data."""
+"""The commands: options, exit codes, messages, and the commands from end to end on a little data."""
 import json
 import os
 import subprocess
@@ -11,6 +11,7 @@ from html_reader import read
 
 from ensadv_fast import Source, cli, data, diagnose, models, ops, train
 from ensadv_fast.attacks import fgsm
+from ensadv_fast.cli.options import DEFAULTS
 from ensadv_fast.evaluate import TransferMatrix
 from ensadv_fast.ops import keys
 from ensadv_fast.report import examples as samples
@@ -63,17 +64,21 @@ def test_resume_finds_its_folder(asked, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["train", "--epochs", "0"], "epochs: got 0"),
+    (["train", "--epochs", "0"], "epochs must be an integer >= 1, got 0"),
     (["train", "--data", "mnist:/no/such/folder"], "/no/such/folder"),
-    (["train", "--data", "imagenet"], "want digits"),
+    (["train", "--data", "imagenet"], "spec must be digits"),
     (["train", "--resume", "nowhere"], "no run in nowhere"),
     (["train", "--resume", "nowhere", "--out", "other"], "name two folders"),
-    (["train", "--preset", "magic"], "preset: got 'magic'"),
+    (["train", "--preset", "magic"], "(a whole run comes from train.make_config), got 'magic'"),
     (["evaluate", "--model", "mnist:D"], "mnist:D has no weights"),
     (["evaluate", "--model", "mnist:D=none.pt"], "none.pt"),
     (["diagnose", "--model", "mnist:D"], "mnist:D has no weights"),
     (["diagnose", "--model", "mnist:D=none.pt"], "none.pt"),
-    (["diagnose", "--model", "mnist:D=none.pt", "--images", "0"], "images: got 0"),
+    (["diagnose", "--model", "mnist:D=none.pt", "--points", "1"], "diagnose: points must be >= 2, got 1"),
+    (["diagnose", "--model", "mnist:D=none.pt", "--batch-size", "0"], "diagnose: batch_size must be >= 1, got 0"),
+    (["evaluate", "--model", "mnist:D=none.pt", "--device", "gpu"], "auto, cpu, cuda or cuda:N, got 'gpu'"),
+    (["evaluate", "--model", "mnist:D=none.pt", "--steps", "0"], "evaluate: steps must be >= 1, got 0"),
+    (["diagnose", "--model", "mnist:D=none.pt", "--images", "0"], "diagnose: images must be >= 1, got 0"),
 ])
 def test_errors_are_one_clear_line(capsys, monkeypatch, tmp_path, argv, message):
     monkeypatch.chdir(tmp_path)
@@ -90,6 +95,42 @@ def test_wrong_usage(capsys, argv):
     with pytest.raises(SystemExit) as e:
         cli.main(argv)
     assert e.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+def test_the_defaults_that_commands_share_are_the_configs():
+    config = Config()
+    assert DEFAULTS._asdict() == {name: getattr(config, name) for name in DEFAULTS._fields}
+
+
+def loaded_by(module: str) -> set[str]:
+    """The modules of the package that a fresh interpreter has after importing this one."""
+    code = f"import sys, {module}; print(*(m for m in sys.modules if m.startswith('ensadv_fast')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.removeprefix("ensadv_fast").removeprefix(".") for name in done.stdout.split()}
+
+
+def in_folders(modules: set[str], *folders: str) -> set[str]:
+    return {m for m in modules if m.split(".")[0] in folders}
+
+
+@pytest.mark.parametrize("module", ["cli.evaluate", "cli.diagnose", "evaluate", "diagnose"])
+def test_what_looks_at_saved_models_loads_no_training(module):
+    loaded = loaded_by(f"ensadv_fast.{module}")
+    assert module in loaded and in_folders(loaded, "train", "bench") == set()
+
+
+def test_the_package_itself_loads_little():
+    """Neither training, reports, commands, benchmarks and drop-in backends nor networks and readers of data sets."""
+    loaded = loaded_by("ensadv_fast")
+    assert {"attacks.gradient", "evaluate.run", "adversary.adversary"} <= loaded
+    assert in_folders(loaded, "train", "report", "cli", "bench", "compat", "models", "data") == set()
+
+
+def test_a_command_loads_no_other():
+    code = "import sys; from ensadv_fast import cli; cli.make_parser('info'); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {m for m in loaded if m.startswith("ensadv_fast.cli.")} == {"ensadv_fast.cli.info"}
+    assert not [m for m in loaded if m.startswith("ensadv_fast.train")]
 
 
 def test_help_shows_each_option_with_its_default(capsys):

@@ -148,14 +148,14 @@ BAD = [
     (FGM, {"eps": -0.1}, ValueError, "eps must be >= 0, got -0.1"),
     (FGM, {"clip_min": 0.5, "clip_max": -0.5}, ValueError, "clip_min must not exceed clip_max"),
     (FGM, {"clip_min": 0.0}, ValueError, "both or neither, got 0.0 and None"),
-    (FGM, {"clip_min": 0.5, "clip_max": 0.6, "sanity_checks": True}, AssertionError, "x must lie in"),
+    (FGM, {"clip_min": 0.5, "clip_max": 0.6, "sanity_checks": True}, AssertionError, "x must be in"),
     (PGD, {"norm": 1}, NotImplementedError, "norm must be np.inf or 2"),
     (PGD, {"norm": 3}, ValueError, "norm must be np.inf or 2, got 3"),
     (PGD, {"eps": -0.1}, ValueError, "eps must be >= 0, got -0.1"),
     (PGD, {"eps_iter": -0.1}, ValueError, "eps_iter must be >= 0, got -0.1"),
     (PGD, {"eps_iter": 0.5}, AssertionError, "eps_iter must not exceed eps"),
     (PGD, {"clip_max": 1.0}, ValueError, "both or neither, got None and 1.0"),
-    (PGD, {"clip_min": 0.1, "clip_max": 1.0}, AssertionError, "x must lie in"),
+    (PGD, {"clip_min": 0.1, "clip_max": 1.0}, AssertionError, "x must be in"),
     (PGD, {"eps": 1.5, **CLIP}, AssertionError, "eps must not exceed clip_max - clip_min"),
 ]
 

@@ -568,7 +568,7 @@ def test_fast_is_our_attack_with_every_argument(name, monkeypatch):
     _, fmodel, x, y = setting(size=16)
     made = []
     from ensadv_fast.compat.foolbox import descent
-    monkeypatch.setattr(descent, "Attack", lambda *args, **kw: made.append(ea.Attack(*args, **kw)) or made[-1])
+    monkeypatch.setattr(descent.gradient, "Attack", lambda *args, **kw: made.append(ea.Attack(*args, **kw)) or made[-1])
     found = []
     for _ in range(2):
         ea.manual_seed(1)
@@ -579,8 +579,8 @@ def test_fast_is_our_attack_with_every_argument(name, monkeypatch):
     getattr(attacks, name)(**kw, precision="fast")(fmodel, x, y, epsilons=0.1)
     assert torch.equal(torch.get_rng_state(), state)
     ea.manual_seed(1)
-    source = models.viewed(fmodel, x).source
-    assert source is models.viewed(fmodel, x).source and not source.live
+    source = models.make_view(fmodel, x).source
+    assert source is models.make_view(fmodel, x).source and not source.live
     assert torch.equal(made[0](source, x, y), found[0])
 
 

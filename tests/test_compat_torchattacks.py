@@ -429,9 +429,9 @@ FAST = {
 def test_fast_is_our_attack_with_every_argument(name):
     kw = ARGUMENTS[name] | ({"alpha": 0.02} if name == "RFGSM" else {}) | ({"eps": EPS} if name == "RFGSM" else {})
     attack = getattr(ours, name)(Pooled(), **kw)
-    assert attack._fast() == FAST[name]
+    assert attack._make_fast() == FAST[name]
     attack.set_mode_targeted_by_label(quiet=True)
-    assert attack._fast() == replace(FAST[name], targeted=True)
+    assert attack._make_fast() == replace(FAST[name], targeted=True)
 
 
 def test_fast_noise_is_by_our_keys():
@@ -460,10 +460,10 @@ def test_fast_normalises():
 def test_a_source_is_made_once_and_noticed_when_it_is_old():
     net, x, y = trained()
     attack = ours.FGSM(net, precision="fast")
-    first = source_cache.prepared(net)
+    first = source_cache.get_source(net)
     attack(x, y)
-    assert source_cache.prepared(net) is first and not first.live
-    assert source_cache.prepared(net, torch.tensor([0.5]), torch.tensor([0.5])) is not first
+    assert source_cache.get_source(net) is first and not first.live
+    assert source_cache.get_source(net, torch.tensor([0.5]), torch.tensor([0.5])) is not first
 
     def changes():
         with torch.no_grad():
@@ -489,17 +489,17 @@ def test_a_source_is_made_once_and_noticed_when_it_is_old():
         yield
 
     for _ in changes():
-        moved = source_cache.prepared(net)
+        moved = source_cache.get_source(net)
         assert moved.live and moved.module is net
-        settled = source_cache.prepared(net)
+        settled = source_cache.get_source(net)
         assert not settled.live and settled is not first
-        assert source_cache.prepared(net) is settled
+        assert source_cache.get_source(net) is settled
         with torch.no_grad():
             assert torch.allclose(settled.logits(x).float(), net(x), atol=0.1, rtol=0.1)
         first = settled
     net[0].weight.data.mul_(2)
-    source_cache.forget(net)
-    assert source_cache.prepared(net) is not first
+    compat.forget(net)
+    assert source_cache.get_source(net) is not first
 
 
 @pytest.mark.filterwarnings("default")
@@ -524,7 +524,7 @@ def test_precision_is_chosen_for_all_or_for_one():
     net, x, y = setting()
     exact, default = ours.FGSM(net, precision="exact"), ours.FGSM(net)
     calls = []
-    default._fast = exact._fast = lambda: calls.append(1) or ours.FGSM._fast(default)
+    default._make_fast = exact._make_fast = lambda: calls.append(1) or ours.FGSM._make_fast(default)
     default(x, y)
     assert not calls and compat.current_precision() == "exact"
     with compat.precision("fast"):

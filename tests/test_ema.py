@@ -88,7 +88,7 @@ def test_it_goes_on_from_its_state():
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_decay_is_checked(decay):
-    with pytest.raises(ValueError, match="EMA: decay: got"):
+    with pytest.raises(ValueError, match="EMA: decay must be .*, got"):
         EMA(net(), decay)
 
 

@@ -152,12 +152,12 @@ def test_bad_input(call, error, message):
 def test_raw_ops_protect_memory():
     raw = torch.ops.ensadv_fast
     y = torch.empty(2, 3, 5)
-    with pytest.raises(RuntimeError, match="ensemble_linear: x has not the shape"):
+    with pytest.raises(RuntimeError, match=r"^ensemble_linear: x must be contiguous float32 \(2, 3, 4\) on cpu, got "):
         raw.ensemble_linear(X[:, :2], W, B, y, None)
-    with pytest.raises(RuntimeError, match="mask must be contiguous uint8"):
+    with pytest.raises(RuntimeError, match=r"mask must be contiguous uint8 \(2, 3, 1\) on cpu, got uint8 \(1, 3, 1\)"):
         raw.ensemble_linear(X, W, B, y, MASK[:1])
-    with pytest.raises(RuntimeError, match="out has not the shape"):
+    with pytest.raises(RuntimeError, match=r"out must be contiguous float32 \(3, 4\) on cpu, got float32 \(2, 4\)"):
         raw.ensemble_linear_grad(y, W, MASK, torch.empty(2, 4))
-    with pytest.raises(RuntimeError, match="overlaps"):
+    with pytest.raises(RuntimeError, match="out must not overlap grad in memory, got 116 bytes in common"):
         store = torch.empty(40)
         raw.ensemble_linear_act_grad(store[:30].view(2, 3, 5), MASK, store[1:31].view(2, 3, 5))

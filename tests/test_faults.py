@@ -50,7 +50,7 @@ def after_step(name, step, rank, happen):
 
     def watched(self, *batch):
         result = advance(self, *batch)
-        if (self.job.name, self.step, self.run.ranks.rank) == (name, step, rank):
+        if (self.job.name, self.step, self.setup.ranks.rank) == (name, step, rank):
             happen()
         return result
 
@@ -67,7 +67,7 @@ def terminate(name, step, rank):
 
 def kill_while_writing(name, step, rank):
     """Half of the checkpoint of that step is on the disk."""
-    whole = files.atomic_write
+    whole = checkpoints.atomic_write
 
     def half(path, write):
         if path.name == f"{name}-{step:09d}.pt":
@@ -76,7 +76,7 @@ def kill_while_writing(name, step, rank):
             os.kill(os.getpid(), signal.SIGKILL)
         whole(path, write)
 
-    files.atomic_write = half
+    checkpoints.atomic_write = half
 
 
 def kill_before_it_is_published(name, step, rank):
@@ -95,7 +95,7 @@ def poison(name, step, rank):
     advance = Training.advance
 
     def poisoned(self, x, y, index):
-        hit = (self.job.name, self.step + 1, self.run.ranks.rank) == (name, step, rank)
+        hit = (self.job.name, self.step + 1, self.setup.ranks.rank) == (name, step, rank)
         return advance(self, x * torch.nan if hit else x, y, index)
 
     Training.advance = poisoned
@@ -224,12 +224,12 @@ def test_sigterm_reaches_the_workers_of_a_pool(small, unbroken, tmp_path):
 
 def test_the_second_ctrl_c_ends_at_once():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), signals.signals():
+    with pytest.raises(KeyboardInterrupt), signals.handled():
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.asked.value == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before and not signals.asked.value
-    with pytest.raises(signals.Stopped), signals.signals(), signals.at_once():
+    with pytest.raises(signals.Stopped), signals.handled(), signals.at_once():
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -33,13 +33,13 @@ ACTS = [{}, {"act": "hardtanh", "low": 0.0, "high": 6.0}, {"act": "hardtanh", "l
         {"act": "leaky_relu", "slope": 0.01}, {"act": "leaky_relu", "slope": 0.0}]
 
 
-def bias_reference(x, bias, residual, run, relu, dtype, act="relu", low=0.0, high=0.0, slope=1.0):
+def bias_reference(x, bias, residual, stride, relu, dtype, act="relu", low=0.0, high=0.0, slope=1.0):
     """The result, and its mask."""
     wide = dtype == "float64"
     with np.errstate(all="ignore"):
         v = compute(x, dtype, wide)
         if bias is not None:
-            v = v + bias[np.arange(x.size) // run % bias.size]
+            v = v + bias[np.arange(x.size) // stride % bias.size]
         if residual is not None:
             v = v + compute(residual, dtype, wide)
         low, high = (values(cast(np.array([b], v.dtype), dtype), dtype).astype(v.dtype) for b in (low, high))
@@ -71,13 +71,13 @@ def biases(rng, channels: int, dtype: str, lead: int = 0) -> np.ndarray:
     return place(v.astype(kind), lead)
 
 
-def run_bias_act(x, bias, residual, dtype, channels, run, relu, ranges, leads=(0, 0), **act):
+def run_bias_act(x, bias, residual, dtype, channels, stride, relu, ranges, leads=(0, 0), **act):
     """(result, mask or None)."""
     out, bits = Output(x.size, dtype, leads[0], 5), bits_output(x.size, leads[1])
     for r in ranges:
         kernels.bias_act(ref(x, dtype), ref(bias, str(getattr(bias, "dtype", None))), ref(residual, dtype),
-                         ref(out.array, dtype), ref(bits.array, "uint8") if relu else None, channels=channels, run=run,
-                         range=r, **act)
+                         ref(out.array, dtype), ref(bits.array, "uint8") if relu else None, channels=channels,
+                         channel_stride=stride, range=r, **act)
     return out.result(), bits.result() if relu else None
 
 
@@ -85,15 +85,15 @@ def run_bias_act(x, bias, residual, dtype, channels, run, relu, ranges, leads=(0
 @given(batches(), st.data(), st.sampled_from(FLOATS), st.lists(st.integers(0, 4), max_size=3))
 def test_bias_act(batch, data, dtype, cuts):
     channels = data.draw(st.sampled_from([c for c in range(1, batch.inner + 1) if batch.inner % c == 0]))
-    run = data.draw(st.sampled_from([1, batch.inner // channels]))
+    stride = data.draw(st.sampled_from([1, batch.inner // channels]))
     has_bias, has_residual, relu = (data.draw(st.booleans()) for _ in range(3))
     act = data.draw(st.sampled_from(ACTS))
     x = gradients(batch.rng, batch.size, dtype, batch.leads[0])
     bias = biases(batch.rng, channels, dtype, batch.leads[1]) if has_bias else None
     residual = gradients(batch.rng, batch.size, dtype, batch.leads[2]) if has_residual else None
-    y, mask = bias_reference(x, bias, residual, run, relu, dtype, **act)
+    y, mask = bias_reference(x, bias, residual, stride, relu, dtype, **act)
     for ranges in ([kernels.Range()], cut(batch.size, cuts)):
-        got, bits = run_bias_act(x, bias, residual, dtype, channels, run, relu, ranges, batch.leads[2:], **act)
+        got, bits = run_bias_act(x, bias, residual, dtype, channels, stride, relu, ranges, batch.leads[2:], **act)
         same(got, y, dtype)
         assert not relu or bits.tobytes() == mask.tobytes()
 
@@ -145,18 +145,18 @@ def test_every_length_to_300(dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("channels", "run"), [
+@pytest.mark.parametrize(("channels", "stride"), [
     (3, 1), (64, 1), (100, 1), (1024, 1), (2500, 1), (3, 3000), (7, 49), (2, 1024), (1, 5000), (500, 2)])
-def test_channels_across_tiles(dtype, channels, run):
+def test_channels_across_strips(dtype, channels, stride):
     """Channel counts and planes beside and beyond the loops' own tiles; into the residual's memory."""
     rng = np.random.default_rng(channels)
-    n = channels * run * (-(-9000 // (channels * run)))
+    n = channels * stride * (-(-9000 // (channels * stride)))
     x, residual = gradients(rng, n, dtype, 1), gradients(rng, n, dtype, 2)
     bias = biases(rng, channels, dtype)
-    y, mask = bias_reference(x, bias, residual, run, True, dtype)
+    y, mask = bias_reference(x, bias, residual, stride, True, dtype)
     bits = bits_output(n)
     kernels.bias_act(ref(x, dtype), ref(bias, str(bias.dtype)), ref(residual, dtype), ref(residual, dtype),
-                     ref(bits.array, "uint8"), channels=channels, run=run)
+                     ref(bits.array, "uint8"), channels=channels, channel_stride=stride)
     same(residual, y, dtype)
     assert bits.result().tobytes() == mask.tobytes()
 
@@ -184,7 +184,8 @@ def test_threads(dtype):
     for threads in (1, 2, 4):
         out, bits, back = Output(x.size, dtype), bits_output(x.size), Output(x.size, dtype)
         kernels.bias_act(ref(x, dtype), ref(bias, str(bias.dtype)), ref(residual, dtype), ref(out.array, dtype),
-                         ref(bits.array, "uint8"), channels=5, run=1111, range=kernels.Range(threads=threads))
+                         ref(bits.array, "uint8"), channels=5, channel_stride=1111,
+                         range=kernels.Range(threads=threads))
         kernels.act_grad(ref(out.array, dtype), ref(bits.array, "uint8"), ref(back.array, dtype),
                          range=kernels.Range(threads=threads))
         results.append(b"".join(part.result().tobytes() for part in (out, bits, back)))

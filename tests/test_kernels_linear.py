@@ -17,13 +17,13 @@ def packed(bits: np.ndarray) -> np.ndarray:
 class Product:
     """Operands of act(a[z] @ b[z] + bias[z]) at any address, what it should be, and the kernel run on them."""
 
-    def __init__(self, rng, dtype, members, batch, cols, inner, lead=0, *, shared=False, turned=False, reduce=False,
-                 keep=False, bias=False, act=False, tiles=True):
-        self.dtype, self.flags = dtype, {"shared": shared, "turned": turned, "reduce": reduce, "tiles": tiles}
+    def __init__(self, rng, dtype, members, batch, cols, inner, lead=0, *, shared=False, inner_first=False,
+                 reduce=False, keep=False, bias=False, act=False, tiles=True):
+        self.dtype, self.flags = dtype, {"shared": shared, "inner_first": inner_first, "reduce": reduce, "tiles": tiles}
         self.sizes = {"members": members, "batch": batch, "cols": cols, "inner": inner}
         self.lead, self.act = lead, act
         self.a = self.operand(rng, (1 if shared else members, batch, inner))
-        self.b = self.operand(rng, (members, inner, cols) if turned else (members, cols, inner))
+        self.b = self.operand(rng, (members, inner, cols) if inner_first else (members, cols, inner))
         self.bias = self.operand(rng, (members, cols)) if bias else None
         self.keep = rng.integers(0, 256, (members, batch, -(-inner // 8)), dtype=np.uint8) if keep else None
 
@@ -37,7 +37,7 @@ class Product:
         if self.keep is not None:
             bits = np.unpackbits(self.keep, axis=-1, bitorder="little")[..., :self.sizes["inner"]]
             a = np.where(bits, a, 0.0)
-        b = b if self.flags["turned"] else b.swapaxes(1, 2)
+        b = b if self.flags["inner_first"] else b.swapaxes(1, 2)
         out, size = a @ b, np.abs(a) @ np.abs(b)
         if self.flags["reduce"]:
             out, size = out.sum(0, keepdims=True), size.sum(0, keepdims=True)
@@ -74,7 +74,7 @@ def products(data, dtype, most: int = 300, **kw):
     """Any flags that go together."""
     flag = st.booleans()
     backward = data.draw(flag)
-    flags = ({"turned": True, "keep": data.draw(flag), "reduce": data.draw(flag)} if backward else
+    flags = ({"inner_first": True, "keep": data.draw(flag), "reduce": data.draw(flag)} if backward else
              {"shared": data.draw(flag), "bias": data.draw(flag), "act": data.draw(flag)})
     flags["tiles"] = data.draw(flag)  # the processor's, where it has them
     sizes = [data.draw(st.integers(1, top)) for top in (4, 19, 90, most)]
@@ -152,7 +152,7 @@ def test_nan_passes_the_activation_and_only_where_it_is_kept(dtype):
     out = values(out, dtype).reshape(2, 3, 20)
     assert np.isnan(out[1, 2]).all() and np.isfinite(out[0]).all() and np.isfinite(out[1, :2]).all()
     assert not mask.reshape(2, 3, 3)[1, 2].any()
-    backward = Product(rng, dtype, 1, 2, 20, 16, turned=True, keep=True)
+    backward = Product(rng, dtype, 1, 2, 20, 16, inner_first=True, keep=True)
     backward.a[0, 0, 3] = nan
     backward.keep[0, 0, 0] = 0b11110111
     assert np.isfinite(values(backward.run()[0], dtype)).all()
@@ -161,25 +161,25 @@ def test_nan_passes_the_activation_and_only_where_it_is_kept(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("flags", [{"act": True, "bias": True}, {"shared": True}, {"turned": True, "keep": True},
-                                   {"turned": True, "reduce": True}], ids=lambda f: "-".join(f))
+@pytest.mark.parametrize("flags", [{"act": True, "bias": True}, {"shared": True}, {"inner_first": True, "keep": True},
+                                   {"inner_first": True, "reduce": True}], ids=lambda f: "-".join(f))
 def test_more_rows_than_are_multiplied_at_once(dtype, flags):
     product = Product(np.random.default_rng(0), dtype, 2, 1100, 150, 70, **flags)
     product.check(*product.run([kernels.Range(threads=2)]))
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("inner_first", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_all_digits_count(dtype, turned):
+def test_all_digits_count(dtype, inner_first):
     """One number of each row, by 1: nothing is lost where numbers are taken apart, up to the ends of their range."""
-    product = Product(np.random.default_rng(0), dtype, 1, 40, 40, 40, turned=turned)
+    product = Product(np.random.default_rng(0), dtype, 1, 40, 40, 40, inner_first=inner_first)
     rng, top = np.random.default_rng(1), {"float32": 3.3e38, "float16": 65504.0}[dtype]
     wanted = rng.normal(size=(40, 40)) * 10.0 ** rng.integers(-4, 5, (40, 40))
     wanted[0, :2], wanted[1, :2] = [top, -top], [2.0**-24, -3 * 2.0**-24]
     one, many = cast(np.eye(40), dtype).reshape(1, 40, 40), cast(wanted, dtype).reshape(1, 40, 40)
-    for product.a, product.b, turn in ((many, one, False), (one, many, not turned)):
+    for product.a, product.b, transposed in ((many, one, False), (one, many, not inner_first)):
         out, expected = values(product.run()[0], dtype).reshape(40, 40), values(many[0], dtype).reshape(40, 40)
-        assert np.array_equal(out, expected.T if turn else expected)
+        assert np.array_equal(out, expected.T if transposed else expected)
 
 
 @pytest.mark.parametrize("where", ["a", "b"])

@@ -373,16 +373,18 @@ def test_the_raw_op_protects_memory():
     call()
     for wrong, message in [
         (dict(logits=z[0, 0]), "contiguous .batch, classes. or .members, batch, classes."),
-        (dict(logits=z[0]), "grad must have x's"), (dict(given=y + 5), "labels must lie in"),
-        (dict(given=y - 1), "labels must lie in"), (dict(weights=torch.tensor([-1.0])), "weights must be >= 0"),
-        (dict(weights=torch.zeros(1)), "weights must be >= 0, finite and not all 0"),
+        (dict(logits=z[0]), "grad must have x's"), (dict(given=y + 5), r"given must lie in \[0, 5\), got 5"),
+        (dict(given=y - 1), r"given must lie in \[0, 5\), got -1"),
+        (dict(weights=torch.tensor([-1.0])), "weights must be >= 0, .*got -1"),
+        (dict(weights=torch.zeros(1)), "weights must be >= 0, finite and not all 0, got 0"),
         (dict(grad=torch.zeros(1, 2, 4)), "grad must have x's"),
-        (dict(grad=z), "overlaps"), (dict(grad=z.double()), "grad must have logits' dtype"),
+        (dict(grad=z), "must not overlap"), (dict(grad=z.double()), "grad must be float32, got float64"),
         (dict(given=y[:1]), "given must be"), (dict(labels=y.int()), "labels must be"),
         (dict(value=v[:1]), "loss must be"), (dict(scale=v.double()), "scale must be"),
-        (dict(weights=v), "weights must be"), (dict(rule=3), "needs a key"),
-        (dict(rule=4), "unknown rule"), (dict(loss=3), "unknown loss"),
-        (dict(logits=z[..., :2].contiguous(), grad=torch.zeros(1, 2, 2), loss=2), "at least 3 classes"),
+        (dict(weights=v), "weights must be"), (dict(rule=3), "key must be given"),
+        (dict(rule=4), "rule must be 0 to 3, got 4"), (dict(loss=3), "loss_kind must be 0 to 2, got 3"),
+        (dict(logits=z[..., :2].contiguous(), grad=torch.zeros(1, 2, 2), loss=2),
+         "at least 3 classes for loss dlr, got 2"),
     ]:
         with pytest.raises(RuntimeError, match=message):
             call(**wrong)

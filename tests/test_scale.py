@@ -81,7 +81,7 @@ def test_nodes_share_what_leaves_them(model, cluster):
     by_hand = 14 * (2 * 1e-6 + nbytes / 8 / 1e11) + 6 * (2 * 1e-5 + nbytes / 4 / 1e10)
     assert model.all_reduce(32, nbytes, cluster) == pytest.approx(by_hand)
     assert model.all_reduce(4, nbytes, cluster) == pytest.approx(model.ring(4, nbytes, cluster.inside, 2))
-    with pytest.raises(ValueError, match="world: got 12 devices, want whole nodes of 8"):
+    with pytest.raises(ValueError, match="world must be whole nodes of 8 devices, got 12"):
         model.all_reduce(12, nbytes, cluster)
 
 

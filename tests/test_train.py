@@ -1,4 +1,4 @@
-"""train.py, checkpoint.py and report.py: runs that go on after kill -9, and what a run leaves behind."""
+"""ensadv_fast.train: runs that go on after kill -9, and what a run leaves behind."""
 import json
 import os
 import signal
@@ -18,7 +18,7 @@ from ensadv_fast.attacks.by_name import make_attack
 from ensadv_fast.evaluate import TransferMatrix
 from ensadv_fast.models import specs as specs_module
 from ensadv_fast.system import files
-from ensadv_fast.train import PRESETS, Config, checkpoints, optimizers
+from ensadv_fast.train import PRESETS, Config, checkpoints, make_config, optimizers
 from ensadv_fast.train import results as results_module
 
 
@@ -140,7 +140,7 @@ def test_the_monitor_changes_no_weight(small, tmp_path):
     assert lines and all(r["monitor"] is None for r in lines)
     state = checkpoints.load(tmp_path / "watched" / "models" / "D_adv-seed0.pt")
     assert state["monitor"]["calls"] == 2
-    with pytest.raises(ValueError, match="monitor: got -1"):
+    with pytest.raises(ValueError, match="monitor must be .*, got -1"):
         replace(config, monitor=-1)
 
 
@@ -331,14 +331,27 @@ def test_a_corrupt_checkpoint_stops_a_resumed_run(small, tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"preset": "best"}, "preset: got 'best'"), ({"epochs": 0}, "epochs: got 0"), ({"eps": 0.0}, "eps: got 0.0"),
-    ({"eps": float("nan")}, "eps: got nan"), ({"optimizer": "lion"}, "optimizer: got 'lion'"),
-    ({"schedule": "warm"}, "schedule"), ({"dtype": "float64"}, "dtype"), ({"static": ()}, "tramer needs"),
-    ({"model": "D"}, "want mnist:NAME"), ({"attack": "cw"}, "attack: got 'cw'"), ({"eps_dist": "normal"}, "eps_dist"),
+    ({"preset": "best"}, "preset must be main or .*, got 'best'"), ({"epochs": 0}, "epochs must be .*, got 0"),
+    ({"eps": 0.0}, "eps must be .*, got 0.0"), ({"eps": float("nan")}, "eps must be .*, got nan"),
+    ({"optimizer": "lion"}, "optimizer must be one of .*, got 'lion'"), ({"schedule": "warm"}, "schedule"),
+    ({"dtype": "float64"}, "dtype"), ({"static": ()}, "static must name a source or more for preset tramer"),
+    ({"model": "D"}, "spec must be mnist:NAME"), ({"attack": "cw"}, "attack must be one of .*, got 'cw'"),
+    ({"eps_dist": "normal"}, "eps_dist"),
 ])
 def test_bad_options(change, message):
     with pytest.raises(ValueError, match=message):
         Config(**change)
+
+
+def test_training_on_nothing_is_an_error_of_options():
+    for preset in ("pgd-at", "plain,fast-at", "cifar10-at"):
+        with pytest.raises(ValueError, match=r"lam must be > 0 where .*fraction 1\.0, mix replace\), got 0"):
+            make_config(preset=preset, lam=0.0)
+    with pytest.raises(ValueError, match=r"preset kurakin: fraction 1\.0"):
+        Config(preset="kurakin", lam=0.0, fraction=1.0)
+    for change in ({"fraction": 0.9}, {"mix": "append"}, {"lam": 0.1}):  # clean samples count, or adversarial ones do
+        Config(**{"preset": "pgd-at", "lam": 0.0, **change})
+    Config(preset="plain", lam=0.0, fraction=1.0)
 
 
 def test_the_presets_are_the_published_recipes():
@@ -406,11 +419,11 @@ def test_variants_run(small, tmp_path, change):
 
 
 def test_names_of_sources():
-    names = specs_module.unique(("mnist:D", "mnist:D=a.pt", "mnist:B", "timm:B"), {"D": None})
+    names = specs_module.unique_names(("mnist:D", "mnist:D=a.pt", "mnist:B", "timm:B"), {"D": None})
     assert names == {"D_2": "mnist:D", "D_3": "mnist:D=a.pt", "B": "mnist:B", "B_2": "timm:B"}
     specs = ("mnist:D=x/D_ens-seed0.pt", "mnist:D=D_adv.pt", "mnist:B=b.pt", "mnist:D=y/D_adv.pt")
-    assert list(specs_module.unique(specs, {}, by_file=True)) == ["D_ens-seed0", "D_adv", "B", "D_adv_2"]
-    assert list(specs_module.unique(specs[2:3], {"B": None}, by_file=True)) == ["b"]
+    assert list(specs_module.unique_names(specs, {}, by_file=True)) == ["D_ens-seed0", "D_adv", "B", "D_adv_2"]
+    assert list(specs_module.unique_names(specs[2:3], {"B": None}, by_file=True)) == ["b"]
 
 
 # --------------------------------------------------------------------------------------------------- report

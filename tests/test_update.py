@@ -1,5 +1,6 @@
-"""update.py: one optimizer step, by any number of micro-batches, in any precision, and none where it is not finite."""
+"""One optimizer step, by any number of micro-batches, in any precision, and none where it is not finite."""
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ensadv_fast import models
-from ensadv_fast.adversary import AdversarialBatch, mixed_cross_entropy
+from ensadv_fast.adversary import AdversarialBatch, Counts, mixed_cross_entropy
 from ensadv_fast.train.config import Config
 from ensadv_fast.train.nonfinite import NonFinite
 from ensadv_fast.train.step import Update, labels, prepare
@@ -45,11 +46,17 @@ class Two(nn.Module):
 def batch(n=12, adversarial=6, seed=0, device="cpu"):
     g = torch.Generator().manual_seed(seed)
     x, y = torch.rand(n, 1, 6, 6, generator=g), torch.randint(5, (n,), generator=g)
-    return AdversarialBatch(x.to(device), y.to(device), (torch.arange(n) < adversarial).to(device), 0)
+    return made(x.to(device), y.to(device), (torch.arange(n) < adversarial).to(device))
+
+
+def made(x, y, is_adv):
+    """A global batch by itself."""
+    counts = Counts(int((~is_adv).sum()), int(is_adv.sum()))
+    return AdversarialBatch(x, y, is_adv, 0, counts, counts)
 
 
 def part(b, chosen):
-    return AdversarialBatch(b.x[chosen], b.y[chosen], b.is_adv[chosen], b.source)
+    return replace(made(b.x[chosen], b.y[chosen], b.is_adv[chosen]), all_counts=b.counts)
 
 
 def weights(model):
@@ -70,7 +77,7 @@ def test_a_step_is_the_plain_one():
     plain = copy.deepcopy(model)
     update, optimizer = Update(Config(), model, LAM, CPU), torch.optim.Adam(plain.parameters(), lr=0.01)
     for seed in range(3):
-        b = AdversarialBatch(torch.rand(8, 1, 28, 28), torch.arange(8), torch.arange(8) < 4, 0)
+        b = made(torch.rand(8, 1, 28, 28), torch.arange(8), torch.arange(8) < 4)
         update.clear()
         loss, logits = update(b, 0.01)
         optimizer.zero_grad()
@@ -138,6 +145,17 @@ def test_ranks_and_micro_batches_together():
     torch.testing.assert_close(sum(losses) / 2, loss, rtol=1e-12, atol=1e-13)
     for p, one, two in zip(whole.model.parameters(), *grads, strict=True):
         torch.testing.assert_close((one + two) / 2, p.grad, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_batch_without_weight_moves_nothing(parts):
+    """lam 0 and no clean sample: the loss is 0, and so is every gradient."""
+    update = Update(Config(optimizer="sgd"), Net(), 0.0, CPU)
+    b, before = batch(adversarial=12), weights(update.model)
+    update.clear()
+    loss, logits = update([part(b, slice(a, None, parts)) for a in range(parts)], 0.1)
+    assert loss.item() == 0.0 and len(logits) == 12 and update.nonfinite() is None
+    assert_same(weights(update.model), before)
 
 
 def test_auxiliary_logits_have_their_weight_in_the_loss():
@@ -243,7 +261,7 @@ def test_a_compiled_forward_is_the_trainings_alone():
 def poisoned(b, *samples):
     x = b.x.clone()
     x[list(samples)] = torch.nan
-    return AdversarialBatch(x, b.y, b.is_adv, b.source)
+    return replace(b, x=x)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
@@ -306,7 +324,7 @@ def test_a_step_never_waits_for_the_device(optimizer, dtype):
         update(b, 0.01, index=index)  # what is made once
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for given in (b, poisoned_on_gpu := AdversarialBatch(b.x / 0, b.y, b.is_adv, 0), b):
+        for given in (b, poisoned_on_gpu := replace(b, x=b.x / 0), b):
             update.clear()
             update(given, 0.01, index=index)
     finally:

@@ -152,6 +152,6 @@ def every(findings: Sequence[Finding]) -> str:
 def claim(text: str, source: str, mark: str, findings: Sequence[Finding]) -> dict:
     """A paper's claim as it stands in a result. source: where in which paper; mark: V, read, or M, from memory."""
     if mark not in ("V", "M"):
-        raise ValueError(f"claim: mark: got {mark!r}, want V (verified) or M (from memory)")
+        raise ValueError(f"claim: mark must be V (verified) or M (from memory), got {mark!r}")
     return {"claim": text, "source": source, "mark": mark, "verdict": every(findings),
             "findings": [{"verdict": f.verdict, "because": f.because} for f in findings]}

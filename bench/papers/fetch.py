@@ -51,7 +51,7 @@ def unpack(path: Path, archive: Archive, folder: Path) -> None:
     """Check an archive that has come and unpack it. ValueError where it is another one."""
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != archive.sha256:
-        raise ValueError(f"fetch: {archive.file} has SHA-256 {found}, want {archive.sha256}")
+        raise ValueError(f"fetch: {archive.file} must have SHA-256 {archive.sha256}, got {found}")
     folder.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".tgz":
         with tarfile.open(path) as f:

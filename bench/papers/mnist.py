@@ -1,4 +1,4 @@
-"""The networks and attacks that the MNIST tables share (PAPERS: released code of paper 1; eps 0.3, Adam, batch 64)."""
+"""The networks and attacks that the MNIST tables share (Tramer et al.'s released code: eps 0.3, Adam, batch 64)."""
 from __future__ import annotations
 
 from dataclasses import replace

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
     if args.seeds is not None and args.seeds < 1:
-        parser.error(f"--seeds: got {args.seeds}, want at least 1")
+        parser.error(f"--seeds must be >= 1, got {args.seeds}")
     begin, missing = time.perf_counter(), 0
 
     def say(text: str) -> None:

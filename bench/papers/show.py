@@ -48,7 +48,7 @@ def verdicts(results: list[dict]) -> str:
 
 def numbers(result: dict) -> str:
     """All numbers with their sizes, intervals and the paper's."""
-    blocks = [f"{b['title']}:\n\n" + _table(["", "training, networks, test images", *b["header"]],
-                                            [[r["label"], r["size"], *map(cell, r["cells"])] for r in b["rows"]], left=2)
-              for b in result["blocks"]]
+    blocks = [f"{b['title']}:\n\n" + _table(
+        ["", "training, networks, test images", *b["header"]],
+        [[r["label"], r["size"], *map(cell, r["cells"])] for r in b["rows"]], left=2) for b in result["blocks"]]
     return "\n\n".join([f"{_head(result)} {result['about']}", *blocks])

@@ -1,5 +1,6 @@
-// act_grad: grad where the mask has a bit; elsewhere 0, also where grad is NaN or infinite, or slope * grad if there is
-// a slope: the backward pass of bias_act. Without a slope bits are copied, so that only the dtype's width matters.
+// act_grad: the backward pass of bias_act. The result is grad where the mask has a 1. Where it has a 0, the result is 0
+// even if grad is NaN or infinite, or slope * grad if there is a slope. Without a slope the bits of grad are copied, so
+// that only the dtype's width matters.
 #pragma once
 
 #include "mask.h"
@@ -12,8 +13,8 @@ struct ActGradArgs {
   const uint8_t* mask = nullptr;
   Out out;  // grad's dtype
   int64_t numel = 0;
-  bool sloping = false;
-  double slope = 0.0;  // where sloping; rounded to the compute type
+  bool sloping = false;  // is there a slope?
+  double slope = 0.0;    // rounded to the compute type
 };
 
 // Over blocks [begin, end) of kMaskBlock elements.

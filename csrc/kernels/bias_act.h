@@ -1,5 +1,5 @@
-// bias_act: act(x + bias[channel] + residual), summed in that order in the compute type and rounded once, with a mask
-// of where the gradient passes whole.
+// bias_act: act(x + bias[channel] + residual), summed in that order in the compute type and rounded once. The mask has
+// a 1 where the derivative of act is 1.
 #pragma once
 
 #include "mask.h"
@@ -8,7 +8,7 @@
 
 namespace ensadv {
 
-// relu: max(v, 0). hardtanh: v clamped to [low, high], which are rounded to x's dtype first; ReLU6 is [0, 6].
+// relu: max(v, 0). hardtanh: v clamped to [low, high]; both ends are first rounded to x's dtype (ReLU6 is [0, 6]).
 // leaky_relu: v where v > 0, else slope * v.
 enum class Act : int64_t { relu, hardtanh, leaky_relu };
 
@@ -16,50 +16,51 @@ struct BiasActArgs {
   In x, residual;              // residual: may be absent; x's dtype
   const void* bias = nullptr;  // [channels], compute type; may be absent
   Out out;                     // x's dtype
-  uint8_t* mask = nullptr;     // absent: the sum is the result, whatever `act` says
+  uint8_t* mask = nullptr;     // absent: the result is the sum, without act
   int64_t numel = 0, channels = 1;
-  int64_t run = 1;  // neighbours in memory that share a channel: 1 in channels_last, else the pixels of a plane
+  int64_t channel_stride = 1;  // elements from a channel to the next: 1 in channels_last, else the pixels of a plane
   Act act = Act::relu;
   double low = 0.0, high = 0.0;  // of hardtanh; low <= high
   double slope = 1.0;            // of leaky_relu; >= 0
 };
 
-// All of them at once, by what they leave open. As in torch NaN passes, and -0 stays where it may.
+// Every activation as one formula: a slope for negative sums, then a clamp. As in torch, a NaN stays NaN and -0 stays
+// -0 wherever the clamp lets it through.
 template <class A>
 struct BiasAct {
-  A slope = A(1), least = -A(INFINITY), most = A(INFINITY);
-  A over = A(0), under = A(NAN);  // whole gradients are those of results between these two; NaN: no upper end
+  A slope = A(1), lo = -A(INFINITY), hi = A(INFINITY);
+  A pass_above = A(0), pass_below = A(NAN);  // the derivative is 1 between these results; NaN: no upper end
 
   template <class T>
   static BiasAct of(const BiasActArgs& args, T) {
     BiasAct f;
     if (!args.mask) return f;
-    if (args.act == Act::relu) f.least = A(0);
+    if (args.act == Act::relu) f.lo = A(0);
     if (args.act == Act::leaky_relu) f.slope = A(args.slope);
     if (args.act == Act::hardtanh) {
-      f.least = f.over = to_compute(round_to<T>(A(args.low)));
-      f.most = f.under = to_compute(round_to<T>(A(args.high)));
+      f.lo = f.pass_above = to_compute(round_to<T>(A(args.low)));
+      f.hi = f.pass_below = to_compute(round_to<T>(A(args.high)));
     }
     return f;
   }
 
   ENSADV_HD A operator()(A sum) const {
     const A v = sum > A(0) ? sum : sum * slope;
-    return v < least ? least : v > most ? most : v;
+    return v < lo ? lo : v > hi ? hi : v;
   }
 
-  ENSADV_HD bool passes(A y) const { return y > over && !(y >= under); }  // a NaN does not
+  ENSADV_HD bool passes(A y) const { return y > pass_above && !(y >= pass_below); }  // not for NaN
 };
 
-// What an absent bias adds: it leaves -0 as it is, too.
+// Stands for an absent bias. Adding -0 changes no number, not even -0.
 template <class A>
 constexpr A kNoBias = A(-0.0);
 
-// Is this result greater than 0? A NaN is not.
-ENSADV_HD bool positive(float y) { return y > 0.0f; }
-ENSADV_HD bool positive(double y) { return y > 0.0; }
-ENSADV_HD bool positive(half_t y) { return uint16_t(y.bits - 1) < 0x7c00u; }
-ENSADV_HD bool positive(bfloat_t y) { return uint16_t(y.bits - 1) < 0x7f80u; }
+// Is this result greater than 0? NaN is not. The patterns of positive 16-bit numbers are 1 to infinity's.
+ENSADV_HD bool is_positive(float y) { return y > 0.0f; }
+ENSADV_HD bool is_positive(double y) { return y > 0.0; }
+ENSADV_HD bool is_positive(half_t y) { return uint16_t(y.bits - 1) < 0x7c00u; }
+ENSADV_HD bool is_positive(bfloat_t y) { return uint16_t(y.bits - 1) < 0x7f80u; }
 
 // Over blocks [begin, end) of kMaskBlock elements.
 void bias_act_cpu(const BiasActArgs& args, int64_t begin, int64_t end);

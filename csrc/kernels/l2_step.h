@@ -1,5 +1,5 @@
-// l2_step: clip(x + step * grad / ||grad||_2, lo, hi), projected first on the L2 ball (center, eps) when given. Without
-// a gradient: the projection alone.
+// l2_step: clip(x + step * grad / ||grad||_2, lo, hi). Where a center is given, the moved x is projected on the L2 ball
+// (center, eps) before it is clipped. Without a gradient the op is that projection alone.
 #pragma once
 
 #include "reduce.h"
@@ -19,14 +19,14 @@ struct L2StepArgs {
   double* delta_sums = nullptr;  // [N, chunks]: sums of (moved - center)^2
 };
 
-// One sample's numbers: what its elements are moved and shrunk by.
+// What the elements of one sample are moved and shrunk by.
 template <class A>
 struct L2Sample {
   A step, norm, shrink;
   bool moves;
 
   ENSADV_HD L2Sample(A step_, double grad_sum) : step(step_), norm(A(sqrt(grad_sum))), shrink(A(1)) {
-    moves = usable(norm);
+    moves = is_usable(norm);
     norm = moves ? norm : A(1);
   }
 
@@ -36,7 +36,7 @@ struct L2Sample {
   }
 };
 
-// What an element adds to its sample's distance: a NaN nothing, so that the others are projected as without it.
+// How far an element lies from the center. For NaN that is 0, so that a NaN does not change how others are projected.
 template <class A>
 ENSADV_HD double displacement(A v, A center) {
   const double d = double(v) - double(center);
@@ -54,8 +54,8 @@ struct L2Step {
   using A = compute_t<T>;
   Box<T> box;
 
-  // Where the step leads before it is rounded and clipped, and how far from the center it may lie: in 16 bits each
-  // element is rounded toward that.
+  // The result before it is rounded and clipped. `reach`: the distance from the center that rounding to 16 bits must
+  // not exceed.
   ENSADV_HD A operator()(A x, A grad, A center, const L2Sample<A>& s, A* reach) const {
     A v = s.moved(x, grad);
     const A c = kBall ? center : x;
@@ -72,7 +72,7 @@ struct L2Step {
   }
 };
 
-// In this order: chunks of the gradient's sums, chunks of the displacement's sums, elements.
+// To be called in this order. The range counts chunks (reduce.h) in the first two, elements in the third.
 void l2_grad_sums_cpu(const L2StepArgs& args, int64_t begin, int64_t end);
 void l2_delta_sums_cpu(const L2StepArgs& args, int64_t begin, int64_t end);
 void l2_step_cpu(const L2StepArgs& args, int64_t begin, int64_t end);

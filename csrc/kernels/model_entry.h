@@ -1,5 +1,5 @@
-// model_entry: an image (+ delta) -> clamp to [0, 1] -> normalise -> the model's dtype and memory format; and its
-// backward pass. Bit for bit ((x + delta).clamp(0, 1) - mean) / std, rounded once; bytes enter as x / 255.
+// model_entry: ((x + delta).clamp(0, 1) - mean) / std, bit for bit, rounded once to the model's dtype and written in
+// its memory format; and the backward pass. A byte x counts as x / 255.
 #pragma once
 
 #include <cmath>
@@ -9,10 +9,10 @@
 
 namespace ensadv {
 
-// A batch of images, [batch, channels, spatial] or, `last`, [batch, spatial, channels].
+// A batch of images: [batch, channels, spatial], or `channels_last` [batch, spatial, channels].
 struct Pixels {
   In in;
-  bool last = false;
+  bool channels_last = false;
 
   bool bytes() const { return in.data && in.dtype == Dtype::u8; }
 };
@@ -20,11 +20,11 @@ struct Pixels {
 struct ModelEntryArgs {
   Pixels x;
   Pixels delta;  // may be absent
-  Pixels grad;   // by the result; the backward pass only, in which x is absent where nothing is clamped
+  Pixels grad;   // by the result; only in the backward pass, where x is absent unless clamping
   Out out;
-  bool out_last = false;
-  bool wide = false;           // computes in double, not float
-  const void* mean = nullptr;  // [channels], compute type; the forward pass only
+  bool out_channels_last = false;
+  bool in_double = false;      // the compute type is double, else float
+  const void* mean = nullptr;  // [channels], compute type; only in the forward pass
   const void* std = nullptr;   // [channels], compute type
   bool clamp = true;
   int64_t batch = 0, channels = 1, spatial = 1;
@@ -37,7 +37,7 @@ struct ModelEntry {
   explicit ModelEntry(bool clamp) : lo(clamp ? A(0) : -A(INFINITY)), hi(clamp ? A(1) : A(INFINITY)) {}
 
   ENSADV_HD A centered(A v, A mean) const { return clamp(v, lo, hi) - mean; }
-  // As torch.clamp: what lies on either end passes, a NaN does not.
+  // As in torch.clamp: the gradient passes at either end, and not where v is NaN.
   ENSADV_HD A passed(A g, A v) const { return v >= lo && v <= hi ? g : A(0); }
 };
 

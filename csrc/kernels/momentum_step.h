@@ -1,5 +1,5 @@
-// momentum_step: momentum = decay * momentum + grad / mean|grad| per sample, then a sign step along it
-// (MI-FGSM, Dong et al. 2018, with the mean in place of the sum: the step does not feel the factor).
+// momentum_step: momentum = decay * momentum + grad / mean|grad| per sample, then a sign step along the momentum
+// (MI-FGSM, Dong et al. 2018, with the mean in place of the sum: the factor between them does not change a sign).
 #pragma once
 
 #include "reduce.h"
@@ -8,7 +8,7 @@
 namespace ensadv {
 
 struct MomentumStepArgs {
-  SignStepArgs step;     // its grad is the gradient; the step follows the momentum
+  SignStepArgs step;     // grad is the gradient, although the step follows the momentum
   void* momentum;        // the compute type of step.out
   double* scratch;       // [N, chunks]: sums of |grad|
   double decay;
@@ -21,11 +21,11 @@ ENSADV_HD A absolute(A g) {  // NaN counts as 0
 
 template <class A>
 ENSADV_HD A next_momentum(A momentum, A grad, A mean, A decay) {
-  const A pull = usable(mean) ? (grad != grad ? A(0) : grad / mean) : A(0);
+  const A pull = is_usable(mean) ? (grad != grad ? A(0) : grad / mean) : A(0);
   return decay * momentum + pull;
 }
 
-// Chunks [begin, end) of the N * chunks there are, then elements [begin, end).
+// To be called in this order. The range counts the batch's chunks (reduce.h) in the first, elements in the second.
 void momentum_sums_cpu(const MomentumStepArgs& args, int64_t begin, int64_t end);
 void momentum_step_cpu(const MomentumStepArgs& args, int64_t begin, int64_t end);
 int momentum_step_cuda(const MomentumStepArgs& args, void* stream);

@@ -1,4 +1,4 @@
-// null: out = x. It perturbs nothing: the living template of an op, and the yardstick of what a call costs.
+// null: out = x. New ops start from this one, and benchmarks measure by it what a call costs.
 #pragma once
 
 #include "tensor_ref.h"

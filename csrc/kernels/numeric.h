@@ -1,13 +1,13 @@
 // Number formats and the final rounding, shared by the CPU and CUDA loops.
 //
-// The rounding keeps law 1 of DESIGN (the budget holds in every dtype): a value v that float32 arithmetic
-// places on the ball |v - c| <= eps may lie a rounding error outside it, and rounding v to 16 bits may carry it
-// further out. `finish` rounds to nearest, asks exactly (`step_inward`) whether the result left the ball, and if so
-// takes the neighbour toward c. One step is enough whenever c itself is a 16-bit number: v exceeds the
-// ball by less than one float32 spacing, so the neighbour lies inside.
+// The rounding keeps law 1 of docs/design.md: the budget holds in every dtype. A value v that float32 arithmetic places
+// on the ball |v - c| <= eps may lie a rounding error outside, and rounding v to 16 bits may move it further out.
+// `finish` rounds v to nearest. If the rounded number lies outside the ball, which `step_inward` decides exactly,
+// `finish` takes the next number toward c. One step is enough whenever c is a 16-bit number: v exceeds the ball by less
+// than one float32 spacing, so the next number lies inside.
 //
-// uint8 images stand for level / 255. Their results are rounded to the nearest level that is at most
-// floor(255 eps) levels away from the center (the product in float32, which is k for eps = k / 255).
+// A uint8 pixel stands for level / 255. Results are rounded to the nearest level that is at most floor(255 eps) levels
+// away from the center. The product is computed in float32, where it is k for eps = k / 255.
 #pragma once
 
 #include <cmath>
@@ -76,12 +76,12 @@ ENSADV_HD float to_compute(level_t x) { return float(x.level) / 255.0f; }
 ENSADV_HD float to_compute(bfloat_t x) { return bits_float(uint32_t(x.bits) << 16); }
 ENSADV_HD float to_compute(half_t x) {
 #if defined(__CUDA_ARCH__)
-  float f;  // as PTX: cuda_fp16.h and cuda_bf16.h take a second of every file's compile time
+  float f;  // PTX, since cuda_fp16.h and cuda_bf16.h would add a second to every file's compile time
   asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(x.bits));
   return f;
 #else
-  // Shift the fraction into place, then let one exact multiplication by 2^112 correct the exponent: it
-  // also normalises subnormals. Inf and NaN (exponent all ones) are patched afterwards. Branch-free: vectorises.
+  // The shift puts the fraction in place; the exact multiplication by 2^112 corrects the exponent and normalises
+  // subnormals. Inf and NaN (exponent all ones) are patched afterwards. Without branches, so that loops vectorise.
   const uint32_t magnitude = x.bits & 0x7fffu;
   uint32_t u = float_bits(bits_float(magnitude << 13) * 0x1p112f);
   u |= magnitude >= 0x7c00u ? 0x7f800000u : 0u;
@@ -92,7 +92,7 @@ ENSADV_HD float to_compute(half_t x) {
 ENSADV_HD uint32_t quiet_nan(bfloat_t) { return 0x7fc0u; }
 ENSADV_HD uint32_t quiet_nan(half_t) { return 0x7e00u; }
 
-// Round to nearest, ties to even; what a NaN gives is nobody's business: callers ask for it first.
+// Rounds to nearest, ties to even. The result for NaN is unspecified; callers test for NaN first.
 ENSADV_HD uint32_t round_number(float v, bfloat_t) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   uint16_t bits;
@@ -112,8 +112,8 @@ ENSADV_HD uint32_t round_number(float v, half_t) {
   const uint32_t u = float_bits(v);
   const uint32_t sign = (u >> 16) & 0x8000u;
   const uint32_t a = u & 0x7fffffffu;
-  // Normal range: rebias the exponent and round on the bit below the kept fraction. Subnormal range: adding
-  // 0.5 makes the float adder itself round at 2^-24, and the low bits of the sum are the result.
+  // Normal range: rebias the exponent and round at the last bit of the shorter fraction. Subnormal range: adding 0.5
+  // makes the float adder round at 2^-24; the low bits of the sum are the result.
   const uint32_t normal = (a - 0x38000000u + 0x0fffu + ((a >> 13) & 1u)) >> 13;
   const uint32_t subnormal = float_bits(bits_float(a) + 0.5f) - 0x3f000000u;
   const uint32_t r = a < 0x38800000u ? subnormal : normal;
@@ -126,7 +126,7 @@ ENSADV_HD uint32_t round_bits(float v, T t) {
   return v != v ? quiet_nan(t) : round_number(v, t);
 }
 
-// The nearest number of a float type; from double by way of float where it has 16 bits, as PyTorch does.
+// The nearest number of a float type. From double to 16 bits it goes by way of float, as in PyTorch.
 template <class T, class A>
 ENSADV_HD T round_to(A v) {
   if constexpr (sizeof(T) == 2) {
@@ -139,12 +139,12 @@ ENSADV_HD T round_to(A v) {
 }
 
 template <class A>
-ENSADV_HD A clamp(A v, A lo, A hi) {  // NaN passes through, as torch.clamp
+ENSADV_HD A clamp(A v, A lo, A hi) {  // NaN stays NaN, as in torch.clamp
   v = v < lo ? lo : v;
   return v > hi ? hi : v;
 }
 template <class A>
-ENSADV_HD A max_nan(A a, A b) {  // torch.maximum: NaN if either is
+ENSADV_HD A max_nan(A a, A b) {  // NaN if either is NaN, as torch.maximum
   const A r = a > b ? a : b;
   return a != a ? a : r;
 }
@@ -158,7 +158,7 @@ ENSADV_HD A sign(A g) {  // NaN counts as 0
   return A(g > A(0)) - A(g < A(0));
 }
 
-ENSADV_HD int32_t floor_int(float v) {  // of v within int32's range
+ENSADV_HD int32_t floor_int(float v) {  // v must lie in int32's range
 #if defined(__CUDA_ARCH__)
   return __float2int_rd(v);
 #else
@@ -167,7 +167,8 @@ ENSADV_HD int32_t floor_int(float v) {  // of v within int32's range
 #endif
 }
 
-// The range of valid pixels. In 16 bits its ends are numbers of that type, rounded inward, so that it holds exactly.
+// The range of valid pixels. For a 16-bit type its ends are rounded inward to numbers of that type, so that the range
+// holds exactly.
 template <class T>
 struct Box {
   compute_t<T> lo, hi;
@@ -175,11 +176,11 @@ struct Box {
 template <>
 struct Box<level_t> {
   float lo, hi;
-  int32_t klo, khi;     // as levels
-  float widest = 1.0f;  // eps: beyond it nothing changes
+  int32_t klo, khi;      // as levels
+  float max_eps = 1.0f;  // a larger eps gives the same results
 };
 
-// The 16-bit number that is next to t, upward or downward.
+// The 16-bit number next to t, upward or downward.
 template <class T>
 inline T neighbour(T t, bool upward) {
   const bool negative = t.bits & 0x8000u;
@@ -203,34 +204,34 @@ inline Box<T> make_box(double lo, double hi) {
   if constexpr (sizeof(T) == 1) {
     box.lo = std::fmin(std::fmax(box.lo, 0.0f), 1.0f);
     box.hi = std::fmin(std::fmax(box.hi, 0.0f), 1.0f);
-    // 255 * float32(k / 255) lies within 1e-4 of k: bounds that mean a level are taken as that level.
+    // 255 * float32(k / 255) lies within 1e-4 of k: a bound that stands for level k must give k.
     box.klo = int32_t(std::ceil(255.0 * box.lo - 1e-4));
     box.khi = int32_t(std::floor(255.0 * box.hi + 1e-4));
   }
   return box;
 }
 
-// -1 or +1: the 16-bit pattern that stands for r must change by so much for r to come back to the ball around c, which
-// it left when it was rounded; else 0. The box wins: from its ends nothing moves outward.
+// By how much the pattern of the 16-bit number r must change to bring r back into the ball around c: -1 or +1 if
+// rounding has moved r out of it, else 0. It is 0 too where the change would leave the box, which takes precedence.
 //
-// Is |r - c| > eps exactly? Turn the signs so that r >= c. If the rounded r - c exceeds eps, yes; if it falls short of
-// it, no, as rounding keeps order. If it equals eps, then of r - eps (where r is the larger) or of c + eps (where
-// c is) the rounding error is 0 (Dekker), so that this one against c, or against r, tells.
+// Is |r - c| > eps exactly? Flip the signs so that r >= c. Rounding keeps order: if the rounded r - c is larger than
+// eps, the answer is yes; if smaller, no. If it equals eps, then r - eps (if r is larger in magnitude) or c + eps (if c
+// is) has no rounding error (Dekker), and comparing r - eps with c, or r with c + eps, gives the answer.
 template <class T>
 ENSADV_HD int32_t step_inward(float r, float c, float eps, const Box<T>& box) {
   const float d = r - c;
-  const uint32_t turn = float_bits(d) & 0x80000000u;
-  const float far = bits_float(float_bits(r) ^ turn), near = bits_float(float_bits(c) ^ turn);
-  const float length = bits_float(float_bits(d) ^ turn);
+  const uint32_t flip = float_bits(d) & 0x80000000u;
+  const float far = bits_float(float_bits(r) ^ flip), near = bits_float(float_bits(c) ^ flip);
+  const float length = bits_float(float_bits(d) ^ flip);
   const float by_far = far - eps - near, by_near = far - (near + eps);
   float excess = length - eps;
   excess = by_far > excess ? by_far : excess;
   excess = by_near > excess ? by_near : excess;
   const int32_t inward = ~(int32_t(float_bits(far)) >> 31) | 1;
-  return (excess > 0.0f) & (r != (turn ? box.hi : box.lo)) ? inward : 0;
+  return (excess > 0.0f) & (r != (flip ? box.hi : box.lo)) ? inward : 0;
 }
 
-// Clamp to the box and round v, which lies on or near the ball |v - c| <= eps, to T. See the top of the file.
+// Clamps v to the box and rounds it to T so that |v - c| <= eps still holds. See the top of the file.
 ENSADV_HD float finish(float v, float, float, const Box<float>& box) { return clamp(v, box.lo, box.hi); }
 ENSADV_HD double finish(double v, double, double, const Box<double>& box) { return clamp(v, box.lo, box.hi); }
 template <class T>
@@ -252,16 +253,16 @@ ENSADV_HD bfloat_t finish(float v, float c, float eps, const Box<bfloat_t>& box)
   return finish_narrow<bfloat_t>(v, c, eps, box);
 }
 ENSADV_HD level_t finish(float v, float c, float eps, const Box<level_t>& box) {
-  // In a form that GCC vectorises: limits that are constants would have it branch around the conversions.
-  v = v != v ? c : v;  // uint8 has no NaN: the pixel stays at its center, or at the box's lower end
+  // The form matters to GCC: with constants for limits it would branch around the conversions and not vectorise.
+  v = v != v ? c : v;  // uint8 has no NaN: the pixel becomes its center, or the box's lower end if that is NaN too
   v = v > box.lo ? v : box.lo;
   v = v < box.hi ? v : box.hi;
-  // A float32 center may lie outside [0, 1]. From 2 outside the box on it makes no difference where.
+  // A float32 center may lie outside [0, 1]. All centers 2 or more outside the box give the same results.
   const float far_lo = box.lo - 2.0f, far_hi = box.hi + 2.0f;
   c = c > far_lo ? c : far_lo;
   c = c < far_hi ? c : far_hi;
   const int32_t center = floor_int(c * 255.0f + 0.5f);
-  const int32_t reach = int32_t((eps < box.widest ? eps : box.widest) * 255.0f);
+  const int32_t reach = int32_t((eps < box.max_eps ? eps : box.max_eps) * 255.0f);
   int32_t k = int32_t(v * 255.0f + 0.5f);
   k = k < center - reach ? center - reach : k;
   k = k > center + reach ? center + reach : k;

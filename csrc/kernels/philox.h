@@ -1,8 +1,8 @@
-// Philox-4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11), and the map
-// from (key, sample, element) to random words that every random op here uses:
+// Philox-4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11), and the map from
+// (key, sample, element) to random words that every random op uses:
 //   Philox key    = the two halves of the seed (low, high)
 //   counter words = (block in the sample, sample index, offset low, offset high)
-// so a draw depends on nothing else: not on batch size, layout, dtype, device, threads or grid.
+// A draw depends on nothing else: not on batch size, layout, dtype, device, threads or grid.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ ENSADV_HD Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint3
   return {{c0, c1, c2, c3}};
 }
 
-// A key as ops take it: int64 [2] = (seed, offset), read where it lives so that a CUDA key needs no sync.
+// An op's key is int64 [2] = (seed, offset). It is read on its own device, so that a CUDA key needs no sync.
 struct Key {
   uint32_t seed_lo, seed_hi, offset_lo, offset_hi;
 };
@@ -45,7 +45,7 @@ ENSADV_HD Words draw(const Key& key, uint32_t block, uint32_t sample) {
   return philox(block, sample, key.offset_lo, key.offset_hi, key.seed_lo, key.seed_hi);
 }
 
-// Counter word 1 of sample n: its entry in `index` (say, its position in the data set), or n itself.
+// Counter word 1 of sample n: index[n] (say, its position in the data set), or n where there is no index.
 ENSADV_HD uint32_t sample_id(const int64_t* index, int64_t n) { return uint32_t(index ? index[n] : n); }
 
 }  // namespace ensadv

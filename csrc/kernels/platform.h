@@ -1,5 +1,11 @@
-// What differs between the host compiler and nvcc, in one place.
+// What differs between compilers, processors and devices.
 #pragma once
+
+namespace ensadv {
+
+constexpr int kWarpLanes = 32;  // of a CUDA warp; the CPU's reductions add up in the same order
+
+}  // namespace ensadv
 
 #if defined(__CUDACC__)
 #define ENSADV_HD __host__ __device__ __forceinline__
@@ -7,17 +13,18 @@
 #define ENSADV_HD inline __attribute__((always_inline))
 #endif
 
-// Entry points of CPU loops carry this: the compiler emits one body per instruction set and the loader picks
-// one at run time, so a wheel built for the baseline still runs at full width. Everything they call must be
-// ENSADV_HD to be inlined into each body. Sanitizer builds define ENSADV_NO_CLONES, because the resolvers
-// would run before the sanitizer's own start-up.
+// Marks the functions that hold a CPU loop: the compiler emits one body per instruction set and the loader picks one at
+// run time, so that a build for the baseline uses the processor's full width. Everything that such a function calls
+// must be ENSADV_HD, so that it is inlined into each body. Sanitizer builds define ENSADV_NO_CLONES, because the loader
+// would run the resolvers before the sanitizer has started.
 #if defined(__x86_64__) && defined(__linux__) && !defined(__CUDACC__) && !defined(ENSADV_NO_CLONES)
 #define ENSADV_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define ENSADV_CLONES
 #endif
 
-// In-place calls read and write the same address at the same index only, never across indices.
+// Stands before a loop whose iterations are independent: even where input and output are the same memory, an iteration
+// reads and writes only its own index.
 #if defined(__clang__)
 #define ENSADV_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else

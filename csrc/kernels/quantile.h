@@ -1,5 +1,5 @@
-// The normal quantile function in float32, branch-free and of plain arithmetic (with the square root and the
-// division that IEEE 754 fixes), so that every compiler, instruction set and device computes the same bits.
+// The normal quantile function in float32. It has no branches and uses only operations whose result IEEE 754 fixes
+// (square root and division among them), so that every compiler, instruction set and device computes the same bits.
 #pragma once
 
 #include <cmath>

@@ -1,10 +1,10 @@
-// random_step: clip(x + noise, lo, hi), the noise a function of (key, sample, element) alone.
+// random_step: clip(x + noise, lo, hi), where the noise is a function of (key, sample, element) alone.
 //
-// Elements are counted in logical (contiguous) order whatever the memory format. The maps from Philox words:
+// Elements are counted in logical (contiguous) order in every memory format. The maps from Philox words:
 //   rademacher: element e takes bit e % 32 of word (e % 128) / 32 of block e / 128; 1 is +eps, 0 is -eps.
 //   uniform:    element e takes word e % 4 of block e / 4, its upper 24 bits i: eps * (2 i + 1 - 2^24) / 2^24,
-//               symmetric about 0, never 0 and never beyond +-eps.
-//   truncated_normal, normal: the same word through the inverse distribution function, see quantile.h:
+//               symmetric about 0, never 0, never beyond +-eps.
+//   truncated_normal, normal: the same word through the inverse distribution function (quantile.h):
 //               eps / 2 * z with |z| <= 2, and eps * z.
 #pragma once
 
@@ -17,8 +17,8 @@ namespace ensadv {
 
 enum class Noise : int32_t { rademacher, uniform, truncated_normal, normal };
 
-// channels == 1: elements lie in logical order. Otherwise channels-last: memory position p * channels + c of a
-// sample holds logical element c * spatial + p.
+// channels == 1: elements lie in logical order. Otherwise the format is channels_last: memory position p * channels + c
+// of a sample holds logical element c * spatial + p.
 struct Layout {
   int64_t channels = 1;
   int64_t spatial = 1;
@@ -36,10 +36,10 @@ struct RandomStepArgs {
   Layout layout;
 };
 
-// The CPU loop interleaves whole pixels in a scratch buffer that holds at least two of this many channels.
+// The CPU loop interleaves whole pixels in a buffer, which holds at least two pixels of this many channels.
 constexpr int64_t kMaxChannelsLast = 2048;
 
-// Signs take one bit of a block each; every other kind takes one of its four words.
+// Elements per Philox block: a sign takes one of its 128 bits, every other kind of noise one of its four words.
 template <bool kSigns>
 constexpr int kPerBlock = kSigns ? 128 : 4;
 
@@ -56,7 +56,7 @@ ENSADV_HD float word_noise(Noise noise, uint32_t word, float eps) {
   return eps * clamp(0.5f * z, -1.0f, 1.0f);
 }
 
-// How far from x a result may lie: the normal alone knows no bound.
+// How far from x a result may lie. Only normal noise has no bound.
 ENSADV_HD float noise_reach(Noise noise, float eps) { return noise == Noise::normal ? INFINITY : eps; }
 
 void random_step_cpu(const RandomStepArgs& args, int64_t begin, int64_t end);

@@ -1,9 +1,9 @@
-// Sums over each sample, in an order that the shape alone fixes: the same bits on the CPU, on a GPU, and for any
-// number of threads.
+// Sums over each sample, in an order that depends on the shape alone: the bits are the same on the CPU, on a GPU and
+// for any number of threads.
 //
-// A sample is cut into chunks. Within one, element e goes to slot e % kSlots; a slot sums its elements in turn, in
-// double. The slots are then folded: first the kSlotPack neighbours of a lane, then lanes of a warp, then warps, each
-// by halving. The chunks' sums lie in a scratch tensor [N, chunks], and are added up in order where they are used.
+// A sample is cut into chunks. Element e of a chunk goes to slot e % kSlots, and a slot adds up its elements in turn,
+// in double. The slots are then folded by halving: first the kSlotPack slots of a thread, then the threads of a warp,
+// then the warps. The chunks' sums lie in a scratch tensor [N, chunks]; those who use them add them up in order.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@
 
 namespace ensadv {
 
-constexpr int kLanes = 256;
+constexpr int kReduceThreads = 256;  // of the CUDA block that sums a chunk
 constexpr int kSlotPack = 8;
-constexpr int kSlots = kLanes * kSlotPack;
+constexpr int kSlots = kReduceThreads * kSlotPack;
 constexpr int64_t kMinChunk = 16384;
 constexpr int64_t kMaxChunks = 64;
 
@@ -23,7 +23,7 @@ struct Chunks {
   int64_t count = 1;
 };
 
-// How a sample of `inner` elements is cut. The Python side allocates scratch by the same rule.
+// How a sample of `inner` elements is cut. The Python ops allocate scratch by the same rule.
 inline Chunks chunks_of(int64_t inner) {
   Chunks c;
   const int64_t size = (inner + kMaxChunks - 1) / kMaxChunks;
@@ -38,9 +38,9 @@ ENSADV_HD double sum_chunks(const double* scratch, int64_t sample, int64_t count
   return total;
 }
 
-// A sum that can be divided by: neither zero, nor infinite, nor NaN. Gradients of other samples add nothing.
+// Can one divide by this sum? Not if it is 0, infinite or NaN: such a sample's gradient counts as 0.
 template <class A>
-ENSADV_HD bool usable(A v) {
+ENSADV_HD bool is_usable(A v) {
   return v > A(0) && v < A(INFINITY);
 }
 

@@ -1,5 +1,5 @@
-// sample_eps: one perturbation size per sample (Kurakin et al. 2017, section 3), from word 0 of block 0 of the
-// sample: u = (upper 24 bits + 1/2) / 2^24.
+// sample_eps: one perturbation size per sample (Kurakin et al. 2017, section 3). It comes from word 0 of the sample's
+// block 0: u = (upper 24 bits + 1/2) / 2^24.
 #pragma once
 
 #include <cmath>
@@ -21,8 +21,8 @@ struct SampleEpsArgs {
   double mass = 0.0;  // P(|z| <= eps_max / sigma), z normal: erf(eps_max / (sigma sqrt 2))
 };
 
-// Quantile of the standard normal, Wichura's algorithm AS 241 (PPND16, Applied Statistics 37, 1988; relative
-// accuracy 1e-16). Plain arithmetic, so that CPU and CUDA agree.
+// The quantile of the standard normal distribution by Wichura's AS 241, PPND16 (Applied Statistics 37, 1988), whose
+// relative accuracy is 1e-16. Plain arithmetic, so that CPU and CUDA agree.
 ENSADV_HD double normal_quantile(double p) {
   const double q = p - 0.5;
   if (q >= -0.425 && q <= 0.425) {

@@ -1,4 +1,5 @@
-// sign_step: clip(x + step * sign(grad), lo, hi), projected first on the L-inf ball (center, eps) when given.
+// sign_step: clip(x + step * sign(grad), lo, hi). Where a center is given, the moved x is projected on the L-inf ball
+// (center, eps) before it is clipped.
 #pragma once
 
 #include "numeric.h"
@@ -8,7 +9,7 @@ namespace ensadv {
 
 struct SignStepArgs {
   In x, grad;
-  In center;  // absent: no ball is asked for; 16-bit results then keep to the ball (x, |step|)
+  In center;  // absent: no projection; 16-bit results are then rounded within the ball (x, |step|)
   Out out;
   PerSample step, eps;
   double lo = 0.0, hi = 1.0;

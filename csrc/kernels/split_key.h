@@ -1,5 +1,5 @@
-// split_key: n keys from one, each (seed, offset) read from one Philox block. The seed is marked first, so that
-// a child never coincides with noise drawn under its parent.
+// split_key: n child keys from one key. Each child's (seed, offset) is one Philox block, drawn under the parent's seed
+// with a mark, so that a child never coincides with noise drawn under its parent.
 #pragma once
 
 #include "philox.h"
@@ -19,7 +19,7 @@ ENSADV_HD void split_key_value(const SplitKeyArgs& a, int64_t i) {
   key.seed_hi ^= kSplitMark;
   const Words block = draw(key, uint32_t(i), uint32_t(uint64_t(i) >> 32));
   a.out[2 * i] = int64_t(uint64_t(block.w[1]) << 32 | block.w[0]);
-  // Offsets stay below 2^62: a caller may count upwards from one without overflow.
+  // An offset is below 2^62, so that callers may count up from it without overflow.
   a.out[2 * i + 1] = int64_t((uint64_t(block.w[3]) << 32 | block.w[2]) >> 2);
 }
 

@@ -1,7 +1,9 @@
-// Plain descriptions of memory: what a launcher takes in place of a tensor.
+// Descriptions of memory, which launchers take in place of tensors.
 #pragma once
 
 #include <cstdint>
+
+#include "platform.h"
 
 namespace ensadv {
 
@@ -21,13 +23,25 @@ struct Out {
   Dtype dtype = Dtype::f32;
 };
 
-// One number for the whole batch, or one per sample. `data` holds the compute type: float, or double for f64.
+// One number for the whole batch, or one per sample. `data` holds the compute type A: float, or double for f64.
 struct PerSample {
   const void* data = nullptr;
   double value = 0.0;
 };
 
-// A batch of `numel` elements, `inner` per sample, sample after sample in memory.
+template <class A>
+ENSADV_HD A value_at(const PerSample& p, int64_t sample) {
+  return p.data ? static_cast<const A*>(p.data)[sample] : A(p.value);
+}
+
+// A size: a negative one or a NaN counts as 0.
+template <class A>
+ENSADV_HD A size_at(const PerSample& p, int64_t sample) {
+  const A v = value_at<A>(p, sample);
+  return v > A(0) ? v : A(0);
+}
+
+// A batch of `numel` elements, `inner` per sample. Samples follow each other in memory.
 struct Batch {
   int64_t numel = 0;
   int64_t inner = 1;

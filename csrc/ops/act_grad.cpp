@@ -10,10 +10,10 @@ void act_grad(const Tensor grad, const Tensor mask, const Tensor out, const std:
   check_like(op, "out", out, grad);
   check_overlap(op, "grad", out, grad);
   common_format(op, {&grad, &out});
-  const ActGradArgs args{in_ref(op, grad), mask_data(op, mask, grad), out_ref(op, out), grad.numel(),
+  check_floating(op, "grad", grad);
+  check_dtype(op, "out", out, grad.scalar_type());
+  const ActGradArgs args{in_ref(op, "grad", grad), mask_data(op, mask, grad), out_ref(op, "out", out), grad.numel(),
                          slope.has_value(), slope.value_or(0.0)};
-  STD_TORCH_CHECK(args.grad.dtype != Dtype::u8 && args.out.dtype == args.grad.dtype, op,
-                  ": grad must be floating point, and out of its dtype");
   check_apart(op, "out", out, "mask", mask);
   if (args.numel == 0) return;
   if (grad.is_cuda()) {

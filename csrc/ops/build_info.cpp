@@ -1,4 +1,4 @@
-// What this library was built from, for `ensadv-fast info`; read through ctypes, so it needs no torch.
+// What this library was built from, for `ensadv-fast info`, which reads it through ctypes and so without torch.
 #define ENSADV_STRING_(x) #x
 #define ENSADV_STRING(x) ENSADV_STRING_(x)
 

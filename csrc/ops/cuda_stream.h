@@ -1,5 +1,5 @@
-// torch declares this function only under USE_CUDA, which would drag in CUDA headers, and a CPU-only torch does
-// not define it: hence a weak declaration of our own, null where torch has no CUDA.
+// torch declares this function only under USE_CUDA, which would include CUDA headers, and a CPU-only torch does not
+// define it. This weak declaration is null there.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

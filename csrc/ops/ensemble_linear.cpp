@@ -3,42 +3,27 @@
 #include <algorithm>
 #include <limits>
 
-#include "common.h"
+#include "mask.h"
 
 namespace ensadv::ops {
 namespace {
 
-// A contiguous tensor of out's device, and of its dtype but for masks.
-void check_shape(const char* op, const char* name, const Tensor& t, std::initializer_list<int64_t> shape,
-                 const Tensor& out, ScalarType dtype) {
-  bool same = t.dim() == int64_t(shape.size()) && t.is_contiguous() && t.device() == out.device() &&
-              t.scalar_type() == dtype;
-  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == shape.begin()[d];
-  STD_TORCH_CHECK(same, op, ": ", name, " has not the shape, dtype or device that go with the others, or is not ",
-                  "contiguous");
-}
-
-int32_t extent(const char* op, int64_t n) {
-  // Indices run a tile beyond the end.
-  STD_TORCH_CHECK(n >= 0 && n <= std::numeric_limits<int32_t>::max() - 4096, op, ": unsupported shape");
+int32_t checked_extent(const char* op, int64_t n) {
+  constexpr int64_t kMaxExtent = std::numeric_limits<int32_t>::max() - 4096;  // indices run a tile beyond the end
+  ENSADV_CHECK(n <= kMaxExtent, op, "dimensions must be at most ", kMaxExtent, ", got ", n);
   return int32_t(n);
 }
 
-void check_float(const char* op, const Tensor& out) {
-  const Dtype dtype = dtype_of(op, out);
-  STD_TORCH_CHECK(dtype == Dtype::f32 || dtype == Dtype::f16 || dtype == Dtype::bf16, op,
-                  ": dtype must be float32, float16 or bfloat16");
+void check_float(const char* op, const char* name, const Tensor& t) {
+  const Dtype dtype = dtype_of(op, name, t);
+  ENSADV_CHECK(dtype == Dtype::f32 || dtype == Dtype::f16 || dtype == Dtype::bf16, op, name,
+               " must be float32, float16 or bfloat16, got ", dtype_name(t.scalar_type()));
 }
 
-uint8_t* mask_data(const char* op, const Tensor& mask, std::initializer_list<int64_t> rows, int64_t cols,
-                   const Tensor& out) {
-  bool same = mask.dim() == int64_t(rows.size()) + 1;
-  for (int64_t d = 0; same && d < int64_t(rows.size()); ++d) same = mask.size(d) == rows.begin()[d];
-  STD_TORCH_CHECK(same && mask.size(mask.dim() - 1) == bytes_of(cols) && mask.is_contiguous() &&
-                      mask.device() == out.device() && mask.scalar_type() == ScalarType::Byte,
-                  op, ": mask must be contiguous uint8, a byte for every 8 outputs of a row");
-  check_apart(op, "out", out, "mask", mask);
-  return static_cast<uint8_t*>(mask.data_ptr());
+// A tensor with three dimensions, or with two if `flat` is allowed.
+void check_dims(const char* op, const char* name, const Tensor& t, bool flat) {
+  ENSADV_CHECK(t.dim() == 3 || (flat && t.dim() == 2), op, name, " must have ", flat ? "two or three" : "three",
+               " dimensions, got ", shape_of(t));
 }
 
 void run(const char* op, const LinearArgs& args, const Tensor& out) {
@@ -46,7 +31,7 @@ void run(const char* op, const LinearArgs& args, const Tensor& out) {
   if (out.is_cuda()) {
     on_cuda(op, out, [&](void* stream) { return ensemble_linear_cuda(args, stream); });
   } else {
-    // A thread takes as many products as take about as long as moving kGrain elements.
+    // A thread's share: as many products as take about the time of moving kGrain elements.
     on_cpu(linear_blocks(args), [&](int64_t begin, int64_t end) { ensemble_linear_cpu(args, begin, end); },
            std::max<int64_t>(1, kGrain / (int64_t(args.batch) * std::max(1, args.inner))));
   }
@@ -62,96 +47,102 @@ void run(const char* op, const LinearActArgs& args, const Tensor& out) {
   }
 }
 
-// How large the products are: [batch, inner] by [inner, cols], for each member.
+// The products' sizes: [batch, inner] by [inner, cols] for each member.
 struct Extents {
   int64_t members, batch, inner, cols;
 };
 
 void run_product(const char* op, LinearArgs args, const Tensor& a, const Tensor& b, const Tensor& out,
                  const Extents& extents) {
-  args.a = in_ref(op, a);
-  args.b = in_ref(op, b);
-  args.out = out_ref(op, out);
+  args.a = in_ref(op, "a", a);
+  args.b = in_ref(op, "b", b);
+  args.out = out_ref(op, "out", out);
   args.members = extents.members;
-  args.batch = extent(op, extents.batch);
-  args.inner = extent(op, extents.inner);
-  args.cols = extent(op, extents.cols);
+  args.batch = checked_extent(op, extents.batch);
+  args.inner = checked_extent(op, extents.inner);
+  args.cols = checked_extent(op, extents.cols);
   run(op, args, out);
 }
 
 void ensemble_linear(const Tensor x, const Tensor weight, const std::optional<Tensor> bias, const Tensor y,
                      const std::optional<Tensor> mask) {
   constexpr const char* op = "ensemble_linear";
-  check_float(op, y);
-  STD_TORCH_CHECK(y.dim() == 3 && weight.dim() == 3 && (x.dim() == 2 || x.dim() == 3) && y.is_contiguous(), op,
-                  ": weight and y must have three dimensions, x two or three");
+  check_float(op, "y", y);
+  check_dims(op, "y", y, false);
+  check_dims(op, "weight", weight, false);
+  check_dims(op, "x", x, true);
+  const ScalarType dtype = y.scalar_type();
   const int64_t members = y.size(0), batch = y.size(1), cols = y.size(2), inner = weight.size(2);
+  check_dense(op, "y", y, {members, batch, cols}, dtype, y);
   LinearArgs args;
   args.shared = x.dim() == 2;
-  if (args.shared) check_shape(op, "x", x, {batch, inner}, y, y.scalar_type());
-  else check_shape(op, "x", x, {members, batch, inner}, y, y.scalar_type());
-  check_shape(op, "weight", weight, {members, cols, inner}, y, y.scalar_type());
+  if (args.shared) check_dense(op, "x", x, {batch, inner}, dtype, y);
+  else check_dense(op, "x", x, {members, batch, inner}, dtype, y);
+  check_dense(op, "weight", weight, {members, cols, inner}, dtype, y);
   check_apart(op, "y", y, "x", x);
   check_apart(op, "y", y, "weight", weight);
   if (bias) {
-    check_shape(op, "bias", *bias, {members, cols}, y, y.scalar_type());
+    check_dense(op, "bias", *bias, {members, cols}, dtype, y);
     check_apart(op, "y", y, "bias", *bias);
-    args.bias = in_ref(op, *bias);
+    args.bias = in_ref(op, "bias", *bias);
   }
-  if (mask) args.mask = mask_data(op, *mask, {members, batch}, cols, y);
+  if (mask) args.mask = row_mask_data(op, *mask, members, batch, cols, y);
   run_product(op, args, x, weight, y, {members, batch, inner, cols});
 }
 
 void ensemble_linear_grad(const Tensor grad, const Tensor weight, const std::optional<Tensor> mask,
                           const Tensor out) {
   constexpr const char* op = "ensemble_linear_grad";
-  check_float(op, out);
-  STD_TORCH_CHECK(grad.dim() == 3 && weight.dim() == 3 && (out.dim() == 2 || out.dim() == 3) && out.is_contiguous(),
-                  op, ": grad and weight must have three dimensions, out two or three");
+  check_float(op, "out", out);
+  check_dims(op, "grad", grad, false);
+  check_dims(op, "weight", weight, false);
+  check_dims(op, "out", out, true);
+  const ScalarType dtype = out.scalar_type();
   const int64_t members = grad.size(0), batch = grad.size(1), inner = grad.size(2), cols = weight.size(2);
   LinearArgs args;
-  args.turned = true;
+  args.inner_first = true;
   args.reduce = out.dim() == 2;
-  if (args.reduce) check_shape(op, "out", out, {batch, cols}, out, out.scalar_type());
-  else check_shape(op, "out", out, {members, batch, cols}, out, out.scalar_type());
-  check_shape(op, "grad", grad, {members, batch, inner}, out, out.scalar_type());
-  check_shape(op, "weight", weight, {members, inner, cols}, out, out.scalar_type());
+  if (args.reduce) check_dense(op, "out", out, {batch, cols}, dtype, out);
+  else check_dense(op, "out", out, {members, batch, cols}, dtype, out);
+  check_dense(op, "grad", grad, {members, batch, inner}, dtype, out);
+  check_dense(op, "weight", weight, {members, inner, cols}, dtype, out);
   check_apart(op, "out", out, "grad", grad);
   check_apart(op, "out", out, "weight", weight);
-  if (mask) args.keep = mask_data(op, *mask, {members, batch}, inner, out);
+  if (mask) args.keep = row_mask_data(op, *mask, members, batch, inner, out);
   run_product(op, args, grad, weight, out, {members, batch, inner, cols});
 }
 
-LinearActArgs act_arguments(const char* op, const Tensor& out) {
-  check_float(op, out);
-  STD_TORCH_CHECK(out.dim() == 3 && out.is_contiguous(), op, ": out must be a contiguous [members, batch, outputs]");
+LinearActArgs act_arguments(const char* op, const char* name, const Tensor& out) {
+  check_float(op, name, out);
+  check_dims(op, name, out, false);
+  check_dense(op, name, out, {out.size(0), out.size(1), out.size(2)}, out.scalar_type(), out);
   LinearActArgs args;
-  args.out = out_ref(op, out);
+  args.out = out_ref(op, name, out);
   args.rows = out.size(0) * out.size(1);
   args.batch = out.size(1);
-  args.cols = extent(op, out.size(2));
+  args.cols = checked_extent(op, out.size(2));
   return args;
 }
 
 void ensemble_linear_act(const std::optional<Tensor> bias, const Tensor y, const std::optional<Tensor> mask) {
   constexpr const char* op = "ensemble_linear_act";
-  LinearActArgs args = act_arguments(op, y);
+  LinearActArgs args = act_arguments(op, "y", y);
   if (bias) {
-    check_shape(op, "bias", *bias, {y.size(0), y.size(2)}, y, y.scalar_type());
+    check_dense(op, "bias", *bias, {y.size(0), y.size(2)}, y.scalar_type(), y);
     check_apart(op, "y", y, "bias", *bias);
-    args.bias = in_ref(op, *bias);
+    args.bias = in_ref(op, "bias", *bias);
   }
-  if (mask) args.mask = mask_data(op, *mask, {y.size(0), y.size(1)}, y.size(2), y);
+  if (mask) args.mask = row_mask_data(op, *mask, y.size(0), y.size(1), y.size(2), y);
   run(op, args, y);
 }
 
 void ensemble_linear_act_grad(const Tensor grad, const Tensor mask, const Tensor out) {
   constexpr const char* op = "ensemble_linear_act_grad";
-  LinearActArgs args = act_arguments(op, out);
-  check_shape(op, "grad", grad, {out.size(0), out.size(1), out.size(2)}, out, out.scalar_type());
+  LinearActArgs args = act_arguments(op, "out", out);
+  check_dense(op, "grad", grad, {out.size(0), out.size(1), out.size(2)}, out.scalar_type(), out);
   check_overlap(op, "grad", out, grad);
-  args.a = in_ref(op, grad);
-  args.keep = mask_data(op, mask, {out.size(0), out.size(1)}, out.size(2), out);
+  args.a = in_ref(op, "grad", grad);
+  args.keep = row_mask_data(op, mask, out.size(0), out.size(1), out.size(2), out);
   run(op, args, out);
 }
 

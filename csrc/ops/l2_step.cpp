@@ -9,7 +9,8 @@ void l2_step(const Tensor x, const std::optional<Tensor> grad, const std::option
              const std::optional<Tensor> step_n, const std::optional<Tensor> eps_n, double step, double eps, double lo,
              double hi, const Tensor scratch, const Tensor out) {
   constexpr const char* op = "l2_step";
-  auto args = step_args<L2StepArgs>(op, x, present(grad), present(center), {step_n, eps_n, step, eps, lo, hi}, out);
+  const Sizes sizes{step_n, eps_n, step, eps, lo, hi};
+  auto args = step_args<L2StepArgs>(op, x, pointer_to(grad), pointer_to(center), sizes, out);
   if (args.batch.numel == 0) return;
   const int64_t chunks = x.size(0) * chunks_of(args.batch.inner).count;
   args.grad_sums = scratch_data(op, scratch, 2 * chunks, x);

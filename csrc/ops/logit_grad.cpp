@@ -9,13 +9,47 @@
 namespace ensadv::ops {
 namespace {
 
-void* per_row(const char* op, const char* name, const Tensor& t, int64_t n, const Tensor& logits) {
-  const auto wanted = logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == n && t.is_contiguous() && t.scalar_type() == wanted &&
-                      t.device() == logits.device(),
-                  op, ": ", name, " must be a contiguous [", n, "] tensor on logits' device, float32 (float64 for ",
-                  "float64 logits)");
+void* compute_data(const char* op, const char* name, const Tensor& t, int64_t n, const Tensor& logits) {
+  check_dense(op, name, t, {n}, compute_dtype(logits), logits);
   return t.data_ptr();
+}
+
+void check_logits(const char* op, const Tensor& logits, const Tensor& grad) {
+  const int64_t dim = logits.dim();
+  ENSADV_CHECK((dim == 2 || dim == 3) && logits.is_contiguous(), op, "logits must be a contiguous [batch, classes] or ",
+               "[members, batch, classes] tensor, got ", described(logits));
+  check_floating(op, "logits", logits);
+  check_like(op, "grad", grad, logits);
+  check_dtype(op, "grad", grad, logits.scalar_type());
+  ENSADV_CHECK(grad.is_contiguous(), op, "grad must be contiguous, got ", described(grad));
+  check_apart(op, "grad", grad, "logits", logits);
+  constexpr int64_t kMaxExtent = std::numeric_limits<int32_t>::max() - 4096;  // indices run a little beyond the end
+  const int64_t members = dim == 2 ? 1 : logits.size(0), batch = logits.size(dim - 2), classes = logits.size(dim - 1);
+  ENSADV_CHECK(members >= 1 && classes >= 1 && classes <= kMaxExtent && batch <= kMaxExtent, op, "logits must have a ",
+               "member, a class and at most ", kMaxExtent, " samples and classes, got ", shape_of(logits));
+}
+
+void check_weights(const char* op, const Tensor& weights, bool readable) {
+  double total = 0.0;
+  const auto bad = find_bad_number(weights, [&total](double w) { return w >= 0.0 && (total += w) < INFINITY; });
+  ENSADV_CHECK(!bad && (total > 0.0 || !readable), op, "weights must be >= 0, finite and not all 0, got ",
+               bad.value_or(0.0));
+}
+
+// The integers of the schema as what they stand for.
+void set_choices(const char* op, int64_t rule, int64_t loss, int64_t fuse, int64_t classes, bool has_key,
+                 LogitGradArgs& args) {
+  check_choice(op, "rule", rule, int64_t(Rule::random));
+  check_choice(op, "loss_kind", loss, int64_t(Loss::dlr));
+  check_choice(op, "fuse", fuse, int64_t(Fuse::loss));
+  args.rule = Rule(rule);
+  args.loss = Loss(loss);
+  args.fuse = Fuse(fuse);
+  ENSADV_CHECK(args.loss != Loss::dlr || classes >= 3, op, "logits must have at least 3 classes for loss dlr, got ",
+               classes);
+  if (args.rule != Rule::random) return;
+  ENSADV_CHECK(has_key, op, "key must be given for rule random, got none");
+  ENSADV_CHECK(classes >= 2, op, "logits must have at least 2 classes for rule random, got ", classes);
 }
 
 void logit_grad(const Tensor logits, const std::optional<Tensor> given, const std::optional<Tensor> weights,
@@ -23,49 +57,30 @@ void logit_grad(const Tensor logits, const std::optional<Tensor> given, const st
                 int64_t fuse, bool targeted, double kappa, bool rescale, const Tensor grad, const Tensor labels,
                 const Tensor loss, const Tensor scale) {
   constexpr const char* op = "logit_grad";
-  const int64_t dim = logits.dim();
-  STD_TORCH_CHECK((dim == 2 || dim == 3) && logits.is_contiguous() && grad.is_contiguous(), op,
-                  ": logits and grad must be contiguous [batch, classes] or [members, batch, classes] tensors");
-  check_like(op, "grad", grad, logits);
-  check_apart(op, "grad", grad, "logits", logits);
-  const int64_t members = dim == 2 ? 1 : logits.size(0), batch = logits.size(dim - 2), classes = logits.size(dim - 1);
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 4096;  // indices run a little beyond the end
-  STD_TORCH_CHECK(members >= 1 && classes >= 1 && classes <= kMost && batch <= kMost, op, ": unsupported shape");
-  STD_TORCH_CHECK(rule >= 0 && rule <= int64_t(Rule::random), op, ": unknown rule");
-  STD_TORCH_CHECK(loss_kind >= 0 && loss_kind <= int64_t(Loss::dlr), op, ": unknown loss");
-  STD_TORCH_CHECK(fuse >= 0 && fuse <= int64_t(Fuse::loss), op, ": unknown fuse");
-  STD_TORCH_CHECK(Loss(loss_kind) != Loss::dlr || classes >= 3, op, ": dlr needs at least 3 classes");
-  STD_TORCH_CHECK(Rule(rule) != Rule::random || (key && classes >= 2), op,
-                  ": rule random needs a key and at least 2 classes");
+  check_logits(op, logits, grad);
+  const int64_t dim = logits.dim(), members = dim == 2 ? 1 : logits.size(0);
+  const int64_t batch = logits.size(dim - 2), classes = logits.size(dim - 1);
   LogitGradArgs args;
-  args.logits = in_ref(op, logits);
-  args.grad = out_ref(op, grad);
-  STD_TORCH_CHECK(args.logits.dtype == args.grad.dtype && args.grad.dtype != Dtype::u8, op,
-                  ": grad must have logits' dtype, a float one");
+  set_choices(op, rule, loss_kind, fuse, classes, key.has_value(), args);
+  args.logits = in_ref(op, "logits", logits);
+  args.grad = out_ref(op, "grad", grad);
   if (given) {
     args.given = int64_data(op, "given", *given, batch, logits);
-    STD_TORCH_CHECK(all_readable<int64_t>(*given, [=](int64_t y) { return y >= 0 && y < classes; }), op,
-                    ": labels must lie in [0, ", classes, ")");
+    const int64_t* bad = find_bad<int64_t>(*given, [=](int64_t y) { return y >= 0 && y < classes; });
+    ENSADV_CHECK(!bad, op, "given must lie in [0, ", classes, "), got ", *bad);
   }
-  args.labels = const_cast<int64_t*>(int64_data(op, "labels", labels, batch, logits));
-  args.losses = per_row(op, "loss", loss, batch, logits);
-  args.scales = per_row(op, "scale", scale, batch, logits);
+  args.labels = int64_data(op, "labels", labels, batch, logits);
+  args.losses = compute_data(op, "loss", loss, batch, logits);
+  args.scales = compute_data(op, "scale", scale, batch, logits);
   if (weights) {
-    args.weights = per_row(op, "weights", *weights, members, logits);
-    double total = 0.0;
-    const auto good = [&total](double w) { return w >= 0.0 && (total += w) < INFINITY; };
-    const bool wide = args.logits.dtype == Dtype::f64;
-    const bool all = wide ? all_readable<double>(*weights, good) : all_readable<float>(*weights, good);
-    STD_TORCH_CHECK(all && (total > 0.0 || logits.is_cuda()), op, ": weights must be >= 0, finite and not all 0");
+    args.weights = compute_data(op, "weights", *weights, members, logits);
+    check_weights(op, *weights, logits.is_cpu());
   }
   if (key) args.key = int64_data(op, "key", *key, 2, logits);
   args.index = index_data(op, index, batch, logits);
   args.members = members;
   args.batch = batch;
   args.classes = int32_t(classes);
-  args.rule = Rule(rule);
-  args.loss = Loss(loss_kind);
-  args.fuse = Fuse(fuse);
   args.targeted = targeted;
   args.rescale = rescale;
   args.kappa = kappa;

@@ -7,48 +7,49 @@
 namespace ensadv::ops {
 namespace {
 
-bool is_last(const char* op, const char* name, const Tensor& t) {
+// Is the tensor channels_last? Else it must be contiguous.
+bool checked_channels_last(const char* op, const char* name, const Tensor& t) {
   if (t.is_contiguous()) return false;
-  STD_TORCH_CHECK(is_channels_last(t), op, ": ", name, " must be contiguous or channels_last");
+  ENSADV_CHECK(is_channels_last(t), op, name, " must be contiguous or channels_last, got strides ",
+               shape_text(t.strides()));
   return true;
 }
 
 Pixels pixels_of(const char* op, const char* name, const Tensor& t) {
   Pixels pixels;
-  pixels.last = is_last(op, name, t);
-  pixels.in = in_ref(op, t);
+  pixels.channels_last = checked_channels_last(op, name, t);
+  pixels.in = in_ref(op, name, t);
   return pixels;
 }
 
-// [C], in the type to compute in: that of std.
+// [C], in the compute type, which is std's.
 const void* per_channel(const char* op, const char* name, const Tensor& t, const Tensor& like, const Tensor& std) {
-  const bool wide = std.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == like.size(1) && t.is_contiguous() && t.device() == like.device() &&
-                      t.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float),
-                  op, ": ", name, " must be a contiguous float32 or float64 [C] tensor on x's device");
+  check_dense(op, name, t, {like.size(1)}, compute_dtype(std), like);
   return t.data_ptr();
 }
 
-ModelEntryArgs arguments(const char* op, const Tensor& like, const Tensor& std, bool clamp, const Tensor& out) {
-  STD_TORCH_CHECK(like.dim() == 4, op, ": images must have shape [N, C, H, W]");
-  check_like(op, "out", out, like);
+// `x`: the images, or the gradient in the backward pass.
+ModelEntryArgs arguments(const char* op, const char* name, const Tensor& x, const Tensor& std, bool clamp,
+                         const Tensor& out) {
+  ENSADV_CHECK(x.dim() == 4, op, name, " must have shape [N, C, H, W], got ", shape_of(x));
+  check_like(op, "out", out, x);
+  check_apart(op, "out", out, name, x);
+  check_floating(op, "out", out);
   ModelEntryArgs args;
-  args.out = out_ref(op, out);
-  STD_TORCH_CHECK(args.out.dtype != Dtype::u8, op, ": out must be floating point");
-  args.out_last = is_last(op, "out", out);
-  args.std = per_channel(op, "std", std, like, std);
-  args.wide = std.scalar_type() == ScalarType::Double;
-  const auto good = [](double v) { return v != 0.0; };
-  STD_TORCH_CHECK(args.wide ? all_readable<double>(std, good) : all_readable<float>(std, good), op,
-                  ": std must not be 0");
+  args.out = out_ref(op, "out", out);
+  args.out_channels_last = checked_channels_last(op, "out", out);
+  args.std = per_channel(op, "std", std, x, std);
+  args.in_double = std.scalar_type() == ScalarType::Double;
+  const auto bad = find_bad_number(std, [](double v) { return v != 0.0; });
+  ENSADV_CHECK(!bad, op, "std must not be 0, got ", *bad);
   args.clamp = clamp;
-  args.batch = like.size(0);
-  args.channels = like.size(1);
-  args.spatial = like.size(2) * like.size(3);
+  args.batch = x.size(0);
+  args.channels = x.size(1);
+  args.spatial = x.size(2) * x.size(3);
   return args;
 }
 
-// Threads share pixels.
+// Each thread takes a range of pixels.
 template <class Body>
 void on_cpu_pixels(const Tensor& out, const Body& body) {
   const int64_t channels = out.size(1);
@@ -59,15 +60,14 @@ void add_delta(const char* op, const std::optional<Tensor>& delta, const Tensor&
   if (!delta) return;
   check_like(op, "delta", *delta, out);
   check_apart(op, "out", out, "delta", *delta);
+  check_floating(op, "delta", *delta);
   args.delta = pixels_of(op, "delta", *delta);
-  STD_TORCH_CHECK(args.delta.in.dtype != Dtype::u8, op, ": delta must be floating point");
 }
 
 void model_entry(const Tensor x, const std::optional<Tensor> delta, const Tensor mean, const Tensor std, bool clamp,
                  const Tensor out) {
   constexpr const char* op = "model_entry";
-  ModelEntryArgs args = arguments(op, x, std, clamp, out);
-  check_apart(op, "out", out, "x", x);
+  ModelEntryArgs args = arguments(op, "x", x, std, clamp, out);
   args.x = pixels_of(op, "x", x);
   add_delta(op, delta, out, args);
   args.mean = per_channel(op, "mean", mean, x, std);
@@ -82,17 +82,17 @@ void model_entry(const Tensor x, const std::optional<Tensor> delta, const Tensor
 void model_entry_grad(const Tensor grad, const std::optional<Tensor> x, const std::optional<Tensor> delta,
                       const Tensor std, bool clamp, const Tensor out) {
   constexpr const char* op = "model_entry_grad";
-  ModelEntryArgs args = arguments(op, grad, std, clamp, out);
-  check_apart(op, "out", out, "grad", grad);
+  ModelEntryArgs args = arguments(op, "grad", grad, std, clamp, out);
+  check_floating(op, "grad", grad);
   args.grad = pixels_of(op, "grad", grad);
-  STD_TORCH_CHECK(args.grad.in.dtype != Dtype::u8, op, ": grad must be floating point");
-  args.x.last = args.out_last;
+  args.x.channels_last = args.out_channels_last;
   if (clamp) {
-    STD_TORCH_CHECK(x, op, ": x is needed to see what was clamped");
+    ENSADV_CHECK(x, op, "x must be given where clamp is true, got none");
     check_like(op, "x", *x, grad);
     check_apart(op, "out", out, "x", *x);
     args.x = pixels_of(op, "x", *x);
-    STD_TORCH_CHECK(args.x.last == args.out_last, op, ": out must have x's memory format");
+    ENSADV_CHECK(args.x.channels_last == args.out_channels_last, op, "out must have x's memory format, got ",
+                 args.out_channels_last ? "channels_last" : "contiguous");
     add_delta(op, delta, out, args);
   }
   if (out.numel() == 0) return;

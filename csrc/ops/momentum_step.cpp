@@ -9,16 +9,15 @@ void momentum_step(const Tensor x, const Tensor grad, const Tensor momentum, con
                    const std::optional<Tensor> step_n, const std::optional<Tensor> eps_n, double decay, double step,
                    double eps, double lo, double hi, const Tensor scratch, const Tensor out) {
   constexpr const char* op = "momentum_step";
-  MomentumStepArgs args{step_args<SignStepArgs>(op, x, &grad, present(center), {step_n, eps_n, step, eps, lo, hi}, out,
-                                                &momentum),
+  const Sizes sizes{step_n, eps_n, step, eps, lo, hi};
+  MomentumStepArgs args{step_args<SignStepArgs>(op, x, &grad, pointer_to(center), sizes, out, &momentum),
                         momentum.data_ptr(), nullptr, decay};
   const SignStepArgs& s = args.step;
   check_apart(op, "momentum", momentum, "out", out);
   check_apart(op, "momentum", momentum, "x", x);
   check_apart(op, "momentum", momentum, "grad", grad);
   if (center) check_apart(op, "momentum", momentum, "center", *center);
-  STD_TORCH_CHECK(dtype_of(op, momentum) == (s.x.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32), op,
-                  ": momentum must be float32 (float64 for float64 x)");
+  check_dtype(op, "momentum", momentum, compute_dtype(x));
   if (s.batch.numel == 0) return;
   const int64_t chunks = x.size(0) * chunks_of(s.batch.inner).count;
   args.scratch = scratch_data(op, scratch, chunks, x);

@@ -12,17 +12,16 @@ void random_step(const Tensor x, const Tensor key, const std::optional<Tensor> i
   check_like(op, "out", out, x);
   check_overlap(op, "x", out, x);
   const Format format = common_format(op, {&x, &out});
-  STD_TORCH_CHECK(kind >= 0 && kind <= int64_t(Noise::normal), op, ": unknown kind of noise");
-  RandomStepArgs args{in_ref(op, x), out_ref(op, out), int64_data(op, "key", key, 2, x),
+  check_choice(op, "kind", kind, int64_t(Noise::normal));
+  RandomStepArgs args{in_ref(op, "x", x), out_ref(op, "out", out), int64_data(op, "key", key, 2, x),
                       index_data(op, index, x.dim() ? x.size(0) : 1, x), per_sample(op, "eps", eps_n, eps, x, true),
                       Noise(kind), lo, hi, batch_of(x), {}};
-  STD_TORCH_CHECK(args.x.dtype == args.out.dtype || (args.x.dtype == Dtype::u8 && args.out.dtype == Dtype::f32), op,
-                  ": out must have x's dtype, or be float32 for uint8 x");
+  if (args.x.dtype != Dtype::u8 || args.out.dtype != Dtype::f32) check_dtype(op, "out", out, x.scalar_type());
   if (args.batch.numel == 0) return;
   if (format == Format::channels_last) {
     args.layout = {x.size(1), args.batch.inner / x.size(1)};
-    STD_TORCH_CHECK(args.layout.channels <= kMaxChannelsLast, op, ": at most ", kMaxChannelsLast,
-                    " channels in channels_last format");
+    ENSADV_CHECK(args.layout.channels <= kMaxChannelsLast, op, "x must have at most ", kMaxChannelsLast,
+                 " channels in channels_last format, got ", args.layout.channels);
   }
   if (x.is_cuda()) {
     on_cuda(op, x, [&](void* stream) { return random_step_cuda(args, stream); });

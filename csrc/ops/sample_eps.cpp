@@ -8,9 +8,9 @@ namespace {
 void sample_eps(const Tensor key, const std::optional<Tensor> index, int64_t dist, double eps_max, double sigma,
                 const Tensor out) {
   constexpr const char* op = "sample_eps";
-  STD_TORCH_CHECK(out.dim() == 1 && out.is_contiguous() && out.scalar_type() == ScalarType::Float, op,
-                  ": out must be a contiguous float32 [n] tensor");
-  STD_TORCH_CHECK(dist >= 0 && dist <= int64_t(EpsDist::truncated_normal), op, ": unknown distribution");
+  ENSADV_CHECK(out.dim() == 1 && out.is_contiguous() && out.scalar_type() == ScalarType::Float, op,
+               "out must be contiguous float32 [n], got ", described(out));
+  check_choice(op, "dist", dist, int64_t(EpsDist::truncated_normal));
   const int64_t n = out.size(0);
   SampleEpsArgs args{static_cast<float*>(out.data_ptr()), n, int64_data(op, "key", key, 2, out),
                      index_data(op, index, n, out), EpsDist(dist), eps_max, sigma,

@@ -9,7 +9,8 @@ void sign_step(const Tensor x, const Tensor grad, const std::optional<Tensor> ce
                const std::optional<Tensor> step_n, const std::optional<Tensor> eps_n, double step, double eps,
                double lo, double hi, const Tensor out) {
   constexpr const char* op = "sign_step";
-  const auto args = step_args<SignStepArgs>(op, x, &grad, present(center), {step_n, eps_n, step, eps, lo, hi}, out);
+  const Sizes sizes{step_n, eps_n, step, eps, lo, hi};
+  const auto args = step_args<SignStepArgs>(op, x, &grad, pointer_to(center), sizes, out);
   if (args.batch.numel == 0) return;
   if (x.is_cuda()) {
     on_cuda(op, x, [&](void* stream) { return sign_step_cuda(args, stream); });

@@ -7,9 +7,8 @@ namespace {
 
 void split_key(const Tensor key, const Tensor out) {
   constexpr const char* op = "split_key";
-  STD_TORCH_CHECK(out.dim() == 2 && out.size(1) == 2 && out.is_contiguous() &&
-                      out.scalar_type() == ScalarType::Long,
-                  op, ": out must be a contiguous int64 [n, 2] tensor");
+  ENSADV_CHECK(out.dim() == 2 && out.size(1) == 2 && out.is_contiguous() && out.scalar_type() == ScalarType::Long, op,
+               "out must be contiguous int64 [n, 2], got ", described(out));
   const SplitKeyArgs args{int64_data(op, "key", key, 2, out), static_cast<int64_t*>(out.data_ptr()), out.size(0)};
   check_overlap(op, "key", out, key);
   if (args.n == 0) return;

@@ -1,14 +1,14 @@
-"""Adversarial batches and the shares that make them up."""
+"""Adversarial batches, and how much of a global batch is in them."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops import checks
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,31 @@ class EpsDistribution:
         return ops.sample_eps(n, key, dist=self.dist, eps_max=self.eps_max, sigma=self.sigma, index=index)
 
 
+class Counts(NamedTuple):
+    """How many samples of a batch are clean and how many are adversarial."""
+
+    clean: int
+    adversarial: int
+
+    @classmethod
+    def total(cls, several: Iterable[Counts]) -> Counts:
+        """The counts of several batches together."""
+        clean, adversarial = zip(*several, strict=True)
+        return cls(sum(clean), sum(adversarial))
+
+    def weight(self, lam: float) -> float:
+        """What these samples weigh in `mixed_cross_entropy`: a clean one 1, an adversarial one lam."""
+        return self.clean + lam * self.adversarial
+
+    def share(self, whole: Counts, lam: float) -> float:
+        """The share, 0..1, that these samples have in the mixed loss of a batch of `whole`, which they are part of.
+
+        0 where the whole batch weighs nothing (lam 0 and no clean sample): its mixed loss is 0 then.
+        """
+        total = whole.weight(lam)
+        return self.weight(lam) / total if total else 0.0
+
+
 @dataclass(frozen=True)
 class Part:
     """The samples rank, rank + world, rank + 2 world... of a global batch of `total`: what one of `world` ranks has."""
@@ -35,13 +60,17 @@ class Part:
     world: int
     total: int
 
-    def of(self, first: int) -> int:
-        """How many of the global batch's first that many samples it has."""
+    def count(self, first: int) -> int:
+        """How many of the global batch's first `first` samples are in this part."""
         return max(0, -(-(first - self.rank) // self.world))
 
-    def places(self, n: int, device: torch.device) -> Tensor:
-        """Where its first n samples stand in the global batch, int64 [n]."""
+    def positions(self, n: int, device: torch.device) -> Tensor:
+        """Where the first n samples of this part stand in the global batch, int64 [n]."""
         return torch.arange(n, device=device) * self.world + self.rank
+
+    def every(self, n: int, i: int) -> Part:
+        """Every n-th sample of this part, from its i-th one on."""
+        return Part(self.rank + self.world * i, self.world * n, self.total)
 
 
 @dataclass(frozen=True)
@@ -57,27 +86,5 @@ class AdversarialBatch:
     y: Tensor
     is_adv: Tensor
     source: int
-    counts: tuple[int, int] = (1, 0)
-    all_counts: tuple[int, int] = (1, 0)
-
-
-def hard_or_soft(op: str, y: Tensor, n: int) -> Tensor:
-    """The labels of n samples: int64 [n] from integers or bools [n] or [n, 1]; soft ones [n, classes] as they are.
-
-    TypeError, ValueError: anything else, such as floats [n, 1], soft labels of a single class.
-    """
-    soft = isinstance(y, Tensor) and y.dim() == 2 and y.shape[0] == n and y.dtype != torch.bool
-    if soft and (y.shape[1] > 1 or y.is_floating_point()):
-        if y.shape[1] < 2:
-            raise ValueError(f"{op}: y must have at least 2 classes where it is soft [N, classes], got "
-                             f"{checks.names([y.dtype])} {tuple(y.shape)}")
-        return y
-    return checks.class_numbers(op, "y", y, n)
-
-
-def weight(batches: Sequence[AdversarialBatch], lam: float) -> float:
-    """The share that these parts of one global batch have in its `mixed_cross_entropy`, 0..1. A rank's loss times this
-    and times the number of ranks, averaged over them, is the loss of the global batch."""
-    clean, adversarial = (sum(b.counts[i] for b in batches) for i in range(2))
-    all_clean, all_adversarial = batches[0].all_counts
-    return (clean + lam * adversarial) / (all_clean + lam * all_adversarial)
+    counts: Counts
+    all_counts: Counts

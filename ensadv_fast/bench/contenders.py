@@ -24,7 +24,7 @@ MEMBERS = 4
 # [B, I] of an ensemble's linear layer, with as many outputs.
 LINEAR = {"tiny": (1, 16), "mnist": (64, 784), "cifar": (128, 300), "imagenet": (256, 1000),
           "roofline": (300_000, 1000)}
-# What draws one number or key per sample; nobody draws a GiB of them.
+# Batches of ops that draw one number or key per sample; nobody draws a GiB of them.
 SAMPLES = {"tiny": (16,), "mnist": (64,), "cifar": (128,), "imagenet": (256,)}
 PER_SAMPLE_OPS = ("sample_eps", "split_key")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "uint8": torch.uint8}
@@ -45,10 +45,12 @@ class Setting:
 
     @property
     def name(self) -> str:
+        """CASE-SIZE-DTYPE-FORMAT."""
         return f"{self.case.name}-{self.size}-{self.dtype}-{self.format}"
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the case's first argument."""
         if self.case.op == "logit_grad":
             n, classes = LOGITS[self.size]
             return (n // MEMBERS if "fused" in self.case.mode and self.size == "roofline" else n, classes)
@@ -59,7 +61,7 @@ class Setting:
         return (GPU_SIZES if self.device == "cuda" else SIZES)[self.size]
 
     def exists(self) -> bool:
-        """Whether this combination means something: no bytes where users have none, no format without channels."""
+        """Does this combination mean something? Not bytes where users have none, nor a format without channels."""
         case, dtype = self.case, DTYPES[self.dtype]
         if self.size == "roofline" and (self.device != "cuda" or case.op in PER_SAMPLE_OPS):
             return False
@@ -70,7 +72,7 @@ class Setting:
         return dtype in case.dtypes and (dtype in FLOATS or case.op == "model_entry")
 
     def arguments(self):
-        """The case's arguments without the NaN that its gradient carries for the tests."""
+        """(arguments, keyword arguments) of the case, without the NaN that its gradient has for the tests."""
         inputs = Inputs(self.shape, DTYPES[self.dtype], self.device, FORMATS[self.format],
                         classes=self.shape[-1], members=MEMBERS)
         args, kw = self.case.make(inputs)
@@ -81,7 +83,7 @@ def _finite(value):
     return value.nan_to_num(0.0) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def copied(args, kw):
+def copy_arguments(args, kw):
     """The same arguments in other memory."""
     def copy(v):
         return v.clone() if isinstance(v, Tensor) else v
@@ -89,21 +91,25 @@ def copied(args, kw):
 
 
 def tensors(result) -> tuple[Tensor, ...]:
+    """The tensors of an op's result."""
     return (result,) if isinstance(result, Tensor) else tuple(t for t in result if t is not None)
 
 
 def first(result) -> Tensor:
-    """The tensor of a result that is as large as the input; the only one that eager twins need give."""
+    """The tensor of a result that is as large as the input; eager twins need to give no other."""
     return tensors(result)[0]
 
 
 def takes_out(case: OpCase) -> bool:
+    """Has the case's op an argument `out`?"""
     return "out" in inspect.signature(getattr(ops, case.op, ops.split)).parameters
 
 
 def streamed_bytes(setting: Setting, args, kw, result) -> int | None:
-    """Bytes that an ideal kernel reads and writes: each large tensor once, and further passes as passes over the
-    first argument; None where nothing large is streamed."""
+    """Bytes that an ideal kernel reads and writes; None where nothing large is streamed.
+
+    Each large tensor counts once; the case's further passes count as passes over the first argument.
+    """
     case = setting.case
     if not isinstance(args[0], Tensor) or not (case.streams or case.op == "logit_grad"):
         return None
@@ -114,7 +120,8 @@ def streamed_bytes(setting: Setting, args, kw, result) -> int | None:
 
 
 def rate(name: str, ms: float, moved: int | None, copy_bytes: int, copy_ms: float) -> dict[str, float]:
-    """GB/s of an ideal kernel's bytes, and their share of what the copy reaches; nothing where nothing is streamed."""
+    """{"gb_per_s": of an ideal kernel's bytes, "of_copy": its ratio to the copy's GB/s}; empty where nothing is
+    streamed."""
     moved = {"copy": copy_bytes, "torch.add out=": 3 * copy_bytes // 2}.get(name, moved)
     if moved is None:
         return {}
@@ -122,9 +129,9 @@ def rate(name: str, ms: float, moved: int | None, copy_bytes: int, copy_ms: floa
 
 
 def binders(case: OpCase, compiled: bool = True) -> dict[str, Callable]:
-    """Contenders by name; each takes arguments and gives a zero-argument function on them, with buffers of its own.
+    """Contenders by name; each takes (args, kw) and gives a function of no argument on them, with buffers of its own.
 
-    Binding one contender to several copies of the arguments is what rotating buffers are.
+    One contender is bound to several copies of the arguments where buffers rotate.
     """
     function = case.timed or case.function
     found: dict[str, Callable] = {"copy": _bind_copy(case)}
@@ -152,8 +159,8 @@ def _bind_compiled(eager: Callable):
 
 def _bind_ours(case: OpCase, function, out: bool):
     def bind(args, kw):
-        # The in-place form has memory of its own to change; the values stay bounded however often it runs.
-        own, named = copied(args, kw) if case.timed else (args, kw)
+        # The in-place form changes a copy of its own; its values stay bounded however often it runs.
+        own, named = copy_arguments(args, kw) if case.timed else (args, kw)
         if not out:
             return lambda: function(*own, **named)
         into = torch.empty_like(first(case.function(*args, **kw)))
@@ -175,13 +182,13 @@ def _bind_add(args, kw):
     return lambda: torch.add(x, grad, out=into)
 
 
-YARDSTICKS = ("copy", "torch.add out=")  # compute something else than the case, on purpose
+YARDSTICKS = ("copy", "torch.add out=")  # they compute something else than the case, on purpose
 
 
 def verify(setting: Setting, args, kw, calls: dict[str, Callable[[], Any]], wanted=None) -> None:
-    """Ours equals the reference; the others compute the same thing. A contender that does not is an error.
+    """AssertionError unless ours equals the reference and the others compute the same thing.
 
-    wanted: the reference's result, where it is known already: it takes longer than all the others.
+    wanted: the reference's result where it is known already; it takes longer than all the others.
     """
     case = setting.case
     wanted = case.reference(*args, **kw) if wanted is None else wanted
@@ -198,7 +205,7 @@ def verify(setting: Setting, args, kw, calls: dict[str, Callable[[], Any]], want
             dtype = first(got).dtype
             limit = 0.0 if ours and case.exact else TOLERANCE.get(dtype, 0.0)
             share = FLIPPED if case.op == "momentum_step" and not ours else 0.0
-            # Where roundings are free, a bit of a mask may go either way: the values themselves tell.
+            # Where roundings are free, a bit of a mask may go either way: only the values are compared then.
             pairs = zip(tensors(got), tensors(wanted), strict=ours) if case.exact else [(first(got), first(wanted))]
             worst = max(_worst(*pair, share) for pair in pairs)
             if not worst <= limit:
@@ -206,11 +213,12 @@ def verify(setting: Setting, args, kw, calls: dict[str, Callable[[], Any]], want
 
 
 TOLERANCE = {torch.float32: 4e-6, torch.bfloat16: 1e-2, torch.float16: 3e-3}
-FLIPPED = 0.005  # share of pixels that may step the other way where the sign of a sum that nearly cancels decides
+FLIPPED = 0.005  # share of pixels that may step the other way: the sign of a sum that nearly cancels decides there
 
 
 def _worst(got: Tensor, wanted: Tensor, share: float = 0.0) -> float:
-    """The largest difference but for a share of the elements, in units of the largest value or of 1."""
+    """The largest difference, relative to the largest value or to 1; a share of the elements is left out, those that
+    differ most."""
     if got.shape != wanted.shape:
         return torch.inf
     if not got.numel():
@@ -222,7 +230,7 @@ def _worst(got: Tensor, wanted: Tensor, share: float = 0.0) -> float:
 
 
 def _verify_noise(case: OpCase, name: str, args, wanted: Tensor, got: Tensor) -> None:
-    """Other draws of the same distribution: of the same size, as far as their number tells."""
+    """AssertionError unless the contender's noise, other draws, has about the reference's standard deviation."""
     base = args[0].float() if isinstance(args[0], Tensor) else 0.0
     ours, theirs = ((r.float() - base).std().item() for r in (wanted, got))
     if got.shape != wanted.shape or abs(theirs - ours) > (0.05 + 4 / got.numel() ** 0.5) * ours + 1e-3:
@@ -230,7 +238,8 @@ def _verify_noise(case: OpCase, name: str, args, wanted: Tensor, got: Tensor) ->
 
 
 def _verify_gradient(case: OpCase, name: str, args, kw, wanted, got) -> None:
-    """The true gradient for the labels that the contender chose, and that its rule allowed them."""
+    """AssertionError unless the rule allows the labels that the contender chose and its gradient is the true one for
+    them."""
     grad, labels = got[:2]
     scale = got.scale if name.startswith("ours") else torch.ones_like(wanted.scale)
     if kw["rule"] == "random":
@@ -248,6 +257,7 @@ def _verify_gradient(case: OpCase, name: str, args, kw, wanted, got) -> None:
 
 
 def _scores(logits: Tensor, kw) -> Tensor:
+    """What the labels are chosen by: logits, or those of an ensemble fused; float64."""
     z = logits.double()
     if kw.get("fuse") is None:
         return z

@@ -1,7 +1,7 @@
-"""What users write without the ops: one eager expression per case of `testing.py`, of the same arguments.
+"""What users write without the ops: one eager expression per case of `ensadv_fast.ops.cases`, of the same arguments.
 
-They are what each fused kernel is measured against, eagerly and under torch.compile, so they are written as good
-user code is: no needless copies, no host syncs, the libraries' own sequence of operations where there is one.
+Each fused kernel is measured against them, eagerly and under torch.compile. So they are written as good user code is:
+no needless copies, no host syncs, and a library's own sequence of operations where there is one.
 """
 from collections.abc import Callable
 
@@ -90,7 +90,7 @@ def _sample_loss(scores: Tensor, y: Tensor, loss: str, kappa: float) -> Tensor:
 
 
 def _probabilities(z: Tensor) -> Tensor:
-    """In float32 at least: what a 16-bit softmax rounds to zero has no logarithm."""
+    """The softmax, in float32 at least: a 16-bit one rounds to zeros, which have no logarithm."""
     return z.softmax(-1, dtype=torch.promote_types(z.dtype, torch.float32))
 
 
@@ -120,7 +120,7 @@ def _model_entry(x, mean, std, *, delta=None, dtype=None, channels_last=True):
 
 
 def _bias_act(x, bias, *, residual=None, act="relu", lo=None, hi=None):
-    """As a folded network's modules have it; the mask is what autograd would keep the whole result for."""
+    """As a folded network's modules have it. It gives no mask: autograd keeps the whole result instead."""
     v = x + bias.view(-1, 1, 1).to(x.dtype)
     v = v if residual is None else v.add_(residual)
     if act == "hardtanh":
@@ -134,7 +134,7 @@ def _ensemble_linear(x, weight, bias, *, act=None):
 
 
 def _ensemble_linear_grad(grad, weight, mask, *, reduce=False):
-    """What autograd does, but for unpacking the bits of the mask: it keeps a whole number for each."""
+    """What autograd does, and the unpacking of the mask's bits, which autograd need not do: it keeps whole numbers."""
     kept = (mask[..., None] >> torch.arange(8, dtype=torch.uint8, device=mask.device) & 1).flatten(-2)
     out = torch.bmm(grad * kept[..., :grad.shape[-1]], weight)
     return out.sum(0) if reduce else out

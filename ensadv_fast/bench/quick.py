@@ -1,9 +1,9 @@
 """`ensadv-fast bench`: every op beside what one would write without it, verified, then timed, in one run.
 
 Contenders of each case: the eager expression as users write it (`eager.py`), the same under torch.compile, and ours,
-allocating and with `out=`; beside them the machine's own copy. Rounds interleave the contenders, so that whatever
-disturbs one disturbs all; medians and quartiles are reported. On a GPU everything is timed twice: by calls, and by
-replaying a CUDA graph over buffers that do not fit into the L2 cache. bench/ holds the long form of the same.
+allocating and with `out=`; beside them a plain copy as the machine does it. Rounds interleave the contenders, so that
+whatever disturbs one disturbs all; medians and quartiles are reported. On a GPU everything is timed twice: by calls,
+and by replaying a CUDA graph over buffers that do not fit into the L2 cache. bench/ holds the long form of the same.
 """
 import json
 import os
@@ -20,7 +20,7 @@ from .contenders import (
     YARDSTICKS,
     Setting,
     binders,
-    copied,
+    copy_arguments,
     first,
     rate,
     streamed_bytes,
@@ -32,7 +32,7 @@ from .timing import Timing, cache_bytes, sets_to_rotate, time_calls, time_replay
 
 def settings(device: str = "cpu", sizes: list[str] | None = None, dtypes: list[str] | None = None,
              cases: list[str] | None = None) -> list[Setting]:
-    """All that mean something, or those asked for; `cases` are prefixes of names."""
+    """The settings that mean something, all of them or those asked for; `cases` are prefixes of names."""
     grid = [Setting(case, size, dtype, fmt, device) for size in sizes or (GPU_SIZES if device == "cuda" else SIZES)
             for dtype in dtypes or DTYPES for case in CASES for fmt in FORMATS
             if not cases or any(case.name.startswith(c) for c in cases)]
@@ -40,9 +40,9 @@ def settings(device: str = "cpu", sizes: list[str] | None = None, dtypes: list[s
 
 
 def run(grid: list[Setting], seconds: float = 0.3, compiled: Sequence[str] = ("float32",)) -> dict:
-    """Measure and return the stamped results; a row of which a contender is wrong is left out, and named.
+    """Measure and return the stamped results; a row with a wrong contender is left out and named under "wrong".
 
-    compiled: the dtypes in which torch.compile competes; what it takes to compile is most of a run's time.
+    compiled: the dtypes in which torch.compile competes; compiling takes most of a run's time.
     """
     result = {**stamp(), "device": grid[0].device, "threads": torch.get_num_threads(), "rows": [], "wrong": []}
     for setting in grid:
@@ -60,7 +60,7 @@ def run(grid: list[Setting], seconds: float = 0.3, compiled: Sequence[str] = ("f
 def _row(setting: Setting, seconds: float, compiled: bool) -> dict:
     case = setting.case
     args, kw = setting.arguments()
-    torch._dynamo.reset()  # else the compiler soon declines to specialise once more
+    torch._dynamo.reset()  # otherwise the compiler soon reaches its limit of specialisations
     known = binders(case, compiled)
     calls = {name: bind(args, kw) for name, bind in known.items()}
     wanted = case.reference(*args, **kw)
@@ -71,7 +71,7 @@ def _row(setting: Setting, seconds: float, compiled: bool) -> dict:
     row = {"case": case.name, "size": setting.size, "shape": list(setting.shape), "dtype": setting.dtype,
            "format": setting.format, "elements": elements, "bytes": moved, "contenders": cells}
     if setting.device == "cuda":
-        sets = [copied(args, kw) for _ in range(sets_to_rotate(moved or copy_bytes, cache_bytes()))]
+        sets = [copy_arguments(args, kw) for _ in range(sets_to_rotate(moved or copy_bytes, cache_bytes()))]
         timings, missing = time_replay({n: [bind(*one) for one in sets] for n, bind in known.items()}, seconds)
         row.update(graph=_cells(timings, moved, copy_bytes), graph_sets=len(sets), graph_missing=missing)
     return row

@@ -15,7 +15,7 @@ _ISA = {"avx2": "_is_avx2_supported", "avx512": "_is_avx512_supported", "avx512_
 
 
 def stamp() -> dict:
-    """Where and from what a result comes."""
+    """The commit, the build, the machine and its load, as every result's file holds them."""
     root = Path(__file__).parent.parent.parent
     git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=root,
                          capture_output=True, text=True)

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 Call = Callable[[], object]
-MOST_SETS = 1024  # of buffers: where one is a few bytes, more would only measure how large a graph may become
+MOST_SETS = 1024  # of buffers: where one has a few bytes, more would only measure how large a graph may become
 
 
 @dataclass(frozen=True)
@@ -27,25 +27,26 @@ Samples = dict[str, list[float]]  # ms of every round
 
 
 def rounds(measure: dict[str, Callable[[], float]], seconds: float, least: int = 7) -> dict[str, Timing]:
-    """Measures every contender in turn for `seconds` each on average, and `least` times. `measure` gives ms."""
-    return timings(_samples(measure, seconds, least, lambda _: False))
+    """Measures every contender in turn, for `seconds` each on average and at least `least` times. measure: gives ms."""
+    return timings(_take_samples(measure, seconds, least, lambda _: False))
 
 
 def timings(samples: Samples) -> dict[str, Timing]:
+    """Medians, quartiles and minima."""
     quartiles = {name: statistics.quantiles(s, n=4) for name, s in samples.items()}
     return {name: Timing(statistics.median(s), (quartiles[name][0], quartiles[name][2]), min(s))
             for name, s in samples.items()}
 
 
-def _samples(measure: dict[str, Callable[[], float]], seconds: float, least: int,
-             enough: Callable[[Samples], bool]) -> Samples:
-    """For `seconds` each on average or until it is enough, `least` times anyway."""
+def _take_samples(measure: dict[str, Callable[[], float]], seconds: float, least: int,
+                  are_enough: Callable[[Samples], bool]) -> Samples:
+    """Every contender in turn, at least `least` times, until `seconds` each on average are over or `are_enough`."""
     samples: Samples = {name: [] for name in measure}
     deadline, least = time.perf_counter() + seconds * len(measure), max(2, least)
     while samples:
         for name, f in measure.items():
             samples[name].append(f())
-        if min(map(len, samples.values())) >= least and (time.perf_counter() >= deadline or enough(samples)):
+        if min(map(len, samples.values())) >= least and (time.perf_counter() >= deadline or are_enough(samples)):
             break
     return samples
 
@@ -61,14 +62,14 @@ class Ratio:
 
 
 def ratio_to(yardstick: list[float], times: list[float]) -> Ratio:
-    """Of times that were measured in the same rounds."""
+    """The ratio of times that were measured in the same rounds, each pair beside each other."""
     over = sorted(y / t for y, t in zip(yardstick, times, strict=True))
-    out = max(0, int(len(over) / 2 - 0.98 * len(over) ** 0.5))  # so many at either end
+    out = max(0, int(len(over) / 2 - 0.98 * len(over) ** 0.5))  # how many are left out at either end
     return Ratio(statistics.median(over), over[out], over[-1 - out])
 
 
-def _repeated(span: Callable[[Call, int], float], f: Call, ms: float) -> Callable[[], float]:
-    """Measures enough calls at once that a measurement takes about `ms`: clocks are coarse."""
+def _repeat(span: Callable[[Call, int], float], f: Call, ms: float) -> Callable[[], float]:
+    """A measurement of one call's ms: of so many calls at once that they take about `ms`, as clocks are coarse."""
     span(f, 1)  # the first call may load, compile and allocate
     once = span(f, 1)
     if once < ms:
@@ -97,31 +98,31 @@ def _cuda_span(f: Call, n: int) -> float:
 
 def _measures(calls: dict[str, Call], device: str) -> dict[str, Callable[[], float]]:
     span, ms = (_cuda_span, 2.0) if device == "cuda" else (_cpu_span, 0.2)
-    return {name: _repeated(span, f, ms) for name, f in calls.items()}
+    return {name: _repeat(span, f, ms) for name, f in calls.items()}
 
 
 def time_calls(calls: dict[str, Call], seconds: float, device: str, least: int = 7) -> dict[str, Timing]:
-    """Calls as a user makes them; on a GPU back to back between events, so launches that the host cannot issue fast
-    enough show."""
+    """Times of calls as a user makes them. On a GPU they run back to back between two events: where the host cannot
+    launch fast enough, the launches are what is timed."""
     return rounds(_measures(calls, device), seconds, least)
 
 
 def time_ratios(calls: dict[str, Call], yardstick: str, seconds: float, device: str, least: int = 7,
                 within: float = 1.03) -> tuple[dict[str, Timing], dict[str, Ratio]]:
-    """The same, and every other contender's ratio to one: no longer than until all their intervals' ends are that
-    close, as a ratio."""
+    """The same, and every other contender's ratio to the yardstick. It ends early where the ends of every ratio's
+    interval are within a factor of `within`."""
     def ratios(samples: Samples) -> dict[str, Ratio]:
         return {name: ratio_to(samples[yardstick], s) for name, s in samples.items() if name != yardstick}
 
-    def narrow(samples: Samples) -> bool:
+    def are_enough(samples: Samples) -> bool:
         return all(r.high <= within * r.low for r in ratios(samples).values())
 
-    samples = _samples(_measures(calls, device), seconds, least, narrow)
+    samples = _take_samples(_measures(calls, device), seconds, least, are_enough)
     return timings(samples), ratios(samples)
 
 
 def sets_to_rotate(bytes_of_one: int, cache_bytes: int) -> int:
-    """How many sets of buffers take five times the cache together, so that no call finds its data there."""
+    """How many sets of buffers take five times the cache together: then no call finds its data in the cache."""
     return min(MOST_SETS, max(1, -(-5 * cache_bytes // max(1, bytes_of_one))))
 
 
@@ -131,8 +132,8 @@ def cache_bytes() -> int:
 
 
 def synchronises(call: Call) -> str | None:
-    """The error of a call that waits for the device, or None. A capture that such a call breaks would leave torch's
-    generators unusable, so this is asked first."""
+    """The error of a call that waits for the device, or None. To be asked before a capture: a call that breaks one
+    leaves torch's generators unusable."""
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -146,7 +147,7 @@ def synchronises(call: Call) -> str | None:
 
 def capture(calls: list[Call]) -> torch.cuda.CUDAGraph | str:
     """One CUDA graph that makes all the calls in order; or why they cannot be captured."""
-    calls[0]()  # the first call of a process may wait, for memory or a library; what counts is the next
+    calls[0]()  # the first call of a process may wait, for memory or a library; only later ones count
     why = synchronises(calls[0])
     if why is not None:
         return why
@@ -168,9 +169,10 @@ def _per_call(measure: Callable[[], float], calls: int) -> float:
 
 
 def time_replay(calls: dict[str, list[Call]], seconds: float) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Milliseconds of one call when a graph of one call per set of buffers is replayed, and why contenders are missing.
+    """Milliseconds of one call where a graph of one call per set of buffers is replayed; and by name, why a contender
+    is missing.
 
-    No launch is paid for and no data is found in the L2 cache: what is left is the kernels.
+    Neither launches nor hits in the L2 cache count: what is left is the kernels.
     """
     graphs = {name: capture(fs) for name, fs in calls.items()}
     missing = {name: graph for name, graph in graphs.items() if isinstance(graph, str)}
@@ -178,6 +180,6 @@ def time_replay(calls: dict[str, list[Call]], seconds: float) -> tuple[dict[str,
     for name, graph in graphs.items():
         if not isinstance(graph, str):
             n = len(calls[name])
-            once = _repeated(_cuda_span, graph.replay, 2.0)
+            once = _repeat(_cuda_span, graph.replay, 2.0)
             measure[name] = partial(_per_call, once, n)
     return rounds(measure, seconds), missing

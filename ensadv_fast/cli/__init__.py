@@ -18,7 +18,7 @@ COMMANDS = {
 
 
 def make_parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser of all commands, with the options of this one alone: the code of the others is not loaded."""
+    """The parser of all commands, with the options of this one only: the code of the others is not loaded."""
     parser = argparse.ArgumentParser(prog="ensadv-fast", allow_abbrev=False, description="Fast adversarial examples "
                                      "and ensemble adversarial training.")
     commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))

@@ -28,7 +28,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command: 1 where a contender is wrong or ours became slower."""
+    """The command; 1 where a contender is wrong or one of ours became slower."""
     old = json.loads(Path(args.compare).read_text()) if args.compare else None
     if args.threads is not None:
         torch.set_num_threads(args.threads)

@@ -34,7 +34,7 @@ from ..attacks.by_name import make_attack
 from ..diagnose import batches, cone, gradients, masking, perturbations, surface
 from ..evaluate import example_images
 from ..evaluate.loader import Classes
-from ..ops import keys
+from ..ops import checks, keys
 from ..report.examples import Samples
 from ..sources.source import Source, as_source
 from ..system import files
@@ -42,10 +42,10 @@ from ..system.machine import versions
 from .networks import Saved, add_options
 from .options import DEFAULTS, RUNS, number
 
-CONE = 500  # images, as in Tramer et al. 2018; a sample takes 220 forward passes
-SURFACES = 4  # images
-EXAMPLES = ("fgsm", "rand_fgsm", "pgd")  # attacks
-ZOOM = 4  # the second surface reaches this much less far
+CONE = 500  # images of cone_dimension, as in Tramer et al. 2018; an image takes 220 forward passes
+SURFACES = 4  # images whose loss surfaces are drawn
+EXAMPLES = ("fgsm", "rand_fgsm", "pgd")  # attacks that the example images are shown under
+ZOOM = 4  # the second surface reaches to eps / ZOOM
 
 
 def add_command(p: argparse.ArgumentParser) -> None:
@@ -62,61 +62,71 @@ def add_command(p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Diagnose, print, and write the folder; 0. Raises what a wrong option raises, before anything is written."""
+    """Diagnose, print, and write the folder; 0. Raises what a wrong option raises, before anything is measured."""
     begin = time.perf_counter()
-    if args.images < 1:
-        raise ValueError(f"diagnose: images: got {args.images}, want at least 1")
+    for name, least in (("images", 1), ("points", 2)):
+        checks.integer("diagnose", name, getattr(args, name), least)
     given = Saved.open(args)
-    dataset = given.dataset
     folder = Path(args.out) if args.out else RUNS / time.strftime("diagnose-%Y%m%d-%H%M%S")
     if (folder / "config.json").exists():
         raise FileExistsError(f"diagnose: {folder} already holds a run: give another folder")
     networks, sources = given.networks()
-    order = data.Sampler(len(dataset.test), args.images, keys.derive_seed(args.seed, "diagnose"), given.device)
-    index = next(iter(order))
-    _compare_classes({**networks, **sources}, dataset, index)
-    tried = {name: make_attack(name, args.eps, alpha=args.alpha, steps=args.steps) for name in EXAMPLES}
+    test = given.dataset.test
+    index = next(iter(data.Sampler(len(test), args.images, keys.derive_seed(args.seed, "diagnose"), given.device)))
+    x, y = test.batch(index)
+    _compare_classes({**networks, **sources}, given.dataset.classes, x[:1])
+    shown = {name: make_attack(name, args.eps, alpha=args.alpha, steps=args.steps) for name in EXAMPLES}
     found: dict[str, dict[str, Any]] = {}
     examples: dict[str, Samples] = {}
     with tqdm(total=len(networks) * len(MEASUREMENTS), unit=" measurements", disable=None) as bar:
         for name, network in networks.items():
-            found[name] = {"spec": given.targets[name]}
             key = ops.fresh_key("cpu", keys.derive_seed(args.seed, "diagnose", name))
-            for measurement, measure in MEASUREMENTS.items():
-                bar.set_postfix_str(f"{name}: {measurement}")
-                found[name][measurement] = measure(_Subject(network, sources, *dataset.test.batch(index), index, key,
-                                                            args))
-                bar.update()
-            found[name]["examples"] = f"examples/{name}.npz"
-            examples[name] = example_images.craft(dataset.test, tried, name, network, {name: network}, key)
-    body = {"command": "diagnose", "dataset": dataset.name, "eps": args.eps, "images": len(index),
+            measured = _measure(_Subject(network, sources, x, y, index, key, args), name, bar)
+            found[name] = {"spec": given.targets[name], **measured, "examples": f"examples/{name}.npz"}
+            examples[name] = example_images.craft(test, shown, name, network, {name: network}, key)
+    body = {"command": "diagnose", "dataset": given.dataset.name, "eps": args.eps, "images": len(index),
             "index": index.tolist(), "sources": given.sources, "models": batches.plain(found),
             "versions": versions(), "seconds": time.perf_counter() - begin}
     print(text(body))
-    for name, shown in examples.items():
-        path = folder / found[name]["examples"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shown.save(path)
-    files.write_json(folder / "results.json", body, indent=None)
-    files.write_json(folder / "config.json", {k: v for k, v in vars(args).items() if k != "run"})
-    report.write(folder)
-    print(f"\nreport.html, results.json and config.json are in {folder}")
+    _write_folder(folder, body, examples, {k: v for k, v in vars(args).items() if k != "run"})
     return 0
 
 
-def _compare_classes(models: dict[str, nn.Module | Source], dataset: data.Dataset, index: Tensor) -> None:
+def _compare_classes(models: dict[str, nn.Module | Source], number: int, x: Tensor) -> None:
     """ValueError where a model has another number of logits than the data has classes."""
-    classes, x = Classes("diagnose", dataset.classes, None), dataset.test.batch(index[:1])[0]
+    classes = Classes("diagnose", number, None)
     with torch.no_grad():
         for name, model in models.items():
             classes.check(name, as_source(model).logits(x.clone()).shape[1])
+
+
+def _measure(subject: _Subject, name: str, bar: tqdm) -> dict[str, Any]:
+    """Every measurement of one model."""
+    found = {}
+    for measurement, measure in MEASUREMENTS.items():
+        bar.set_postfix_str(f"{name}: {measurement}")
+        found[measurement] = measure(subject)
+        bar.update()
+    return found
+
+
+def _write_folder(folder: Path, body: dict[str, Any], examples: dict[str, Samples], config: dict[str, Any]) -> None:
+    """All files of the run folder, and a line that names them."""
+    for name, samples in examples.items():
+        path = folder / body["models"][name]["examples"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        samples.save(path)
+    files.write_json(folder / "results.json", body, indent=None)
+    files.write_json(folder / "config.json", config)
+    report.write(folder)
+    print(f"\nreport.html, results.json and config.json are in {folder}")
 
 
 # ------------------------------------------------------------------------------------------- the measurements
 
 
 class _Subject:
-    """One model, and what it is looked at with."""
+    """One model, and what it is looked at with: images x with labels y and their positions, sources, options."""
 
     def __init__(self, network: nn.Module, sources: dict[str, Source], x: Tensor, y: Tensor, index: Tensor, key: Tensor,
                  args: argparse.Namespace):
@@ -126,34 +136,35 @@ class _Subject:
         self.multi = {"eps": args.eps, "multi": attacks.pgd(args.eps, steps=args.steps, random_start=False)}
 
     def __call__(self, measure: Callable[..., batches.Result], *, n: int | None = None, **options: Any) -> dict:
+        """What `measure` says of the model on the first n images (None: on all)."""
         common = {**self.common, "index": self.common["index"][:n]}
         return measure(self.network, self.x[:n], self.y[:n], **common, **options).to_dict()
 
 
-def _surfaces(on: _Subject) -> list[dict[str, Any]]:
-    name, other = next(iter(on.sources.items()), (None, None))
-    return [{"other": name, "eps": eps, **on(surface.loss_surface, n=SURFACES, eps=eps, points=on.args.points,
-                                             other=other)} for eps in (on.args.eps, on.args.eps / ZOOM)]
+def _surfaces(subject: _Subject) -> list[dict[str, Any]]:
+    args, (name, other) = subject.args, next(iter(subject.sources.items()), (None, None))
+    return [{"other": name, "eps": eps, **subject(surface.loss_surface, n=SURFACES, eps=eps, points=args.points,
+                                                  other=other)} for eps in (args.eps, args.eps / ZOOM)]
 
 
-def _gradient_norm(on: _Subject) -> dict[str, Any]:
-    return gradients.gradient_norm(on.network, on.x, on.y, batch_size=on.args.batch_size).to_dict()
+def _gradient_norm(subject: _Subject) -> dict[str, Any]:
+    return gradients.gradient_norm(subject.network, subject.x, subject.y, batch_size=subject.args.batch_size).to_dict()
 
 
-def _cone_dimension(on: _Subject) -> dict[str, Any]:
-    orders = [k for k in cone.ORDERS if k <= on.x[0].numel()]
-    return on(cone.cone_dimension, n=CONE, eps=on.args.eps, orders=orders)
+def _cone_dimension(subject: _Subject) -> dict[str, Any]:
+    orders = [k for k in cone.ORDERS if k <= subject.x[0].numel()]
+    return subject(cone.cone_dimension, n=CONE, eps=subject.args.eps, orders=orders)
 
 
 MEASUREMENTS: dict[str, Callable[[_Subject], Any]] = {
-    "masking": lambda on: on(masking.masking_report, eps=on.args.eps, sources=on.sources, steps=on.args.steps,
-                             alpha=on.alpha),
+    "masking": lambda s: s(masking.masking_report, eps=s.args.eps, sources=s.sources, steps=s.args.steps,
+                           alpha=s.alpha),
     "gradient_norm": _gradient_norm,
-    "gradient_alignment": lambda on: on(gradients.gradient_alignment, eps=on.args.eps),
-    "approximation_ratio": lambda on: on(perturbations.approximation_ratio, **on.multi),
-    "perturbation_cosine": lambda on: on(perturbations.perturbation_cosine, **on.multi),
-    "random_start_gap": lambda on: on(perturbations.random_start_gap, eps=on.args.eps, alpha=on.alpha),
-    "label_leaking": lambda on: on(perturbations.label_leaking, eps=on.args.eps),
+    "gradient_alignment": lambda s: s(gradients.gradient_alignment, eps=s.args.eps),
+    "approximation_ratio": lambda s: s(perturbations.approximation_ratio, **s.multi),
+    "perturbation_cosine": lambda s: s(perturbations.perturbation_cosine, **s.multi),
+    "random_start_gap": lambda s: s(perturbations.random_start_gap, eps=s.args.eps, alpha=s.alpha),
+    "label_leaking": lambda s: s(perturbations.label_leaking, eps=s.args.eps),
     "cone_dimension": _cone_dimension,
     "surfaces": _surfaces,
 }
@@ -183,4 +194,5 @@ def text(results: dict[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
+    """Three digits; "-" for what is not finite."""
     return "-" if value is None else f"{value:.3g}"

@@ -26,19 +26,31 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import evaluate as evaluation
 from .. import ops, report
 from ..attacks import BaseAttack
 from ..attacks.by_name import ATTACKS, make_attack
 from ..data import Dataset
-from ..evaluate import AdversarialSet, BlackBox, Curves, Rate, TransferMatrix, example_images
+from ..evaluate import (
+    AdversarialSet,
+    BlackBox,
+    Curves,
+    Rate,
+    TransferMatrix,
+    accuracy_curves,
+    black_box,
+    example_images,
+    find_sets,
+    transfer_matrix,
+)
 from ..evaluate.transfer import Progress
 from ..report import examples
 from ..sources.source import Source
@@ -73,49 +85,34 @@ def add_command(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The command. Raises ValueError, FileNotFoundError, FileExistsError with a message for its user."""
     begin = time.perf_counter()
-    eps_values = sorted(set(args.eps))
-    if args.save_sets and len(eps_values) > 1:
-        raise ValueError(f"evaluate: --save-sets takes one --eps, got {len(eps_values)}")
+    if args.save_sets and len(set(args.eps)) > 1:
+        raise ValueError(f"evaluate: --save-sets takes one --eps, got {len(set(args.eps))}")
     given = Saved.open(args)
-    dataset = given.dataset
-    folder = _folder(args)
-    sets = _sets(args.set, {**given.targets, **given.sources})
+    folder = _open_folder(args)
+    sets = _name_sets(args.set, {**given.targets, **given.sources})
     targets, sources = given.networks()
     config = {k: v for k, v in vars(args).items() if k != "run"}
     if folder is not None:
         files.write_json(folder / "config.json", config)
-
-    def attack(name: str, eps: float) -> BaseAttack:
-        return make_attack(name, eps, alpha=args.alpha, steps=args.steps,
-                           step=1 / args.steps if name in ("ifgsm", "iter_ll") else None)
-
-    key = ops.fresh_key("cpu", args.seed)
-    crafted = len(args.attack) * (len(sources) + len(targets)) * sum(eps > 0 for eps in eps_values)
-    with tqdm(total=len(dataset.test) * (crafted + sum(map(len, sets.values()))), unit=" attacks", unit_scale=True,
-              disable=None) as bar:
-        curves, matrix = _measured(args, dataset, targets, sources, sets, eps_values, attack, folder, key, bar.update)
+    evaluation = _Evaluation(args, given.dataset, targets, sources, sets, folder, ops.fresh_key("cpu", args.seed))
+    with tqdm(total=evaluation.attacked_images(), unit=" attacks", unit_scale=True, disable=None) as bar:
+        curves, matrix = evaluation.measure(bar.update)
     print(text(matrix, targets, args.top5))
     if args.out:
-        eps = eps_values[-1]
-        body = {"command": "evaluate", "dataset": dataset.name, "eps": eps, "config": config,
+        body = {"command": "evaluate", "dataset": given.dataset.name, "eps": evaluation.eps[-1], "config": config,
                 **results(matrix, given.targets, given.sources, sets),
                 "curves": [curve.to_dict() for curve in curves.all()] if curves else [],
                 "examples": None if folder is None else examples.FILE, "versions": versions(),
                 "seconds": {"total": time.perf_counter() - begin}}
-        if folder is not None:
-            matrix.save(folder / "matrix.json")
-            name = next(iter(sources), next(iter(targets)))
-            example_images.craft(dataset.test, {a: attack(a, eps) for a in args.attack}, name,
-                                 sources.get(name) or Source(targets[name]), targets, key).save(folder / examples.FILE)
-        files.write_json(Path(args.out) if folder is None else folder / "results.json", body)
-        if folder is not None:
-            report.write(folder)
-            print(f"\nreport.html, results.json and matrix.json are in {folder}")
+        if folder is None:
+            files.write_json(Path(args.out), body)
+        else:
+            evaluation.write_report(folder, matrix, body)
     return 0
 
 
-def _folder(args: argparse.Namespace) -> Path | None:
-    """The run folder, made; None where there is none to be."""
+def _open_folder(args: argparse.Namespace) -> Path | None:
+    """The run folder, made; None where --out asks for none."""
     folder = Path(args.out) if args.out and not args.out.endswith(".json") else None
     if folder is None:
         if args.resume:
@@ -128,47 +125,90 @@ def _folder(args: argparse.Namespace) -> Path | None:
     return folder
 
 
-def _sets(folders: list[str], taken: Mapping[str, Any]) -> dict[str, list[AdversarialSet]]:
-    """The sets in these folders by source, under names that are not `taken`: a set is of a model that is not here."""
+def _name_sets(folders: list[str], taken: Mapping[str, Any]) -> dict[str, list[AdversarialSet]]:
+    """The sets in these folders by source, under names that are not `taken`: a set's source is none of the networks
+    that are given here, even where it has the name of one."""
     found: dict[str, list[AdversarialSet]] = {}
-    for one in (s for folder in folders for s in evaluation.find_sets(folder)):
+    for one in (s for folder in folders for s in find_sets(folder)):
         i, name = 2, one.source
-        while name in taken or name in found and _model(found[name][0]) != _model(one):
+        while name in taken or name in found and _source_digest(found[name][0]) != _source_digest(one):
             i, name = i + 1, f"{one.source}_{i}"
         found.setdefault(name, []).append(one)
     return found
 
 
-def _model(one: AdversarialSet) -> str:
+def _source_digest(one: AdversarialSet) -> str:
     return one.manifest["source"]["sha256"]
 
 
-def _measured(args: argparse.Namespace, dataset: Dataset, targets: Mapping[str, Any], sources: Mapping[str, Any],
-              sets: Mapping[str, Any], eps_values: Sequence[float], attack: Callable[[str, float], BaseAttack],
-              folder: Path | None, key: Tensor, progress: Progress) -> tuple[Curves | None, TransferMatrix]:
-    """The curves, where there are several eps, and the matrix at the largest."""
-    def batches() -> Iterable[Any]:
-        return dataset.test.batches(args.batch_size)
+@dataclass(frozen=True)
+class _Evaluation:
+    """What is shown to what: networks and sets by name, and all that the attacks depend on."""
 
-    common: dict[str, Any] = {"key": key, "progress": progress, "folder": folder, "classes": dataset.classes}
-    curves = None
-    if len(eps_values) > 1:
-        makers = {a: (lambda eps, a=a: attack(a, eps)) for a in args.attack}
-        curves = evaluation.accuracy_curves(targets, sources, makers, eps_values, batches(), white_box=True, **common)
-        matrix = curves.matrices[eps_values[-1]]
-    else:
-        matrix = evaluation.transfer_matrix(targets, sources, {a: attack(a, eps_values[0]) for a in args.attack},
-                                            batches(), white_box=True, save_sets=args.save_sets, data=args.data,
-                                            set_dtype=args.set_dtype, **common)
-    if sets:
-        matrix = matrix.merge(evaluation.transfer_matrix(targets, sets, {}, batches(), **common))
-    return curves, matrix
+    args: argparse.Namespace
+    dataset: Dataset
+    targets: Mapping[str, nn.Module]
+    sources: Mapping[str, Source]
+    sets: Mapping[str, list[AdversarialSet]]
+    folder: Path | None
+    key: Tensor
+
+    @property
+    def eps(self) -> list[float]:
+        """The budgets, ascending; the last is the matrix's."""
+        return sorted(set(self.args.eps))
+
+    def attacked_images(self) -> int:
+        """How many adversarial images are shown or crafted in all."""
+        networks = len(self.sources) + len(self.targets)
+        crafted = len(self.args.attack) * networks * sum(eps > 0 for eps in self.eps)
+        return len(self.dataset.test) * (crafted + sum(map(len, self.sets.values())))
+
+    def make_attack(self, name: str, eps: float) -> BaseAttack:
+        """The attack of this name with the options of the command."""
+        steps = self.args.steps
+        return make_attack(name, eps, alpha=self.args.alpha, steps=steps,
+                           step=1 / steps if name in ("ifgsm", "iter_ll") else None)
+
+    def measure(self, progress: Progress) -> tuple[Curves | None, TransferMatrix]:
+        """The curves, where there are several eps, and the matrix at the largest."""
+        args, largest = self.args, self.eps[-1]
+        common: dict[str, Any] = {"key": self.key, "progress": progress, "folder": self.folder,
+                                  "classes": self.dataset.classes}
+        curves = None
+        if len(self.eps) > 1:
+            makers = {name: partial(self.make_attack, name) for name in args.attack}
+            curves = accuracy_curves(self.targets, self.sources, makers, self.eps, self._batches(), white_box=True,
+                                     **common)
+            matrix = curves.matrices[largest]
+        else:
+            attacks = {name: self.make_attack(name, largest) for name in args.attack}
+            matrix = transfer_matrix(self.targets, self.sources, attacks, self._batches(), white_box=True,
+                                     save_sets=args.save_sets, data=args.data, set_dtype=args.set_dtype, **common)
+        if self.sets:
+            matrix = matrix.merge(transfer_matrix(self.targets, self.sets, {}, self._batches(), **common))
+        return curves, matrix
+
+    def _batches(self) -> Any:
+        return self.dataset.test.batches(self.args.batch_size)
+
+    def write_report(self, folder: Path, matrix: TransferMatrix, body: dict[str, Any]) -> None:
+        """The files of the run folder besides config.json, and a line that names them."""
+        matrix.save(folder / "matrix.json")
+        name = next(iter(self.sources), next(iter(self.targets)))
+        source = self.sources.get(name) or Source(self.targets[name])
+        attacks = {a: self.make_attack(a, self.eps[-1]) for a in self.args.attack}
+        example_images.craft(self.dataset.test, attacks, name, source, self.targets, self.key).save(
+            folder / examples.FILE)
+        files.write_json(folder / "results.json", body)
+        report.write(folder)
+        print(f"\nreport.html, results.json and matrix.json are in {folder}")
 
 
 def black_boxes(matrix: TransferMatrix, targets: Mapping[str, Any]) -> dict[str, BlackBox | None]:
     """Each target's summary over all sources that are no targets; None where there is none."""
     held_out = [s for s in matrix.sources if s not in targets]
-    return {t: evaluation.black_box(matrix, t, held_out) if held_out else None for t in targets}
+    return {t: black_box(matrix, t, held_out) if held_out else None for t in targets}
 
 
 def results(matrix: TransferMatrix, targets: Mapping[str, str], sources: Mapping[str, str],

@@ -1,4 +1,4 @@
-"""`ensadv-fast info`: how the extension was built and what it finds where it runs."""
+"""`ensadv-fast info`: how the extension was built, and what it finds on this machine."""
 import argparse
 import importlib.metadata
 
@@ -12,7 +12,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """The command; 0."""
     sections = {"ensadv_fast": {"version": importlib.metadata.version("ensadv-fast")}, "build": build(),
                 "run time": runtime()}
     for title, entries in sections.items():

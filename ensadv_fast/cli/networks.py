@@ -9,13 +9,14 @@ from torch import nn
 
 from .. import data, models
 from ..models import unique_names
+from ..ops import checks
 from ..sources.source import Source
 from ..system import machine
 from .options import DEFAULTS, number
 
 
 def add_options(p: argparse.ArgumentParser, purpose: str, steps: int) -> None:
-    """The options that both commands have. purpose: what the sources are for."""
+    """Add the options that both commands have. purpose: what the sources are for; steps: the default of --steps."""
     p.add_argument("--model", nargs="+", required=True, metavar="SPEC", help="the models that are looked at")
     p.add_argument("--source", nargs="*", default=[], metavar="SPEC", help=purpose)
     p.add_argument("--data", default=DEFAULTS.data, help="as for train (default: %(default)s)")
@@ -30,7 +31,8 @@ def add_options(p: argparse.ArgumentParser, purpose: str, steps: int) -> None:
 
 @dataclass(frozen=True)
 class Saved:
-    """targets, sources: name -> spec, as `unique_names` names them after their files where short names are the same."""
+    """The networks and the data of a command. targets, sources: name -> spec; those whose short names are the same are
+    named after their files (`unique_names`)."""
 
     targets: dict[str, str]
     sources: dict[str, str]
@@ -40,24 +42,26 @@ class Saved:
 
     @staticmethod
     def open(args: argparse.Namespace) -> Saved:
-        """Check the specs and load the data, no network yet. ValueError for a spec without weights."""
+        """Check the options and load the data, no network yet. ValueError for a spec without weights."""
+        for name in ("steps", "batch_size"):
+            checks.integer(args.command, name, getattr(args, name), 1)
         for spec in (*args.model, *args.source):
             if models.parse(spec)[2] is None and not args.download:
-                raise ValueError(f"{args.command}: {spec} has no weights: want {spec}=CHECKPOINT (or --download)")
+                raise ValueError(f"{args.command}: {spec} has no weights: give {spec}=CHECKPOINT (or --download)")
         targets = unique_names(tuple(args.model), {}, by_file=True)
+        sources = unique_names(tuple(args.source), targets, by_file=True)
         device = machine.device(args.device)
-        return Saved(targets, unique_names(tuple(args.source), targets, by_file=True), data.load(args.data).to(device),
-                     device, args.download)
+        return Saved(targets, sources, data.load(args.data).to(device), device, args.download)
 
     def networks(self) -> tuple[dict[str, nn.Module], dict[str, Source]]:
         """(the targets, in eval mode; the sources), by name."""
-        def build(spec: str) -> nn.Module:
-            built = models.build(spec, self.dataset.classes, self.dataset.in_shape, self.download)
-            return built.to(self.device).eval()
+        return ({name: self._build(spec) for name, spec in self.targets.items()},
+                {name: self._make_source(spec) for name, spec in self.sources.items()})
 
-        def source(spec: str) -> Source:
-            net, mean, std = models.parts(build(spec))
-            return Source(net, mean=mean, std=std)
+    def _build(self, spec: str) -> nn.Module:
+        network = models.build(spec, self.dataset.classes, self.dataset.in_shape, self.download)
+        return network.to(self.device).eval()
 
-        return ({name: build(spec) for name, spec in self.targets.items()},
-                {name: source(spec) for name, spec in self.sources.items()})
+    def _make_source(self, spec: str) -> Source:
+        network, mean, std = models.parts(self._build(spec))
+        return Source(network, mean=mean, std=std)

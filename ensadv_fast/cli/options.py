@@ -1,4 +1,4 @@
-"""What the commands' options share: how numbers are read, and defaults."""
+"""What the options of several commands share: how numbers are read, and defaults."""
 from __future__ import annotations
 
 import argparse
@@ -9,11 +9,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-RUNS = Path("runs")  # where folders go that are given no name
+RUNS = Path("runs")  # where run folders go that --out does not name
 
 
 class Defaults(NamedTuple):
-    """Defaults that evaluate and diagnose share with train. Here they are written again, as they load no training."""
+    """The defaults that evaluate and diagnose share with train: those of `train.Config`, written again here, because
+    these commands load nothing of `train`."""
 
     data: str = "digits"
     eps: float = 0.3
@@ -31,11 +32,11 @@ def number(text: str) -> float:
     try:
         return float(Fraction(text.replace(" ", ""))) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"got {text!r}, want a number such as 0.3 or 8/255") from None
+        raise argparse.ArgumentTypeError(f"must be a number such as 0.3 or 8/255, got {text!r}") from None
 
 
 def add_config_options(parser: argparse.ArgumentParser, config: type) -> None:
-    """One option for each field of the config; only those that are given end up in the namespace."""
+    """Add one option for each field of the config; only those that are given end up in the namespace."""
     kinds = typing.get_type_hints(config)
     for f in fields(config):
         flag, kind, text = "--" + f.name.replace("_", "-"), kinds[f.name], f.metadata["help"]

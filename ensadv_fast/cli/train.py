@@ -1,16 +1,16 @@
-"""`ensadv-fast train`."""
+"""`ensadv-fast train`: train sources and targets, and evaluate them."""
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from .. import train
-from ..system import machine, ranks, signals
+from ..system import machine, signals
+from ..system.ranks import opened
+from ..train.config import check_options
 from ..train.runs import with_run_defaults
 from .options import RUNS, add_config_options
 
@@ -25,10 +25,40 @@ def add_command(p: argparse.ArgumentParser) -> None:
     p.set_defaults(run=run)
 
 
-def _resumed_folder(out: str | None, resume: str | None) -> tuple[Path, bool]:
-    """The run folder and whether to go on with what is in it."""
+def run(args: argparse.Namespace) -> int:
+    """The command. Raises what `train.run` raises."""
+    given = {f.name: getattr(args, f.name) for f in fields(train.Config) if hasattr(args, f.name)}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    check_options(given)
+    with opened(machine.device(given.get("device", train.Config.device))) as ranks:
+        # Rank 0 finds the folder for all: its name depends on the clock, and what is in it changes at once.
+        folder, resume, before = ranks.tell(_find_run(args) if ranks.main else None)
+        config = train.make_config(**given) if before is None else replace(before, **with_run_defaults(given))
+        if ranks.main:
+            print(f"run folder: {folder}", file=sys.stderr)
+        try:
+            train.run(config, folder, resume=resume)
+        except signals.Stopped as e:
+            if ranks.main:
+                print(f"ensadv-fast: {e}; the same command goes on with --resume {folder}", file=sys.stderr)
+            return 0
+    if ranks.main:
+        what = "report.html, results.json, metrics.jsonl and checkpoints" if config.evaluate else "the checkpoints"
+        print(f"\n{what} are in {folder}")
+    return 0
+
+
+def _find_run(args: argparse.Namespace) -> tuple[Path, bool, train.Config | None]:
+    """The run folder, whether to go on with the run in it, and that run's config (None: there is no run in it)."""
+    folder, resume = _find_folder(args.out, args.resume)
+    return folder, resume, train.load_config(folder) if resume and (folder / "config.json").exists() else None
+
+
+def _find_folder(out: str | None, resume: str | None) -> tuple[Path, bool]:
+    """The run folder, and whether to go on with the run in it."""
+    new = RUNS / time.strftime("%Y%m%d-%H%M%S")
     if resume is None:
-        return Path(out) if out else RUNS / time.strftime("%Y%m%d-%H%M%S"), False
+        return Path(out) if out else new, False
     if resume != "auto":
         path = Path(resume)
         path = path.parent.parent if path.suffix == ".pt" else path
@@ -41,32 +71,4 @@ def _resumed_folder(out: str | None, resume: str | None) -> tuple[Path, bool]:
         return Path(out), True
     found = [p for p in RUNS.glob("*/config.json") if (p.parent / "models").is_dir()]  # only runs of train have models
     found.sort(key=lambda p: p.stat().st_mtime)
-    return (found[-1].parent, True) if found else (RUNS / time.strftime("%Y%m%d-%H%M%S"), False)
-
-
-def run(args: argparse.Namespace) -> int:
-    """The command. Raises what `train.run` raises."""
-    given = {f.name: getattr(args, f.name) for f in fields(train.Config) if hasattr(args, f.name)}
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    with ranks.opened(machine.device(given.get("device", train.Config.device))) as world:
-        # Rank 0 finds the folder for all: names depend on the clock, and what is there changes at once.
-        folder, resume, before = world.tell(_found(args, train.load_config) if world.main else None)
-        config = train.make_config(**given) if before is None else replace(before, **with_run_defaults(given))
-        if world.main:
-            print(f"run folder: {folder}", file=sys.stderr)
-        try:
-            train.run(config, folder, resume=resume)
-        except signals.Stopped as e:
-            if world.main:
-                print(f"ensadv-fast: {e}; the same command goes on with --resume {folder}", file=sys.stderr)
-            return 0
-    if world.main:
-        what = "report.html, results.json, metrics.jsonl and checkpoints" if config.evaluate else "the checkpoints"
-        print(f"\n{what} are in {folder}")
-    return 0
-
-
-def _found(args: argparse.Namespace, load: Callable[[Path], Any]) -> tuple[Path, bool, Any]:
-    """The run folder, whether to go on with what is in it, and the config of the run that is tworld."""
-    folder, resume = _resumed_folder(args.out, args.resume)
-    return folder, resume, load(folder) if resume and (folder / "config.json").exists() else None
+    return (found[-1].parent, True) if found else (new, False)

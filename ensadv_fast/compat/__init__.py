@@ -1,17 +1,19 @@
-"""Drop-in backends: other libraries' classes with our engine under them.
+"""Drop-in backends: other libraries' classes that run on our engine.
 
 ``ensadv_fast.compat.torchattacks``, ``.foolbox``, ``.cleverhans`` and ``.art`` mirror those libraries' classes and
 functions, their arguments, defaults, modes and return types.
-:func:`install` puts them in place inside a program that is not edited; :func:`precision` chooses between the library's
-own numbers ("exact", the default) and our source engine ("fast"). Importing this imports no other library.
+:func:`install` puts them in place inside a program that is not edited. :func:`precision` chooses between the library's
+own numbers ("exact", the default) and our source engine ("fast"); :func:`forget` drops the sources that fast attacks
+made of a model. Importing this imports no other library.
 """
 import importlib
 from types import ModuleType
 
 from .installing import BACKENDS, Installation, install, uninstall
 from .precisions import current_precision, precision
+from .source_cache import forget
 
-__all__ = ["Installation", "current_precision", "install", "precision", "uninstall"]
+__all__ = ["Installation", "current_precision", "forget", "install", "precision", "uninstall"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -10,9 +10,13 @@ from ..sources.modes import still
 @contextmanager
 def model_mode(model: nn.Module, training: bool = False, batchnorm: bool = False,
                dropout: bool = False) -> Iterator[None]:
-    """Eval mode; or training mode, that of batch normalisations and dropouts (by the names of their classes) only
-    where asked for. Every submodule is left in its own mode, also after an exception, and running statistics do not
-    move. The model's own ``train`` and ``eval`` are called, which may do more than set flags."""
+    """Within it the model is in eval mode, or in training mode where `training` is set.
+
+    In training mode batch normalisations and dropouts, known by the names of their classes, are in training mode only
+    where `batchnorm` and `dropout` say so. At the end every submodule is in the mode it had, also after an exception,
+    and running statistics have not moved. The model's own ``train`` and ``eval`` are called: they may do more than set
+    flags.
+    """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     flags = [m.training for m in modules]
     before = model.training

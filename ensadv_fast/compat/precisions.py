@@ -1,4 +1,4 @@
-"""Exact or fast: chosen once for the process, or for one attack."""
+"""The choice between exact and fast, for the whole process or for one attack."""
 from ..ops import checks
 
 PRECISIONS = ("exact", "fast")
@@ -13,7 +13,7 @@ class precision:
             order; or "fast": on a :class:`ensadv_fast.Source` of the model, made once, with noise by our keys
             (:func:`ensadv_fast.manual_seed`).
 
-    As a context manager it puts back on leaving what was chosen before. An attack's own ``precision``, where it is not
+    As a context manager it restores at its end what was chosen before. An attack's own ``precision``, where it is not
     None, wins over this. Raises ValueError for another name.
     """
 
@@ -35,13 +35,13 @@ def current_precision() -> str:
     return _current
 
 
-def checked(op: str, which: str | None) -> str | None:
-    """An attack's own choice; a ValueError that names the attack for what is none."""
+def check_precision(op: str, which: str | None) -> str | None:
+    """An attack's own choice, as it is. Raises a ValueError that names the attack for anything else."""
     if which not in (None, *PRECISIONS):
         raise ValueError(f"{op}: precision must be None, {', '.join(PRECISIONS)}, got {which!r}")
     return which
 
 
 def is_fast(which: str | None) -> bool:
-    """Is an attack with this choice fast?"""
+    """Does an attack with this choice of its own run fast?"""
     return (which or _current) == "fast"

@@ -1,4 +1,5 @@
 """The fast sources of other libraries' models: made once per model, and not used when the model has changed."""
+import functools
 import operator
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -12,7 +13,7 @@ from ..sources.source import Source
 
 
 class _State(NamedTuple):
-    """What a model's forward depends on, as far as it can be told without looking at values."""
+    """What a model's forward depends on, as far as that shows without looking at values."""
 
     modules: list[ref]
     hooks: list[int]
@@ -26,8 +27,9 @@ class _State(NamedTuple):
         return cls([ref(m) for m in modules], [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules],
                    [ref(t) for t in tensors], [(t._version, t.data_ptr(), _fused_steps.get(t, 0)) for t in tensors])
 
-    def same(self, other: "_State") -> bool:
-        """Nothing was exchanged or written. An object that lives has one plain weak reference, always the same."""
+    def equals(self, other: "_State") -> bool:
+        """Was nothing exchanged or written in between?"""
+        # A living object has one plain weak reference, always the same.
         return (self.hooks == other.hooks and self.versions == other.versions
                 and all(map(operator.is_, self.modules, other.modules))
                 and all(map(operator.is_, self.tensors, other.tensors)))
@@ -42,40 +44,47 @@ _fused_steps = WeakTensorKeyDictionary()  # of a parameter: how often a fused op
 _entries: WeakKeyDictionary[nn.Module, dict[tuple, _Entry]] = WeakKeyDictionary()
 
 
-def _count(optimizer: Optimizer, *_: object) -> None:
-    """Fused optimizers move weights without counting versions."""
+def _count_fused_steps(optimizer: Optimizer, *_: object) -> None:
+    """Note that a fused optimizer moved its parameters: it does so without counting their versions."""
     for group in optimizer.param_groups:
         if group.get("fused"):
             for p in group["params"]:
                 _fused_steps[p] = _fused_steps.get(p, 0) + 1
 
 
-register_optimizer_step_post_hook(_count)
+@functools.cache
+def _watch_optimizers() -> None:
+    """Have the steps of all optimizers counted, from the first source on."""
+    register_optimizer_step_post_hook(_count_fused_steps)
 
 
-def prepared(model: nn.Module, mean: Tensor | None = None, std: Tensor | None = None) -> Source:
-    """A source of the model with these statistics of its normalisation.
+def get_source(model: nn.Module, mean: Tensor | None = None, std: Tensor | None = None) -> Source:
+    """A source of the model. mean, std: of its normalisation, one number per channel; None: there is none.
 
-    The first call makes a frozen one, in ``dtype="auto"``, and further calls get it as long as modules, hooks,
-    parameters and buffers are the same objects and nothing wrote into the tensors. Their version counters tell, and for
-    fused optimizers the optimizers themselves; what is written through ``.data`` is not counted: then call
-    :func:`forget`. A call that finds the model
-    changed gets a live source, the model itself: it may be in training, where a copy would serve one call. When the
-    next call finds it as that one left it, a new frozen source is made.
+    The first call makes a frozen source, in ``dtype="auto"``. Later calls get the same one as long as modules, hooks,
+    parameters and buffers are the same objects and nothing wrote into the tensors. The tensors' version counters show
+    that, and for fused optimizers their own steps. Writing through ``.data`` is not counted: call :func:`forget` then.
+
+    A call that finds the model changed gets a live source, the model itself: the model may be in training, and a copy
+    would serve one call. When the next call finds the model as that call left it, a new frozen source is made.
     """
+    _watch_optimizers()
     key = tuple(None if v is None else tuple(v.flatten().tolist()) for v in (mean, std))
     entries = _entries.setdefault(model, {})
     entry, state = entries.get(key), _State.of(model)
-    moved = entry is not None and not entry.state.same(state)
+    moved = entry is not None and not entry.state.equals(state)
     source = None if entry is None or moved else entry.source
     if source is None and not moved:
         source = Source(model, mean=mean, std=std)
     entries[key] = _Entry(state, source)
-    if source is None:  # it has moved
+    if source is None:  # the model has changed
         return Source(model, mean=mean, std=std, live=True, fold=False, channels_last=False, dtype=None)
     return source
 
 
 def forget(model: nn.Module) -> None:
-    """Let go of the model's sources: the next fast attack makes a new one."""
+    """Drop the sources that fast attacks made of the model, so that the next fast attack makes a new one.
+
+    This is needed only after weights were written through ``.data``, which leaves no trace.
+    """
     _entries.pop(model, None)

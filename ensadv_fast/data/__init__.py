@@ -21,8 +21,11 @@ def load(spec: str, size: int | None = None, resize: int | None = None) -> Datas
     """The data set that `spec` names: `digits`, `mnist`, `fashion-mnist`, `cifar10` or `cifar100`, the last four
     optionally with `:DIR`; `imagefolder:DIR` or `imagenet:DIR`, folders of image files.
 
-    size: height and width of the images that networks take, of folders (default 224); other sets have their own, and
-    ValueError is raised where it is another. resize: of folders, see :func:`image_folder`. ValueError for another name.
+    size: height and width of the images that networks take: for folders (default 224); the images of other sets are
+    not resized. resize: for folders, see :func:`image_folder`.
+
+    Raises ValueError for another name, or a size or resize that the set does not have; otherwise what the set's own
+    function raises, such as FileNotFoundError.
     """
     name, _, folder = spec.partition(":")
     if name in ("imagefolder", "imagenet") and folder:
@@ -34,9 +37,9 @@ def load(spec: str, size: int | None = None, resize: int | None = None) -> Datas
     elif name in ("cifar10", "cifar100"):
         found = {"cifar10": cifar10, "cifar100": cifar100}[name](folder or None)
     else:
-        raise ValueError(f"data: got {spec!r}, want digits, mnist[:DIR], fashion-mnist[:DIR], cifar10[:DIR], "
-                         "cifar100[:DIR], imagefolder:DIR or imagenet:DIR")
+        raise ValueError("data: spec must be digits, mnist[:DIR], fashion-mnist[:DIR], cifar10[:DIR], cifar100[:DIR], "
+                         f"imagefolder:DIR or imagenet:DIR, got {spec!r}")
     if size not in (None, found.in_shape[1]) or resize is not None:
-        raise ValueError(f"data: {name}: got size={size}, resize={resize}, but its images are {found.in_shape[1:]}: "
-                         "only folders of image files are resized")
+        raise ValueError(f"data: {name}: size must be that of its images, {found.in_shape[1:]}, and resize None, since "
+                         f"only folders of image files are resized, got size={size}, resize={resize}")
     return found

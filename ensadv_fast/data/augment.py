@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..ops import checks
 
 CROPS = ("random", "resized", "pad", "center")
-_CACHED = 1 << 20  # pixels of results that a CPU makes at a time: what lies between stays in its cache
-_DRAWS = 5  # numbers a sample draws, whether they are used or not: row, column, flip, area, shape
+_CACHED = 1 << 20  # pixels of results that a CPU makes at a time: intermediate results then stay in its cache
+_DRAWS = 5  # numbers drawn for each sample, used or not: row, column, flip, area, shape
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Augment:
             shape, resized bilinearly (Szegedy et al. 2015, section 6): its area is uniform in `scale` of the image's,
             the logarithm of its width over its height uniform in that of `ratio`; a side that would be longer than the
             image's is cut to it. "center": the square in the middle.
-        padding: zeros on every side, of "pad" alone.
+        padding: zeros on every side; only "pad" uses it.
         flip: mirror left and right with probability 1/2.
-        scale, ratio: of "resized" alone.
+        scale, ratio: (lowest, highest); only "resized" uses them.
 
     Raises:
-        ValueError: naming the argument, what came and what is wanted.
+        TypeError, ValueError: naming the argument, what is wanted and what came.
     """
 
     size: int
@@ -45,17 +46,15 @@ class Augment:
     ratio: tuple[float, float] = field(default=(3 / 4, 4 / 3), kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.crop not in CROPS:
-            raise ValueError(f"Augment: crop: got {self.crop!r}, want one of {', '.join(CROPS)}")
-        for name, value, least in (("size", self.size, 1), ("padding", self.padding, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"Augment: {name}: got {value!r}, want a whole number of at least {least}")
+        checks.choice("Augment", "crop", self.crop, CROPS)
+        checks.integer("Augment", "size", self.size, 1)
+        checks.integer("Augment", "padding", self.padding, 0)
         for name, (low, high), most in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
             if not 0 < low <= high <= most:
-                raise ValueError(f"Augment: {name}: got ({low}, {high}), want 0 < lowest <= highest <= {most}")
+                raise ValueError(f"Augment: {name} must be 0 < lowest <= highest <= {most}, got ({low}, {high})")
 
     def check(self, height: int, width: int) -> None:
-        """ValueError where no such crop can be had from images of this size."""
+        """Raise ValueError where images of this size have no such crop."""
         around = 2 * self.padding if self.crop == "pad" else 0
         if self.crop != "resized" and min(height, width) + around < self.size:
             raise ValueError(f"Augment: size: a crop of {self.size} cannot be taken from images of {height} x {width}"
@@ -63,34 +62,38 @@ class Augment:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, key: Tensor, index: Tensor) -> Tensor:
-        """Images uint8 [B, C, H, W], a key (int64 [2]) and the images' positions in the data set (int64 [B], each in
-        [0, 2^32)), all on one device: uint8 [B, C, size, size], channels_last."""
+        """Augmented images uint8 [B, C, size, size], channels_last.
+
+        x: uint8 [B, C, H, W]. key: int64 [2]. index: the images' positions in the data set, int64 [B], each in
+        [0, 2^32). All are on one device.
+        """
         if x.dtype != torch.uint8 or x.dim() != 4:
-            raise ValueError(f"Augment: x: got {x.dtype} {tuple(x.shape)}, want uint8 [B, C, H, W]")
+            raise ValueError(f"Augment: x must be uint8 [B, C, H, W], got {x.dtype} {tuple(x.shape)}")
         self.check(*x.shape[2:])
-        few = max(1, _CACHED // self.size**2)
-        if x.device.type == "cpu" and len(x) > few:
-            parts = zip(x.split(few), index.split(few), strict=True)
+        most = max(1, _CACHED // self.size**2)
+        if x.device.type == "cpu" and len(x) > most:
+            parts = zip(x.split(most), index.split(most), strict=True)
             return torch.cat([self(images, key, ids) for images, ids in parts])
-        row, column, flip, area, shape = _uniform(len(x), key, index).unbind(1)
+        row, column, flip, area, shape = _draw_uniform(len(x), key, index).unbind(1)
         mirrored = (flip < 0.5) if self.flip else torch.zeros_like(flip, dtype=torch.bool)
         x = x.permute(0, 2, 3, 1)  # whole rows and pixels are picked
         if self.crop == "resized":
-            return self._resized(x, row, column, mirrored, area, shape)
+            return self._resize(x, row, column, mirrored, area, shape)
         if self.crop == "pad" and self.padding:
             x = F.pad(x, [0, 0, *[self.padding] * 4])
         height, width = x.shape[1:3]
         if self.crop == "center":
             row, column = (torch.full_like(row, 0.5) for _ in range(2))
-        # Of the places 0..height - size each is as likely; the middle is rounded down.
+        # Each place 0..height - size is equally likely; the middle is rounded down.
         free = height - self.size, width - self.size
         spread = 0 if self.crop == "center" else 1
         top, left = ((u * (f + spread)).floor().long() for u, f in zip((row, column), free, strict=True))
         at = torch.arange(self.size, device=x.device)
-        rows, columns = top[:, None] + at, left[:, None] + _turned(at, mirrored)
-        return _columns(_rows(x, rows), columns).permute(0, 3, 1, 2)
+        rows, columns = top[:, None] + at, left[:, None] + _mirror(at, mirrored)
+        return _pick_columns(_pick_rows(x, rows), columns).permute(0, 3, 1, 2)
 
-    def _resized(self, x: Tensor, row: Tensor, column: Tensor, mirrored: Tensor, area: Tensor, shape: Tensor) -> Tensor:
+    def _resize(self, x: Tensor, row: Tensor, column: Tensor, mirrored: Tensor, area: Tensor, shape: Tensor) -> Tensor:
+        """Images [B, H, W, C] as "resized" says: uint8 [B, C, size, size]."""
         height, width = x.shape[1:3]
         pixels = (self.scale[0] + area * (self.scale[1] - self.scale[0])) * (height * width)
         low, high = map(math.log, self.ratio)
@@ -98,56 +101,61 @@ class Augment:
         w = (pixels * ratio).sqrt().round().clamp(1, width)
         h = (pixels / ratio).sqrt().round().clamp(1, height)
         at = torch.arange(self.size, device=x.device)
-        rows, down = _between(at, h, (row * (height - h + 1)).floor(), self.size)
-        columns, right = _between(_turned(at, mirrored), w, (column * (width - w + 1)).floor(), self.size)
-        # Each product and sum rounds once, so every device gives the same; a fused interpolation would not.
-        above, below = (_rows(x, r).float() for r in rows)
-        mixed = _mixed(above, below, down[:, :, None, None])
-        before, after = (_columns(mixed, c) for c in columns)
-        mixed = _mixed(before, after, right[:, None, :, None])
+        rows, down = _find_neighbours(at, h, (row * (height - h + 1)).floor(), self.size)
+        columns, right = _find_neighbours(_mirror(at, mirrored), w, (column * (width - w + 1)).floor(), self.size)
+        # Each product and sum is rounded once, so all devices give the same bits; a fused interpolation would not.
+        above, below = (_pick_rows(x, r).float() for r in rows)
+        mixed = _mix(above, below, down[:, :, None, None])
+        before, after = (_pick_columns(mixed, c) for c in columns)
+        mixed = _mix(before, after, right[:, None, :, None])
         return mixed.round_().to(torch.uint8).permute(0, 3, 1, 2)
 
 
-def _uniform(n: int, key: Tensor, index: Tensor) -> Tensor:
-    """float64 [n, _DRAWS] within (0, 1): (2 i + 1) / 2^25 of the 24 bits i that `ops.random_step` takes."""
+def _draw_uniform(n: int, key: Tensor, index: Tensor) -> Tensor:
+    """Numbers uniform in (0, 1), float64 [n, _DRAWS]: (2 i + 1) / 2^25, i being the 24 bits of `ops.random_step`."""
     unit = ops.random_step(torch.zeros(n, _DRAWS, device=index.device), key, 1.0, kind="uniform", index=index,
                            clip=False)
     return (unit.double() + 1) / 2
 
 
-def _turned(at: Tensor, mirrored: Tensor) -> Tensor:
-    """[B, size]: 0..size-1, backwards where a sample is mirrored."""
+def _mirror(at: Tensor, mirrored: Tensor) -> Tensor:
+    """The columns 0..size-1, backwards where a sample is mirrored: [B, size]."""
     return torch.where(mirrored[:, None], at.flip(0), at)
 
 
-def _between(at: Tensor, length: Tensor, start: Tensor, size: int) -> tuple[list[Tensor], Tensor]:
-    """Which two pixels [B, size] of a side the pixels `at` of `size` lie between when [start, start + length) of it is
-    resized to `size`, and how far they are from the first, float32 [B, size]."""
+def _find_neighbours(at: Tensor, length: Tensor, start: Tensor, size: int) -> tuple[list[Tensor], Tensor]:
+    """Resizing the pixels [start, start + length) of a side to `size` pixels: what each new pixel lies between.
+
+    at: the new pixels, 0..size-1 in the order wanted. Returns the two old pixels beside each, int64 [B, size] each, and
+    its distance from the first, float32 [B, size].
+    """
     where = ((at + 0.5) * length[:, None] / size - 0.5).clamp(min=0)
     first = torch.minimum(where.floor(), length[:, None] - 1)
     second = torch.minimum(first + 1, length[:, None] - 1)
     return [(start[:, None] + t).long() for t in (first, second)], (where - first).float()
 
 
-def _rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Of each of the images [B, H, W, C] its rows [B, R]: [B, R, W, C]."""
-    at = _starts(len(x), x.shape[1], rows) + rows
+def _pick_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """The rows [B, R] of images [B, H, W, C], each image's own: [B, R, W, C]."""
+    at = _count_by(len(x), x.shape[1], rows) + rows
     return x.flatten(0, 1).index_select(0, at.flatten()).unflatten(0, rows.shape)
 
 
-def _columns(x: Tensor, columns: Tensor) -> Tensor:
-    """Of each of the images [B, H, W, C] its columns [B, R]: [B, H, R, C]. Whole pixels are picked, which is several
-    times as fast as picking numbers."""
+def _pick_columns(x: Tensor, columns: Tensor) -> Tensor:
+    """The columns [B, R] of images [B, H, W, C], each image's own: [B, H, R, C].
+
+    Whole pixels are picked, which is several times as fast as picking numbers.
+    """
     b, h, w, c = x.shape
-    at = _starts(b * h, w, columns).view(b, h, 1) + columns[:, None, :]
+    at = _count_by(b * h, w, columns).view(b, h, 1) + columns[:, None, :]
     return x.reshape(b * h * w, c).index_select(0, at.flatten()).view(b, h, columns.shape[1], c)
 
 
-def _starts(n: int, step: int, like: Tensor) -> Tensor:
-    """int64 [n, 1]: where each of n runs of `step` begins."""
+def _count_by(n: int, step: int, like: Tensor) -> Tensor:
+    """0, step, 2 step ... (n numbers) on `like`'s device: int64 [n, 1]."""
     return torch.arange(0, n * step, step, device=like.device)[:, None]
 
 
-def _mixed(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
-    """a + (b - a) part, in b's memory."""
+def _mix(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
+    """a + (b - a) part, written into b."""
     return b.sub_(a).mul_(part).add_(a)

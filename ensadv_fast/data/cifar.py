@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import folders, missing
+from .files import candidate_folders, missing_error
 from .sets import Dataset, make_split
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -30,8 +30,8 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it wants {module}.{name}, which no CIFAR batch needs")
 
 
-def _pickled(path: Path, labels: str) -> Arrays:
-    """The images uint8 [N, 3, 32, 32] and the labels of that name [N] in one of the Python batches."""
+def _read_pickle(path: Path, labels: str) -> Arrays:
+    """Images uint8 [N, 3, 32, 32] and labels [N] of one Python batch. labels: the name that they have in it."""
     try:
         batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
         batch = {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}
@@ -39,26 +39,29 @@ def _pickled(path: Path, labels: str) -> Arrays:
     except Exception as e:  # a corrupt pickle raises almost anything
         raise ValueError(f"data: {path} is truncated, corrupt or no CIFAR batch ({type(e).__name__}: {e})") from e
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != (len(y), 3072):
-        raise ValueError(f"data: {path}: got data of {getattr(images, 'dtype', type(images).__name__)} "
-                         f"{getattr(images, 'shape', '')}, want uint8 ({len(y)}, 3072)")
+        raise ValueError(f"data: {path}: data must be uint8 ({len(y)}, 3072), got "
+                         f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}")
     return images.reshape(-1, 3, 32, 32), y
 
 
-def _binary(path: Path, labels: int) -> Arrays:
-    """The images uint8 [N, 3, 32, 32] and the last of the `labels` bytes before each [N] in one of the binary files."""
+def _read_binary(path: Path, labels: int) -> Arrays:
+    """Images uint8 [N, 3, 32, 32] and labels [N] of one binary file, in which `labels` bytes stand before each image,
+    the last of them its label."""
     raw, record = path.read_bytes(), labels + 3072
     if len(raw) % record:
-        raise ValueError(f"data: {path} is truncated or corrupt: {len(raw)} bytes, want a multiple of {record}")
+        raise ValueError(f"data: {path} is truncated or corrupt: it must have a multiple of {record} bytes, got "
+                         f"{len(raw)}")
     rows = np.frombuffer(raw, np.uint8).reshape(-1, record)
     return rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, labels - 1]
 
 
-def _joined(parts: Iterable[Arrays]) -> Arrays:
+def _join(parts: Iterable[Arrays]) -> Arrays:
     images, labels = zip(*parts, strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _cifar_png(path: Path) -> np.ndarray:
+def _read_png(path: Path) -> np.ndarray:
+    """Images uint8 [N, 3, 32, 32] of a picture that shows one in each row."""
     from PIL import Image
 
     try:
@@ -67,17 +70,17 @@ def _cifar_png(path: Path) -> np.ndarray:
     except (OSError, SyntaxError) as e:
         raise ValueError(f"data: {path} is truncated or no PNG ({e})") from e
     if rows.shape[1:] != (1024, 3):
-        raise ValueError(f"data: {path}: got a picture {rows.shape[1]} wide, want 1024 (one 32x32 image a row)")
+        raise ValueError(f"data: {path} must be a picture 1024 wide (one 32x32 image a row), got {rows.shape[1]}")
     return rows.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
 
 
-def _json_labels(path: Path) -> np.ndarray:
+def _read_labels(path: Path) -> np.ndarray:
     try:
         labels = np.asarray(json.loads(path.read_text()))
     except ValueError as e:
         raise ValueError(f"data: {path} is truncated or corrupt ({e})") from e
     if labels.ndim != 1 or labels.dtype.kind != "i":
-        raise ValueError(f"data: {path}: want one list of integers")
+        raise ValueError(f"data: {path} must hold one list of integers, got {labels.dtype} {labels.shape}")
     return labels
 
 
@@ -92,26 +95,33 @@ def cifar10(folder: str | Path | None = None) -> Dataset:
     test_lables.json (so spelled; the right spelling is taken too). Pickles are read by an unpickler that only
     rebuilds numpy arrays. Raises FileNotFoundError and ValueError as `idx_dataset` does.
     """
-    looked = folders("cifar10", folder, ("cifar-10-batches-py", "cifar-10-batches-bin", "package"))
-
-    def complete(d: Path, ending: str) -> bool:
-        return all((d / (name + ending)).is_file() for name in (*TRAIN, TEST))
-
+    looked = candidate_folders("cifar10", folder, ("cifar-10-batches-py", "cifar-10-batches-bin", "package"))
     for d in looked:
-        if complete(d, ""):
-            return _dataset("cifar10", 10, d / TRAIN[0], d / TEST, _joined(_pickled(d / f, "labels") for f in TRAIN),
-                            _pickled(d / TEST, "labels"))
-        if complete(d, ".bin"):
-            return _dataset("cifar10", 10, d / f"{TRAIN[0]}.bin", d / f"{TEST}.bin",
-                            _joined(_binary(d / f"{f}.bin", 1) for f in TRAIN), _binary(d / f"{TEST}.bin", 1))
-        train, test = (next((d / f"{part}_{word}.json" for word in ("lables", "labels")
-                             if (d / f"{part}_{word}.json").is_file()), None) for part in ("train", "test"))
-        if train and test and complete(d, ".png"):
-            images = np.concatenate([_cifar_png(d / f"{f}.png") for f in TRAIN])
-            return _dataset("cifar10", 10, train, test, (images, _json_labels(train)),
-                            (_cifar_png(d / f"{TEST}.png"), _json_labels(test)))
-    raise missing("cifar10", "data_batch_1 .. data_batch_5 and test_batch, or the same names with .bin, or with .png "
-                  "and train_lables.json and test_lables.json", looked)
+        if _has_batches(d, ""):
+            return _make_dataset("cifar10", 10, d / TRAIN[0], d / TEST,
+                                 _join(_read_pickle(d / f, "labels") for f in TRAIN), _read_pickle(d / TEST, "labels"))
+        if _has_batches(d, ".bin"):
+            return _make_dataset("cifar10", 10, d / f"{TRAIN[0]}.bin", d / f"{TEST}.bin",
+                                 _join(_read_binary(d / f"{f}.bin", 1) for f in TRAIN),
+                                 _read_binary(d / f"{TEST}.bin", 1))
+        train, test = _find_labels(d, "train"), _find_labels(d, "test")
+        if train and test and _has_batches(d, ".png"):
+            images = np.concatenate([_read_png(d / f"{f}.png") for f in TRAIN])
+            return _make_dataset("cifar10", 10, train, test, (images, _read_labels(train)),
+                                 (_read_png(d / f"{TEST}.png"), _read_labels(test)))
+    raise missing_error("cifar10", "data_batch_1 .. data_batch_5 and test_batch, or the same names with .bin, or with "
+                        ".png and train_lables.json and test_lables.json", looked)
+
+
+def _has_batches(folder: Path, ending: str) -> bool:
+    """Are all of CIFAR-10's batches here, with this ending of their names?"""
+    return all((folder / (name + ending)).is_file() for name in (*TRAIN, TEST))
+
+
+def _find_labels(folder: Path, part: str) -> Path | None:
+    """The labels of the PNG form, by either spelling of the file's name; None where there are none."""
+    paths = [folder / f"{part}_{word}.json" for word in ("lables", "labels")]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def cifar100(folder: str | Path | None = None) -> Dataset:
@@ -119,15 +129,15 @@ def cifar100(folder: str | Path | None = None) -> Dataset:
 
     Read as :func:`cifar10` is. Raises FileNotFoundError and ValueError as `idx_dataset` does.
     """
-    looked = folders("cifar100", folder, ("cifar-100-python", "cifar-100-binary"))
+    looked = candidate_folders("cifar100", folder, ("cifar-100-python", "cifar-100-binary"))
     for d in looked:
         for ending in ("", ".bin"):
             files = d / f"train{ending}", d / f"test{ending}"
             if all(f.is_file() for f in files):
-                train, test = (_binary(f, 2) if ending else _pickled(f, "fine_labels") for f in files)
-                return _dataset("cifar100", 100, *files, train, test)
-    raise missing("cifar100", "train and test, or train.bin and test.bin", looked)
+                train, test = (_read_binary(f, 2) if ending else _read_pickle(f, "fine_labels") for f in files)
+                return _make_dataset("cifar100", 100, *files, train, test)
+    raise missing_error("cifar100", "train and test, or train.bin and test.bin", looked)
 
 
-def _dataset(name: str, classes: int, train_file: Path, test_file: Path, train: Arrays, test: Arrays) -> Dataset:
+def _make_dataset(name: str, classes: int, train_file: Path, test_file: Path, train: Arrays, test: Arrays) -> Dataset:
     return Dataset(name, make_split(*train, classes, train_file), make_split(*test, classes, test_file), classes)

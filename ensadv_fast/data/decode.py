@@ -7,12 +7,12 @@ import warnings
 
 import numpy as np
 
-# Above it a file is taken for a decompression bomb; Pillow's own bound, which it warns at.
+# A file with more pixels is refused as a decompression bomb. Pillow warns at the same number.
 MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 
 
 def need_pillow() -> None:
-    """ImportError where Pillow is not installed; it is not imported."""
+    """Raise ImportError where Pillow is not installed. It is not imported."""
     if importlib.util.find_spec("PIL") is None:
         raise ImportError("data: image files are decoded by Pillow, which is not installed: "
                           "pip install 'ensadv-fast[images]'")
@@ -21,9 +21,10 @@ def need_pillow() -> None:
 def decode(path: str | os.PathLike, side: int) -> np.ndarray:
     """The square in the middle of an image, resized to `side`: uint8 [side, side, 3], RGB.
 
-    Resized bilinearly with antialiasing, as if the whole image were and the square cut out then. A JPEG of at least
-    twice the size is decoded at 1/2, 1/4 or 1/8 (libjpeg's scaled inverse DCT). The orientation tag is not followed, as
-    is the custom for ImageNet. A function of the file alone. Raises whatever a broken file makes Pillow raise.
+    The square is resized bilinearly with antialiasing, with the result of resizing the whole image and then cutting. A
+    JPEG of at least twice the size is decoded at 1/2, 1/4 or 1/8 (libjpeg's scaled inverse DCT). The orientation tag is
+    not followed, as is the custom for ImageNet. The result depends on the file alone. Raises whatever a broken file
+    makes Pillow raise, and ValueError for too many pixels.
     """
     from PIL import Image
 
@@ -31,7 +32,8 @@ def decode(path: str | os.PathLike, side: int) -> np.ndarray:
         warnings.simplefilter("ignore")
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"{picture.width} x {picture.height} pixels are too many, want at most {MAX_PIXELS}")
+                raise ValueError(f"a picture must have at most {MAX_PIXELS} pixels, got {picture.width} x "
+                                 f"{picture.height}")
             picture.draft("RGB", (side, side))
             short = min(picture.size)
             left, top = (picture.width - short) // 2, (picture.height - short) // 2
@@ -41,7 +43,7 @@ def decode(path: str | os.PathLike, side: int) -> np.ndarray:
 
 
 def try_decode(path: str, side: int) -> np.ndarray | str:
-    """:func:`decode`, or why it cannot be decoded."""
+    """What :func:`decode` gives, or in a line why the file cannot be decoded."""
     try:
         return decode(path, side)
     except (MemoryError, ImportError):  # of this machine, not of the file

@@ -1,4 +1,4 @@
-"""Decoding in other processes, ahead of whoever takes the batches."""
+"""Batches of image files, decoded by other processes before they are asked for."""
 from __future__ import annotations
 
 import multiprocessing
@@ -28,7 +28,7 @@ class Task(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What came of a task: the images that could be decoded, uint8 [B, 3, H, W], and why others could not."""
+    """A task's images that could be decoded, uint8 [B, 3, H, W], and for each of the others the reason why not."""
 
     task: Task
     images: Tensor
@@ -36,6 +36,8 @@ class Loaded(NamedTuple):
 
 
 class _Decoder(TorchDataset):
+    """What a DataLoader's workers hold: they turn tasks into images."""
+
     def __init__(self, split: FolderSplit) -> None:
         self.split = split
 
@@ -44,7 +46,7 @@ class _Decoder(TorchDataset):
 
 
 class _Plan:
-    """The tasks from (epoch, position) `begin` on: to the end of that epoch, or without end."""
+    """The tasks from (epoch, position) `begin` on, to the end of that epoch; endless: of all later epochs too."""
 
     def __init__(self, sampler: Sampler, endless: bool) -> None:
         self.sampler, self.endless, self.begin = sampler, endless, (0, 0)
@@ -60,21 +62,23 @@ class _Plan:
             epoch, position = epoch + 1, 0
 
 
-def _as_it_is(item: Any) -> Any:
+def _leave(item: Any) -> Any:
     return item
 
 
 def _start(worker: int) -> None:
     """What each worker does first."""
     if hasattr(signal, "sigwaitinfo"):  # Linux
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of the threads too that begin from here on
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # also in threads that start from here on
         threading.Thread(target=_heed_parent, daemon=True).start()
     processes.follow_parent()
 
 
 def _heed_parent() -> None:
-    """End when the parent says so, and nobody else: a scheduler signals whole jobs, and the parent, which is to save
-    its work then, still needs batches."""
+    """End this process at a SIGTERM from the parent, and from nobody else.
+
+    A scheduler signals all processes of a job. The parent then saves its work, and still needs batches for that.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None  # a worker has one
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
@@ -83,8 +87,8 @@ def _heed_parent() -> None:
 
 
 class Loader:
-    """The batches of a folder split that a sampler has still to give, decoded by `workers` processes (0: here), each
-    up to `prefetch` batches ahead.
+    """The batches of a folder split in a sampler's order, decoded by `workers` processes (0: by this one), each up to
+    `prefetch` batches ahead.
 
     Processes come from a fork server, or are spawned: a script that uses them needs the usual
     `if __name__ == "__main__":`. They live until `close`, and end with this process whatever ends it.
@@ -96,15 +100,15 @@ class Loader:
         if workers:
             options = {"num_workers": workers, "prefetch_factor": prefetch, "persistent_workers": True,
                        "multiprocessing_context": _context(), "worker_init_fn": _start}
-        # Its own generator: a loader without one draws its workers' seeds from torch's.
+        # A DataLoader without a generator of its own would draw its workers' seeds from torch's.
         self._plan = _Plan(sampler, endless)
         self._loader = DataLoader(_Decoder(split.to("cpu")), batch_size=None, sampler=self._plan,
-                                  collate_fn=_as_it_is, pin_memory=pinned, generator=torch.Generator(), **options)
+                                  collate_fn=_leave, pin_memory=pinned, generator=torch.Generator(), **options)
         self._items: Iterator[Loaded] | None = None
 
     def take(self, task: tuple[int, int, int]) -> Loaded:
-        """The batch (epoch, start, stop): the next one after that taken last, or any other, for which what was decoded
-        ahead is dropped. RuntimeError where a process died, after all others were ended."""
+        """The batch (epoch, start, stop). It is the one after that taken last, or any other; then what was decoded
+        ahead is dropped. Raises RuntimeError where a process died, after the others were ended."""
         try:
             item = None if self._items is None else next(self._items, None)
             if item is None or item.task[:3] != task:
@@ -114,7 +118,7 @@ class Loader:
             return item
         except (RuntimeError, OSError, EOFError) as e:
             self.close()
-            # Where a process died while its batch was on the way here, the connection to it breaks.
+            # A process that dies while it sends a batch breaks the connection: OSError or EOFError.
             if isinstance(e, RuntimeError) and "DataLoader worker" not in str(e):
                 raise
             raise RuntimeError("data: a process that decodes images died; was it killed for lack of memory, or is "
@@ -122,13 +126,13 @@ class Loader:
                                f"({type(e).__name__}: {e})") from e
 
     def close(self) -> None:
-        """End the processes and wait for them; taking goes on with new ones."""
+        """End the processes and wait for them. A later :meth:`take` starts new ones."""
         items, self._items = self._items, None
         self._loader._iterator = None
         if (shut_down := getattr(items, "_shutdown_workers", None)) is not None:
             shut_down()  # now, not when the last reference is gone
         for process in getattr(items, "_workers", ()):
-            if process.is_alive():  # after the loader's own patience
+            if process.is_alive():  # still, after the DataLoader has waited for it
                 process.kill()
                 process.join()
 

@@ -10,14 +10,15 @@ from ..ops.keys import derive_seed
 
 
 class Sampler:
-    """Shuffled batches of positions that can stop and go on anywhere, shared out over ranks.
+    """Shuffled batches of positions in a data set, shared out over ranks; they can stop and go on anywhere.
 
-    The order of epoch e is a function of (seed, e) only, and is cut into global batches of `batch_size`; of each,
-    rank r of W has the positions r, r + W, r + 2W... So the first k / W of every rank are together the first k of the
-    global batch, and what is trained on does not depend on W. Iterating yields this rank's part of the rest of the
-    current epoch, int64 [B] on `device`, and then moves to the next one. `state_dict` taken after a batch describes
-    the position right behind it, in global samples: it is the same on all ranks, and a run may go on from it with
-    another number of them.
+    The order of epoch e is a function of (seed, e) only, and is cut into global batches of `batch_size`. Rank r of W
+    has the samples r, r + W, r + 2W... of each global batch. So the first k / W samples of all ranks are together the
+    first k of the global batch, and what is trained on does not depend on W.
+
+    Iterating yields this rank's part of the rest of the current epoch, int64 [B] on `device`, and then moves to the
+    next epoch. `state_dict` taken after a batch describes the position right behind it, in global samples: it is the
+    same on all ranks, and a run may go on from it with another number of ranks.
 
     Args:
         n: samples in the set.
@@ -25,33 +26,35 @@ class Sampler:
         seed: of the order.
         device: where batches go.
         rank, world: this process's number and how many there are.
-        drop_last: leave out the last global batch of an epoch where it is smaller than the others. It is kept
-            otherwise, and must have a sample for every rank, as ranks that train wait for each other.
-        shuffle: False: the order of every epoch is 0..n-1, and a rank without a sample in the last global batch yields
-            one batch less: for evaluation.
+        drop_last: leave out the last global batch of an epoch where it is smaller than the others. Without it that
+            batch must have a sample for every rank, since ranks that train wait for each other.
+        shuffle: False is for evaluation: the order of every epoch is 0..n-1, and a rank without a sample in the last
+            global batch yields one batch less.
 
     Raises:
-        ValueError: naming what came and what is wanted.
+        ValueError: naming what is wanted and what came.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, device: torch.device | str = "cpu", *, rank: int = 0,
                  world: int = 1, drop_last: bool = False, shuffle: bool = True) -> None:
-        if n < 1 or batch_size < 1:
-            raise ValueError(f"Sampler: got n={n}, batch_size={batch_size}, want at least 1")
+        for name, value in (("n", n), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"Sampler: {name} must be >= 1, got {value}")
         if not 0 <= rank < world:
-            raise ValueError(f"Sampler: got rank={rank}, world={world}, want 0 <= rank < world")
+            raise ValueError(f"Sampler: rank must be >= 0 and less than world={world}, got {rank}")
         if batch_size < world:
-            raise ValueError(f"Sampler: batch_size={batch_size} is that of all {world} ranks together and leaves some "
-                             f"of them without a sample: want at least {world}")
+            raise ValueError(f"Sampler: batch_size must be at least the number of ranks, {world}, each of which needs "
+                             f"a sample, got {batch_size}")
         if drop_last and n < batch_size:
-            raise ValueError(f"Sampler: n={n} samples make no whole batch of {batch_size}, and drop_last leaves out "
-                             "any other: give a smaller batch_size, or drop_last=False")
+            raise ValueError(f"Sampler: n must be at least batch_size={batch_size} with drop_last, which leaves out a "
+                             f"smaller batch, got {n}: give a smaller batch_size, or drop_last=False")
         self.n, self.batch_size, self.seed, self.device = n, batch_size, seed, device
         self.rank, self.world, self.drop_last, self.shuffle = rank, world, drop_last, shuffle
         self.epoch = self.position = 0
         self._check_tail(0)
 
     def _check_tail(self, position: int) -> None:
+        """Raise ValueError where an epoch continued from `position` ends in a batch of fewer samples than ranks."""
         tail = (self.n - position) % self.batch_size
         if self.shuffle and not self.drop_last and 0 < tail < self.world:
             raise ValueError(f"Sampler: the last global batch of an epoch has {tail} samples for {self.world} ranks "
@@ -70,7 +73,8 @@ class Sampler:
         return torch.randperm(self.n, generator=generator)
 
     def spans(self, position: int) -> Iterator[tuple[int, int]]:
-        """(start, stop) of the global batches that an epoch has from `position` on, as they come on this rank."""
+        """(start, stop) of an epoch's global batches from `position` on; those without a sample of this rank are left
+        out."""
         while position < self.n:
             stop = min(position + self.batch_size, self.n)
             if self.drop_last and stop - position < self.batch_size or position + self.rank >= stop:
@@ -83,6 +87,7 @@ class Sampler:
         return order[start + self.rank:stop:self.world]
 
     def next_epoch(self) -> None:
+        """Move to the start of the next epoch."""
         self.epoch, self.position = self.epoch + 1, 0
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -93,12 +98,12 @@ class Sampler:
         self.next_epoch()
 
     def state_dict(self) -> dict[str, int]:
-        """Where the sampler is: plain numbers, alike on all ranks."""
+        """The position right behind the batch last yielded, and the seed: plain numbers, alike on all ranks."""
         return {"n": self.n, "seed": self.seed, "epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state` was taken, with whatever batch size and number of ranks. ValueError for a position in
-        another order (n, seed), or one from which the last batch of the epoch does not suffice for all ranks."""
+        """Go on where `state` was taken, with any batch size and number of ranks. Raises ValueError for a position in
+        another order (n, seed), or one from which the epoch ends in a batch of fewer samples than ranks."""
         if (state["n"], state["seed"]) != (self.n, self.seed):
             raise ValueError(f"Sampler: the saved position is of n={state['n']}, seed={state['seed']}, "
                              f"this sampler has n={self.n}, seed={self.seed}")

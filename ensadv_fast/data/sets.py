@@ -51,6 +51,7 @@ class Split:
         return self.images.shape[0]
 
     def to(self, device: torch.device | str) -> Split:
+        """The split on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,15 +79,19 @@ class Dataset:
         return self.train.in_shape
 
     def to(self, device: torch.device | str) -> Dataset:
+        """The data set whose batches are on `device`."""
         return Dataset(self.name, self.train.to(device), self.test.to(device), self.classes)
 
 
 def make_split(images: np.ndarray, labels: np.ndarray, classes: int, origin: object) -> Split:
-    """Images uint8 [N, C, H, W] and integer labels [N], as read from `origin`; ValueError where they do not fit."""
+    """The split of images uint8 [N, C, H, W] and integer labels [N] in 0..classes-1.
+
+    origin: where they were read from, for the ValueError that is raised where they do not fit.
+    """
     if len(images) != len(labels):
         raise ValueError(f"data: {origin}: {len(images)} images but {len(labels)} labels")
     if not len(images):
         raise ValueError(f"data: {origin}: no images")
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"data: {origin}: labels span {labels.min()}..{labels.max()}, want 0..{classes - 1}")
+        raise ValueError(f"data: {origin}: labels must be 0..{classes - 1}, got {labels.min()}..{labels.max()}")
     return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64)))

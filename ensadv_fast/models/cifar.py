@@ -1,4 +1,4 @@
-"""Small networks for 32x32 images: residual ones, and plain ones without shortcuts as another kind of source."""
+"""Small networks for 32x32 images: residual ones, and plain ones without shortcuts, another kind of source."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -26,7 +26,10 @@ class _Block(nn.Module):
 
 
 def resnet(widths: tuple[int, ...], blocks: int, num_classes: int = 10, channels: int = 3) -> nn.Sequential:
-    """A 3x3 stem, then `blocks` blocks of each width, halving the image from the second width on."""
+    """A 3x3 stem, then `blocks` residual blocks of each width, the first of each later width halving the image.
+
+    [N, channels, H, W] -> logits [N, num_classes].
+    """
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]),
                                nn.ReLU()]
     inner = widths[0]
@@ -38,7 +41,10 @@ def resnet(widths: tuple[int, ...], blocks: int, num_classes: int = 10, channels
 
 
 def convnet(width: int = 16, num_classes: int = 10, channels: int = 3) -> nn.Sequential:
-    """Six 3x3 convolutions with BatchNorm."""
+    """Six 3x3 convolutions with BatchNorm, every second one halving the image.
+
+    [N, channels, H, W] -> logits [N, num_classes].
+    """
     layers: list[nn.Module] = []
     inner = channels
     for outer in (width, 2 * width, 4 * width):

@@ -1,4 +1,4 @@
-"""The MNIST networks of the ensemble-adversarial-training paper, and networks by name.
+"""The MNIST networks of the ensemble-adversarial-training paper.
 
 Two versions of these networks exist (Tramer et al., "Ensemble Adversarial Training", ICLR 2018). `mnist_a` to
 `mnist_d` are those of the authors' released code (github.com/ftramer/ensemble-adv-training, mnist.py); `mnist_c_tanh`
@@ -14,8 +14,8 @@ Shape = tuple[int, int, int]
 MNIST_SHAPE: Shape = (1, 28, 28)
 
 
-def _flat(trunk: nn.Sequential, in_shape: Shape) -> int:
-    """Elements per sample after `trunk`, measured in eval mode so that no random number is drawn."""
+def _count_features(trunk: nn.Sequential, in_shape: Shape) -> int:
+    """Elements per sample after `trunk`, measured in eval mode, so that dropout draws no random number."""
     with torch.no_grad():
         n = trunk.eval()(torch.zeros(1, *in_shape)).shape[1]
     trunk.train()
@@ -25,7 +25,7 @@ def _flat(trunk: nn.Sequential, in_shape: Shape) -> int:
 def _conv_net(trunk: list[nn.Module], head: list[int], dropout: float, in_shape: Shape) -> nn.Sequential:
     """`trunk`, flattened, then linear layers of the widths `head`; ReLU (and dropout) between them."""
     layers = nn.Sequential(*trunk, nn.Flatten())
-    widths = [_flat(layers, in_shape), *head]
+    widths = [_count_features(layers, in_shape), *head]
     for i in range(len(head)):
         if i:
             layers.append(nn.ReLU())

@@ -1,15 +1,9 @@
-"""The MNIST networks of the ensemble-adversarial-training paper, and networks by name.
-
-Two versions of these networks exist (Tramer et al., "Ensemble Adversarial Training", ICLR 2018). `mnist_a` to
-`mnist_d` are those of the authors' released code (github.com/ftramer/ensemble-adv-training, mnist.py); `mnist_c_tanh`
-is network C as the paper's appendix describes it, with Tanh and max-pooling. All end in logits. Weights start as
-PyTorch's layers do, except that D's hidden layers are he_normal, as in the released code.
-"""
+"""Networks by name, `family:name[=CHECKPOINT]`, and files of weights."""
 from __future__ import annotations
 
 import importlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +17,10 @@ AUX = "+aux"
 
 
 class Normalized(nn.Module):
-    """A network that expects (x - mean) / std, fed with images x in [0, 1]. Its weights keep the network's names."""
+    """A network that expects (x - mean) / std, made to take images x in [0, 1] [N, C, H, W].
+
+    mean, std: one number per channel. Weights are saved and loaded under the network's own names.
+    """
 
     mean: Tensor
     std: Tensor
@@ -45,19 +42,19 @@ class Normalized(nn.Module):
 
 
 def parts(model: nn.Module) -> tuple[nn.Module, Tensor | None, Tensor | None]:
-    """(network, mean, std) of what `build` made: a `Source` normalises in its own entrance, in one pass."""
+    """(network, mean, std) of what `build` made, for a `Source`, which normalises images itself, in one pass."""
     return (model.net, model.mean, model.std) if isinstance(model, Normalized) else (model, None, None)
 
 
 def parse(spec: str) -> tuple[str, str, str | None]:
-    """Split `family:name[=CHECKPOINT]` into its three parts; ValueError says what is wanted."""
+    """Split `family:name[=CHECKPOINT]` into its three parts. Raises TypeError and ValueError for anything else."""
     if not isinstance(spec, str):
-        raise TypeError(f"model: got {type(spec).__name__}, want a string such as 'mnist:A'")
+        raise TypeError(f"model: spec must be a string such as 'mnist:A', got {type(spec).__name__}")
     name, eq, checkpoint = spec.partition("=")
     family, colon, name = name.partition(":")
     if not colon or not family or not name or (eq and not checkpoint):
-        raise ValueError(f"model: got {spec!r}, want mnist:NAME, cifar:NAME, timm:NAME, torchvision:NAME or "
-                         "package.module:callable, optionally followed by =CHECKPOINT")
+        raise ValueError("model: spec must be mnist:NAME, cifar:NAME, timm:NAME, torchvision:NAME or "
+                         f"package.module:callable, optionally followed by =CHECKPOINT, got {spec!r}")
     return family, name, checkpoint or None
 
 
@@ -67,7 +64,81 @@ def short_name(spec: str) -> str:
     return parse(spec)[1].removesuffix(AUX)
 
 
-def _library(name: str) -> Any:
+def build(spec: str, num_classes: int | None = None, in_shape: Shape | None = None,
+          download: bool = False) -> nn.Module:
+    """Make the network that `spec` names, in train mode, on the CPU, in float32.
+
+    spec: `mnist:A|B|C|C_tanh|D`, `cifar:NAME` (`ensadv_fast.models.CIFAR`), `timm:NAME`, `torchvision:NAME` or
+        `package.module:callable` (called without arguments), each optionally with `=CHECKPOINT`, a file of weights
+        (see `load_weights`). `timm:NAME+aux` has the auxiliary classifier of timm's Inception v3: it gives
+        (logits, auxiliary logits).
+    num_classes: width of the logits; None leaves the network's own default. in_shape: (C, H, W): the mnist networks
+        are made for it, the others for its channels. A `package.module:callable` is given neither.
+    download: let timm and torchvision fetch their pretrained weights; nothing is downloaded otherwise.
+
+    All take images in [0, 1]. timm's and torchvision's networks are `Normalized` by the mean and std that their
+    published weights were trained with, unless in_shape has another number of channels.
+
+    Raises ValueError for an unknown or malformed name or a checkpoint that does not fit, ImportError where timm
+    or torchvision is absent, TypeError for a callable that returns no module.
+    """
+    family, name, checkpoint = parse(spec)
+    channels = None if in_shape is None else in_shape[0]
+    pretrained = download and checkpoint is None
+    mean = std = None
+    if family == "mnist":
+        model = _make_own(MNIST, spec, num_classes=num_classes, in_shape=in_shape)
+    elif family == "cifar":
+        model = _make_own(CIFAR, spec, num_classes=num_classes, channels=channels)
+    elif family == "timm":
+        model, mean, std = _make_timm(name, pretrained, num_classes=num_classes, in_chans=channels)
+    elif family == "torchvision":
+        model, mean, std = _make_torchvision(name, pretrained, num_classes=num_classes)
+    else:
+        model = _call(family, name)
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    if mean is None or std is None or len(mean) != (3 if channels is None else channels):
+        return model
+    return Normalized(model, mean, std)
+
+
+Made = tuple[nn.Module, Sequence[float] | None, Sequence[float] | None]  # a network, mean and std of its images
+
+
+def _given(sizes: dict[str, Any]) -> dict[str, Any]:
+    """The sizes that are not None: the others are left to the network."""
+    return {name: value for name, value in sizes.items() if value is not None}
+
+
+def _make_own(known: Mapping[str, Callable[..., nn.Module]], spec: str, **sizes: Any) -> nn.Module:
+    family, name, _ = parse(spec)
+    if name not in known:
+        raise ValueError(f"model: spec must be {family}: and one of {', '.join(known)}, got {spec!r}")
+    return known[name](**_given(sizes))
+
+
+def _make_timm(name: str, pretrained: bool, **sizes: Any) -> Made:
+    timm = _import_library("timm")
+    if name.endswith(AUX):
+        name, sizes["aux_logits"] = name.removesuffix(AUX), True
+    if not timm.is_model(name):
+        raise ValueError(f"model: timm has no network named {name!r}")
+    model = timm.create_model(name, pretrained=pretrained, **_given(sizes))
+    return model, model.pretrained_cfg.get("mean"), model.pretrained_cfg.get("std")
+
+
+def _make_torchvision(name: str, pretrained: bool, **sizes: Any) -> Made:
+    tv = _import_library("torchvision").models
+    if name not in tv.list_models():
+        raise ValueError(f"model: torchvision has no network named {name!r}")
+    # torchvision refuses another width together with pretrained weights, which have their own.
+    model = tv.get_model(name, **{"weights": "DEFAULT"} if pretrained else {"weights": None, **_given(sizes)})
+    made_for = tv.get_model_weights(name).DEFAULT.transforms()
+    return model, getattr(made_for, "mean", None), getattr(made_for, "std", None)
+
+
+def _import_library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as e:  # torchvision beside another build of torch fails with RuntimeError, not ImportError
@@ -75,71 +146,16 @@ def _library(name: str) -> Any:
                           f"({type(e).__name__}: {e}); pip install {name}") from e
 
 
-def build(spec: str, num_classes: int | None = None, in_shape: Shape | None = None,
-          download: bool = False) -> nn.Module:
-    """Make the network that `spec` names, in train mode, on the CPU, in float32.
-
-    spec: `mnist:A|B|C|C_tanh|D`, `cifar:NAME` (`ensadv_fast.cifar.CIFAR`), `timm:NAME`, `torchvision:NAME` or
-        `package.module:callable` (called without arguments), each optionally with `=CHECKPOINT`, a file of weights
-        (see `load_weights`). `timm:NAME+aux` has the auxiliary classifier of timm's Inception v3: it gives
-        (logits, auxiliary logits).
-    num_classes: width of the logits; None leaves the network's own default. in_shape: (C, H, W): the mnist networks
-        are made for it, the others for its channels. Both are left to a `package.module:callable` itself.
-    download: let timm and torchvision fetch their pretrained weights; nothing is downloaded otherwise.
-    All take images in [0, 1]: timm's and torchvision's networks for three channels are `Normalized`, by the mean and
-    std that their published weights were trained with, which is also declared nowhere else.
-
-    Raises ValueError for an unknown or malformed name or a checkpoint that does not fit, ImportError where timm
-    or torchvision is absent.
-    """
-    family, name, checkpoint = parse(spec)
-    sizes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    statistics: tuple[Sequence[float] | None, Sequence[float] | None] = None, None
-    if family == "mnist":
-        if name not in MNIST:
-            raise ValueError(f"model: got {spec!r}, the mnist networks are {', '.join(MNIST)}")
-        if in_shape is not None:
-            sizes["in_shape"] = in_shape
-        model = MNIST[name](**sizes)
-    elif family == "cifar":
-        if name not in CIFAR:
-            raise ValueError(f"model: got {spec!r}, the cifar networks are {', '.join(CIFAR)}")
-        if in_shape is not None:
-            sizes["channels"] = in_shape[0]
-        model = CIFAR[name](**sizes)
-    elif family == "timm":
-        timm = _library("timm")
-        if in_shape is not None:
-            sizes["in_chans"] = in_shape[0]
-        if name.endswith(AUX):
-            name, sizes["aux_logits"] = name.removesuffix(AUX), True
-        if not timm.is_model(name):
-            raise ValueError(f"model: timm has no network named {name!r}")
-        model = timm.create_model(name, pretrained=download and checkpoint is None, **sizes)
-        statistics = model.pretrained_cfg.get("mean"), model.pretrained_cfg.get("std")
-    elif family == "torchvision":
-        tv = _library("torchvision").models
-        if name not in tv.list_models():
-            raise ValueError(f"model: torchvision has no network named {name!r}")
-        pretrained = download and checkpoint is None
-        # torchvision refuses another width together with pretrained weights, which have their own.
-        model = tv.get_model(name, weights="DEFAULT") if pretrained else tv.get_model(name, weights=None, **sizes)
-        made_for = tv.get_model_weights(name).DEFAULT.transforms()
-        statistics = getattr(made_for, "mean", None), getattr(made_for, "std", None)
-    else:
-        try:
-            make = getattr(importlib.import_module(family), name)
-        except (ImportError, AttributeError) as e:
-            raise ValueError(f"model: {spec!r} cannot be found ({e})") from e
-        model = make()
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: {family}:{name}() returned {type(model).__name__}, want an nn.Module")
-    if checkpoint is not None:
-        load_weights(model, checkpoint)
-    mean, std = statistics
-    if mean is None or std is None or len(mean) != (3 if in_shape is None else in_shape[0]):
-        return model
-    return Normalized(model, mean, std)
+def _call(module: str, name: str) -> nn.Module:
+    """The module that a user's own function returns."""
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise ValueError(f"model: '{module}:{name}' cannot be found ({e})") from e
+    model = make()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: {module}:{name}() must return an nn.Module, got {type(model).__name__}")
+    return model
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -147,9 +163,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     The file is a state_dict as torch.save writes it, or a dict that holds one under 'model' (checkpoints of
     `ensadv-fast train`), 'state_dict' or 'model_state_dict'; a 'module.' prefix (DDP) is dropped. Where a checkpoint
-    of `ensadv-fast train` has averaged weights (--ema), these are taken; FILE#model names the others. It is read with
-    weights_only=True: no code in it runs. Raises FileNotFoundError, and ValueError for a file that is corrupt or
-    does not fit the model.
+    of `ensadv-fast train` has averaged weights (--ema), these are loaded; FILE#model names those that are not averaged.
+    The file is read with weights_only=True: no code in it runs.
+
+    Raises FileNotFoundError, and ValueError for a file that is corrupt or does not fit the model.
     """
     path, averaged = Path(path), True
     if path.name.endswith("#model") and not path.is_file():
@@ -176,8 +193,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def unique_names(specs: tuple[str, ...], taken: dict[str, Any], by_file: bool = False) -> dict[str, str]:
-    """Short names for specs that differ from each other and from `taken`: D, D_2. by_file: those that would share one
-    take their checkpoint's: D_adv-seed0."""
+    """Short names of specs, name -> spec, that differ from each other and from `taken`: D, D_2.
+
+    by_file: specs that would share a name are called after their checkpoints: D_adv-seed0.
+    """
     names: dict[str, str] = {}
     short = [short_name(spec) for spec in specs]
     for spec, base in zip(specs, short, strict=True):

@@ -16,8 +16,8 @@ from torch import Tensor
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then put it in place in one step.
 
-    Where that fails nothing is left of it, and what was at `path` before is untouched; OSError says so where the disk
-    is full.
+    Where that fails, the temporary file is removed and what was at `path` before is untouched. Raises whatever `write`
+    raises; where the disk is full, an OSError that says so and names `path`.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -28,7 +28,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, path)
     except BaseException as e:
         temporary.unlink(missing_ok=True)
-        full = _full_disk(e)
+        full = _find_full_disk(e)
         if full is None:
             raise
         raise OSError(full.errno, f"the disk is full: {path} could not be written. What was there before is "
@@ -36,15 +36,16 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     _flush_folder(path.parent)
 
 
-def _full_disk(e: BaseException | None) -> OSError | None:
-    """The error of a full disk among those that led to this one: torch's writer puts one of its own on top."""
+def _find_full_disk(e: BaseException | None) -> OSError | None:
+    """The error of a full disk among those that led to `e`, or None. torch's writer raises an error of its own from
+    it."""
     while e is not None and not (isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)):
         e = e.__cause__ or e.__context__
     return e
 
 
 def _flush_folder(folder: Path) -> None:
-    """A new name is on the disk once its folder is."""
+    """Write the folder itself to the disk, and with it the names of new files."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -54,13 +55,16 @@ def _flush_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, body: Any, indent: int | None = 2) -> None:
-    """`body` as strict JSON (ValueError for NaN and infinities), atomically. indent: None for one line."""
+    """Write `body` as strict JSON, atomically. indent: None for one line. Raises ValueError for NaN and infinities."""
     text = json.dumps(body, indent=indent, allow_nan=False) + "\n"
     atomic_write(path, lambda f: f.write(text.encode()))
 
 
 def digest(state: Any) -> str:
-    """SHA-256 of nested dicts, lists and tuples of tensors and plain values: of the contents, not of the file."""
+    """SHA-256 in hex of nested dicts, lists and tuples of tensors and plain values.
+
+    It is that of the contents, whatever file they are saved in.
+    """
     h = hashlib.sha256()
 
     def feed(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""What numbers were made with."""
+"""The machine: a device by name, its cores, and the versions that results were made with."""
 from __future__ import annotations
 
 import os
@@ -11,7 +11,7 @@ import torch
 
 
 def versions() -> dict[str, Any]:
-    """What the numbers were made with."""
+    """The versions, GPU and threads that numbers were made with, for results.json."""
     try:
         ours = metadata.version("ensadv_fast")
     except metadata.PackageNotFoundError:
@@ -23,8 +23,14 @@ def versions() -> dict[str, Any]:
 
 
 def device(name: str) -> torch.device:
-    """The device of this name; "auto" is the GPU where there is one."""
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    """The device of this name, such as "cpu" or "cuda:1"; "auto" is the GPU where there is one, else the CPU.
+
+    ValueError for a name that torch does not know.
+    """
+    try:
+        return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    except RuntimeError as e:
+        raise ValueError(f"device: name must be auto, cpu, cuda or cuda:N, got {name!r}") from e
 
 
 def cores() -> int:

@@ -19,8 +19,8 @@ from . import signals
 bar_position: int | None = None  # the line of this process's progress bar; None: the only process
 
 
-class _Here(Executor):
-    """Runs what is submitted at once, in this process."""
+class _InProcess(Executor):
+    """An executor without processes: it runs what is submitted at once, in this one."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         future: Future = Future()
@@ -29,8 +29,11 @@ class _Here(Executor):
 
 
 def follow_parent() -> None:
-    """Let this process end with the one that started it, also where that is killed, and leave Ctrl-C and SIGTERM, which
-    may reach the whole group, to it. A worker left behind would write the same checkpoints as the resumed run."""
+    """Let this process end with its parent, also where the parent is killed, and ignore Ctrl-C and SIGTERM.
+
+    These signals may reach the whole process group; the parent answers them. A worker left behind would write the same
+    checkpoints as the resumed run.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -42,7 +45,7 @@ def _start(threads: int, lock: Any, counter: Any, asked: Any) -> None:
     """What each worker does first."""
     global bar_position
     follow_parent()
-    signals.asked = asked  # the parent's, which answers signals
+    signals.asked = asked  # shared with the parent, which answers signals
     torch.set_num_threads(threads)
     tqdm.set_lock(lock)
     with counter.get_lock():
@@ -54,11 +57,11 @@ def _start(threads: int, lock: Any, counter: Any, asked: Any) -> None:
 def pool(workers: int, threads: int) -> Iterator[Executor]:
     """An executor of `workers` processes with `threads` torch threads each; one worker is this process itself.
 
-    Leaving it by an exception kills the workers. Processes are spawned, so what is submitted must be importable, and
-    a script needs the usual `if __name__ == "__main__":`.
+    An exception in the `with` block kills the workers. Processes are spawned, so what is submitted must be importable,
+    and a script needs the usual `if __name__ == "__main__":`.
     """
     if workers == 1:
-        yield _Here()
+        yield _InProcess()
         return
     context = multiprocessing.get_context("spawn")
     signals.asked, before = context.RawValue("i", signals.asked.value), signals.asked

@@ -11,18 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# A gradient that is waited for this long will not come. Control (below) waits longer: a rank may evaluate for hours.
-TIMEOUT = datetime.timedelta(minutes=10)
-PATIENCE = datetime.timedelta(days=7)
+TIMEOUT = datetime.timedelta(minutes=10)  # of gradients: one that has not come by then will not come
+PATIENCE = datetime.timedelta(days=7)  # of votes, gathering and barriers: a rank may evaluate for hours
 EVERY = 4  # steps from one vote to the next
 
 
 class Ranks:
     """This process among those of the run: `rank` of `world`, the `local`-th on its machine.
 
-    Gradients and sums go by NCCL between GPUs and by gloo on the CPU. What concerns control (votes, gathering,
-    barriers) always goes by gloo, in a group of its own: it never waits for a GPU. Without torchrun there is one rank,
-    and every method returns at once. A process that is gone makes the others' next call raise a RuntimeError.
+    Gradients and sums go by NCCL between GPUs and by gloo on the CPU. Votes, gathering and barriers always go by gloo,
+    in a group of their own (`control`), which never waits for a GPU. Without torchrun there is one rank, and every
+    method returns at once. Where a process is gone, the others' next call raises a RuntimeError.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, local: int = 0, control: dist.ProcessGroup | None = None) -> None:
@@ -45,7 +44,7 @@ class Ranks:
         return t
 
     def copy(self, tensors: Sequence[Tensor]) -> None:
-        """Rank 0's values into these tensors of every rank: one broadcast for each dtype."""
+        """Copy rank 0's values into these tensors of every rank: one broadcast for each dtype."""
         if self.world == 1:
             return
         for dtype in dict.fromkeys(t.dtype for t in tensors):
@@ -57,12 +56,12 @@ class Ranks:
                 torch._foreach_copy_(mine, [p.view(t.shape) for p, t in zip(parts, mine, strict=True)])
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called this."""
         if self.world > 1:
             dist.barrier(group=self._control)
 
     def agree(self, flag: bool) -> bool:
-        """Does any rank say so?"""
+        """Is the flag true on any rank?"""
         if self.world == 1:
             return flag
         told = torch.tensor([int(flag)])
@@ -86,7 +85,7 @@ class Ranks:
         return values[0]
 
     def same(self, what: str, value: Any) -> None:
-        """ValueError on every rank unless all have this value; what: its name in the message."""
+        """Raise ValueError on every rank unless all have the same value. what: its name in the message."""
         if self.world == 1:
             return
         values: list[Any] = [None] * self.world
@@ -99,9 +98,9 @@ class Ranks:
 class Vote:
     """Has any rank been asked to stop? All ranks learn it at the same step, and none waits for it.
 
-    Called once a step with the signal that this rank has got, 0 for none; the highest of all is what comes out. On
-    every fourth step the ranks' answers are sent on their way and those sent four steps ago are read: a signal takes
-    effect 4 to 8 steps after it came, at once without torchrun.
+    It is called once a step with the number of the signal that this rank got, 0 for none, and returns the highest
+    number of all ranks. On every fourth step each rank sends its number and reads those sent four steps before. So a
+    signal takes effect 4 to 8 steps after it came; without torchrun, at once.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -119,7 +118,7 @@ class Vote:
         return found
 
     def close(self) -> int:
-        """Wait for the answers that are under way, and read them."""
+        """Wait for the numbers that were sent last, and return the highest; 0 where none are under way."""
         if self._work is None:
             return 0
         self._work.wait()
@@ -127,68 +126,69 @@ class Vote:
         return int(self._told)
 
 
-_here = Ranks()
+_current = Ranks()
 
 
-def here() -> Ranks:
-    """The ranks that are open in this process; one alone where none are."""
-    return _here
+def current_ranks() -> Ranks:
+    """The ranks that :func:`opened` has joined in this process; without it one rank alone."""
+    return _current
 
 
-def launched() -> bool:
+def _torchrun_started_this() -> bool:
     """Has torchrun started this process?"""
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 def neighbours() -> int:
-    """How many ranks share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", _here.world))
+    """How many ranks share this machine, this one included."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", _current.world))
 
 
 @contextmanager
 def opened(device: torch.device) -> Iterator[Ranks]:
-    """The ranks that torchrun's environment names, joined for the time of the `with`; where ranks are open already,
-    or where torchrun has started no other process, what there is.
+    """Join the ranks that torchrun's environment names, for the time of the `with`.
+
+    Where ranks are joined already, or torchrun has started no other process, it gives those that there are.
 
     device: where the run computes; a plain "cuda" makes each rank's own GPU the current one. A process group that the
     caller has made is used and left open. Raises ValueError for an environment that makes no sense or names more
     processes than there are GPUs, and RuntimeError where the others do not come.
     """
-    global _here
-    if _here.world > 1 or not (launched() or dist.is_available() and dist.is_initialized()):
-        yield _here
+    global _current
+    if _current.world > 1 or not (_torchrun_started_this() or dist.is_available() and dist.is_initialized()):
+        yield _current
         return
-    rank, world, local = (_environment(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, world, local = (_read_environment(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if not 0 <= rank < world:
-        raise ValueError(f"train: got RANK={rank} of WORLD_SIZE={world}, want 0 <= RANK < WORLD_SIZE")
+        raise ValueError(f"train: RANK must be >= 0 and less than WORLD_SIZE={world}, got {rank}")
     if device.type == "cuda" and device.index is None:
         if local >= torch.cuda.device_count():
             raise ValueError(f"train: LOCAL_RANK={local} has no GPU: this machine has {torch.cuda.device_count()}; "
                              "start at most as many processes (--nproc-per-node)")
         torch.cuda.set_device(local)
     if world == 1:
-        yield _here
+        yield _current
         return
     own = not dist.is_initialized()
     if own:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
     assert isinstance(control, dist.ProcessGroup)  # every rank is a member
-    _here = Ranks(rank, world, local, control)
+    _current = Ranks(rank, world, local, control)
     try:
-        yield _here
+        yield _current
     except BaseException:
         own = own and device.type != "cuda"  # NCCL might wait for the others; the end of the process ends it
         raise
     finally:
-        _here = Ranks()
+        _current = Ranks()
         if own:
             dist.destroy_process_group()
 
 
-def _environment(name: str) -> int:
+def _read_environment(name: str) -> int:
     try:
         return int(os.environ[name])
     except (KeyError, ValueError):
-        raise ValueError(f"train: the environment's {name} is {os.environ.get(name)!r}, want the number that torchrun "
-                         "sets") from None
+        raise ValueError(f"train: the environment's {name} must be the number that torchrun sets, got "
+                         f"{os.environ.get(name)!r}") from None

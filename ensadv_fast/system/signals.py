@@ -16,19 +16,22 @@ class Stopped(Exception):
         return cls(f"stopped by {signal.Signals(number).name}; {saved}")
 
 
-class _Here:
+class _State:
+    """Whether a signal came, where no process shares it."""
+
     value = 0
 
 
 _nothing_to_save = False
 
-# The signal's number once it came. A worker shares its parent's: a byte of shared memory, written without a lock.
-asked: Any = _Here()
+# `asked.value` is the number of the signal that came, 0 before. While there are workers, `asked` is a number in memory
+# that they and their parent share, written without a lock: read it through this module.
+asked: Any = _State()
 
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Within it nothing is under way that must be saved: a signal that came or comes raises Stopped at once."""
+    """Within it a signal raises Stopped at once, also one that came before: nothing under way must be saved."""
     global _nothing_to_save
     _nothing_to_save = True
     try:
@@ -40,9 +43,11 @@ def at_once() -> Iterator[None]:
 
 
 @contextmanager
-def signals() -> Iterator[None]:
-    """Within it SIGTERM and the first SIGINT only set `asked`; a second SIGINT raises KeyboardInterrupt. In other
-    threads than the main one, which cannot have handlers, it does nothing."""
+def handled() -> Iterator[None]:
+    """Within it SIGTERM and the first SIGINT only set `asked`; a second SIGINT raises KeyboardInterrupt.
+
+    It does nothing in other threads than the main one, which alone may have handlers.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -10,46 +10,50 @@ T = TypeVar("T")
 
 
 class SideStream:
-    """One stream beside the device's current one, and the way of results from there to here. Nothing waits on the host.
+    """One stream beside the device's current one, and the way of its results to the current one. The host never waits.
 
-    What `start` is given, and the arguments of its work, must live until `hand_over` or `close`: memory of the current
-    stream that is freed earlier could be written anew while the work still reads it.
+    The function that `start` is given and the tensors that it reads must live until `hand_over` or `close`. Memory of
+    the current stream that is freed earlier could be written anew while the work still reads it.
     """
 
     def __init__(self, device: torch.device):
         self.device, self.stream = device, torch.cuda.Stream(device)
 
     def start(self, work: Callable[[], T]) -> T:
-        """Issue the work; it begins when all that was issued on the current stream before is done."""
+        """Issue the work; it begins once everything issued before on the current stream is done."""
         self.follow()
         return self.issue(work)
 
     def follow(self) -> None:
-        """What is issued here from now on begins when all that was issued on the current stream before is done."""
+        """Let later work of this stream begin once everything issued so far on the current stream is done."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def issue(self, work: Callable[[], T]) -> T:
+        """Issue the work on this stream, after what was issued on it before."""
         with torch.cuda.stream(self.stream):
             return work()
 
     def hand_over(self, results: Iterable[Tensor]) -> None:
-        """What is issued on the current stream from now on finds these results done, and keeps their memory."""
+        """Let later work of the current stream find these results done, and keep their memory as long as it needs."""
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self.stream)
-        # In a capture a recorded block is held to its end; the graph's own memory has no other users to fear, and this
-        # stream comes back to it only after it has waited for the current one.
+        # While a CUDA graph is captured, record_stream would hold memory to the capture's end. It is not needed: nobody
+        # else uses the graph's memory, and this stream reuses it only after it has waited for the current one.
         if not torch.cuda.is_current_stream_capturing():
             for t in results:
                 t.record_stream(current)
 
     def close(self) -> None:
-        """What is issued on the current stream from now on comes after the work."""
+        """Let later work of the current stream begin once the work of this one is done."""
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
 
 class SideStreams:
-    """Streams for independent works: as many beside the current one as are needed. Graphs have streams of their own,
-    as a replay must share no library's workspace with what runs beside it. A copy starts without any."""
+    """Streams for independent works: as many beside the current one as are needed. A copy starts without any.
+
+    Captured works have streams of their own: a replayed graph must not share a library's workspace (cuBLAS, cuDNN) with
+    what runs beside it.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -59,8 +63,10 @@ class SideStreams:
         return SideStreams, (self.device,)
 
     def together(self, works: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
-        """The results of all works, issued in their order: the first on the current stream, each other beside it. What
-        is issued on the current stream from now on comes after all of them, also where one raises."""
+        """The results of all works, issued in their order: the first on the current stream, each other beside it.
+
+        Later work of the current stream begins after all of them, also where one raises.
+        """
         streams = self._streams[torch.cuda.is_current_stream_capturing()]
         while len(streams) < len(works) - 1:
             streams.append(SideStream(self.device))

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, and checkpoints that know their own SHA-256."""
+"""Checkpoints: files that are either whole or not there, and that hold their own SHA-256."""
 from __future__ import annotations
 
 import os
@@ -40,27 +40,28 @@ def load(path: Path) -> dict[str, Any]:
 class Checkpoints:
     """The checkpoints of one training, NAME-STEP.pt in a folder of their own: the newest `keep` of them.
 
-    One process writes, after it has gathered what other ranks must not lose (each rank's generators) into the state;
-    all may read. A checkpoint is pruned only when a newer one is whole and on the disk.
+    One process writes, all may read. The state that it writes holds what other ranks must not lose: the generators of
+    each. A checkpoint is deleted only when a newer one is whole and on the disk.
     """
 
     def __init__(self, folder: str | Path, name: str, keep: int = 2) -> None:
         if keep < 1:
-            raise ValueError(f"Checkpoints: keep: got {keep}, want at least 1")
+            raise ValueError(f"Checkpoints: keep must be >= 1, got {keep}")
         self.folder, self.name, self.keep = Path(folder), name, keep
 
     def path(self, step: int) -> Path:
+        """Where the checkpoint of this step lies."""
         return self.folder / f"{self.name}-{step:09d}.pt"
 
     def steps(self) -> list[int]:
-        """The steps there are files of, the newest first."""
+        """The steps that there are files of, the newest first."""
         pattern = re.compile(re.escape(self.name) + r"-(\d{9,})\.pt")
         found = (pattern.fullmatch(p.name) for p in self.folder.glob("*.pt"))
         return sorted((int(m[1]) for m in found if m), reverse=True)
 
     def save(self, state: dict[str, Any]) -> Path:
-        """Write a checkpoint of step state["step"], then drop the oldest, and any of later steps, which were left
-        behind when the training went back to an older one. OSError where the disk is full: all others are kept."""
+        """Write a checkpoint of step state["step"]; then delete the oldest ones, and those of later steps, which were
+        left behind when training went back to an older one. OSError where the disk is full: all others are kept."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path, step = self.path(state["step"]), state["step"]
         save(path, state)
@@ -70,7 +71,7 @@ class Checkpoints:
         return path
 
     def publish(self, step: int, path: Path) -> None:
-        """Let `path` be the checkpoint of this step too, in one step: the same file where the file system can, else a
+        """Let `path` be the checkpoint of this step too, atomically: a hard link where the file system has them, else a
         copy."""
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         temporary.unlink(missing_ok=True)
@@ -81,7 +82,7 @@ class Checkpoints:
         os.replace(temporary, path)
 
     def forget(self) -> None:
-        """Drop all of them: the training is over, and its last was published."""
+        """Delete all of them: the training is over, and its last one was published."""
         for step in self.steps():
             self.path(step).unlink(missing_ok=True)
 

@@ -18,11 +18,11 @@ import torch
 from .. import report
 from ..report import examples
 from ..system import files, machine, processes, ranks, signals
-from .assess import assess_all, draw_examples
+from .assessment import assess_all, draw_examples
 from .config import Config, open_folder
 from .job import Job, Run
 from .loop import fit
-from .plan import forget_unsaved, plan
+from .plan import Plan, forget_unsaved, make_plan
 from .results import results_of, text
 
 
@@ -32,81 +32,86 @@ def run(config: Config, folder: str | Path, *, resume: bool = False, progress: b
     config.evaluate is off.
 
     resume: go on with the run that is in the folder; its trained networks are kept, interrupted ones continue.
-    progress: show bars where stderr is a terminal. say: where the table goes. With more than one worker, processes
-    are spawned: a script that calls this needs the usual `if __name__ == "__main__":`. Under torchrun all ranks train
-    one network after the other together, and rank 0 writes the folder, which all of them must see.
+    progress: show bars where stderr is a terminal. say: what is done with the table. With more than one worker,
+    processes are spawned: a script that calls this needs the usual `if __name__ == "__main__":`. Under torchrun all
+    ranks train one network after the other together, and rank 0 writes the folder, which all of them must see.
     Raises FileNotFoundError, FileExistsError, ValueError (bad options, corrupt files, ranks that differ), OSError, and
-    :class:`signals.Stopped` after SIGTERM or SIGINT, when all that was under way is saved.
+    :class:`ensadv_fast.system.signals.Stopped` after SIGTERM or SIGINT, when all that was under way is saved.
     """
-    with ranks.opened(machine.device(config.device)), signals.signals():
-        return _run(config, Path(folder), resume, progress, say)
+    with ranks.opened(machine.device(config.device)), signals.handled():
+        begin = time.perf_counter()
+        config.check_weights()
+        setup = Run.open(config, Path(folder), progress)
+        check_ranks(setup)
+        plan = make_plan(config, setup.folder)
+        open_run(setup, plan, resume)
+        workers, threads = divide_cores(setup, plan)
+        with processes.pool(workers, threads) as executor:
+            seconds: dict[str, Any] = {"train": train_all(executor, setup, plan)}
+            trained = time.perf_counter()
+            if not config.evaluate:
+                return {}
+            with signals.at_once():
+                matrix = assess_all(executor, setup, plan)
+        if matrix is None:  # not rank 0
+            return setup.ranks.tell(None)
+        end = time.perf_counter()
+        seconds |= {"training": trained - begin, "evaluation": end - trained, "total": end - begin, "workers": workers,
+                    "threads_per_worker": threads, "ranks": setup.ranks.world}
+        results = results_of(matrix, setup.dataset.name, config.eps, source_roles(setup, plan), plan.targets, seconds)
+        write_report(setup, plan, results)
+        say(text(results))
+        return setup.ranks.tell(results)
 
 
-def _run(config: Config, folder: Path, resume: bool, progress: bool, say: Callable[[str], object]) -> dict[str, Any]:
-    begin = time.perf_counter()
-    config.check_weights()
-    shared = Run.open(config, folder, progress)
-    here = shared.ranks
-    check_ranks(shared)
-    sources, targets = plan(config, folder)
-    everyone = [job for per_seed in targets.values() for job in per_seed.values()]
-    if here.main:
-        open_folder(config, folder, resume)
-        forget_unsaved(folder, [*(s for s in sources.values() if isinstance(s, Job)), *everyone])
-    here.barrier()
-    if not here.main:
-        open_folder(config, folder, True)
-    n = config.workers or (1 if shared.device.type == "cuda" else min(machine.cores(), len(sources) + len(everyone)))
-    n = 1 if here.world > 1 else n
-    threads = config.threads or max(1, machine.cores() // (ranks.neighbours() if here.world > 1 else n))
-    if n == 1 and shared.device.type == "cpu":
-        torch.set_num_threads(threads)
-    with processes.pool(n, threads) as executor:
-        seconds = train_all(executor, shared, sources, targets)
-        middle = time.perf_counter()
-        if not config.evaluate:
-            return {}
-        with signals.at_once():
-            matrix = assess_all(executor, shared, sources, targets)
-    if matrix is None:
-        return here.tell(None)
-    roles = {name: "static" if i < len(config.static) else "held_out" for i, name in enumerate(sources)}
-    roles = dict(sorted(roles.items(), key=lambda item: item[1]))  # held-out ones first
-    now = time.perf_counter()
-    results = results_of(matrix, shared.dataset.name, config.eps, roles, targets, {
-        "train": seconds, "training": middle - begin, "evaluation": now - middle, "total": now - begin,
-        "workers": n, "threads_per_worker": threads, "ranks": here.world})
-    report.save(folder, results)
-    draw_examples(shared, sources, targets).save(folder / examples.FILE)
-    report.write(folder)
-    say(text(results))
-    return here.tell(results)
-
-
-def check_ranks(run: Run) -> None:
+def check_ranks(setup: Run) -> None:
     """ValueError on every rank where one was started with something else: options, versions or data."""
-    if run.ranks.world > 1:
-        for k, v in asdict(run.config).items():
-            if k not in ("device", "threads", "loaders"):
-                run.ranks.same(f"--{k.replace('_', '-')}", v)
-        run.ranks.same("the version of torch", machine.versions()["torch"])
-        train, test = run.dataset.train, run.dataset.test
-        run.ranks.same(f"the data set {run.config.data}", files.digest(
-            [[s.labels, getattr(s, "images", None)] for s in (train, test)])[:12])
+    if setup.ranks.world == 1:
+        return
+    for k, v in asdict(setup.config).items():
+        if k not in ("device", "threads", "loaders"):
+            setup.ranks.same(f"--{k.replace('_', '-')}", v)
+    setup.ranks.same("the version of torch", machine.versions()["torch"])
+    contents = [[split.labels, getattr(split, "images", None)] for split in (setup.dataset.train, setup.dataset.test)]
+    setup.ranks.same(f"the data set {setup.config.data}", files.digest(contents)[:12])
 
 
-def train_all(executor: Executor, run: Run, sources: dict[str, Job | str],
-              targets: dict[str, dict[int, Job]]) -> dict[str, float]:
+def open_run(setup: Run, plan: Plan, resume: bool) -> None:
+    """Start the run folder or go on with it: rank 0 makes it ready, then the others read it."""
+    if setup.ranks.main:
+        open_folder(setup.config, setup.folder, resume)
+        forget_unsaved(setup.folder, plan.jobs())
+    setup.ranks.barrier()
+    if not setup.ranks.main:
+        open_folder(setup.config, setup.folder, True)
+
+
+def divide_cores(setup: Run, plan: Plan) -> tuple[int, int]:
+    """(processes that train side by side, CPU threads of each). One process is this one, and gets its threads here."""
+    config, world = setup.config, setup.ranks.world
+    if world > 1:
+        workers, neighbours = 1, ranks.neighbours()
+    else:
+        most = 1 if setup.device.type == "cuda" else min(
+            machine.cores(), len(plan.sources) + len(plan.target_jobs()))
+        workers = neighbours = config.workers or most
+    threads = config.threads or max(1, machine.cores() // neighbours)
+    if workers == 1 and setup.device.type == "cpu":
+        torch.set_num_threads(threads)
+    return workers, threads
+
+
+def train_all(executor: Executor, setup: Run, plan: Plan) -> dict[str, float]:
     """Train every network that is not trained yet: the sources, and targets as soon as the static sources are
     there, the costly ones first. The seconds of each."""
     def submit(job: Job) -> Future:
-        return executor.submit(fit_job, run.config, run.folder, run.progress, job)
+        return executor.submit(fit_job, setup.config, setup.folder, setup.progress, job)
 
-    futures = {job.name: submit(job) for job in sources.values() if isinstance(job, Job)}
-    for name in list(sources)[:len(run.config.static)]:
-        if isinstance(job := sources[name], Job):
-            futures[job.name].result()
-    for per_seed in reversed(targets.values()):
+    futures = {job.name: submit(job) for job in plan.sources.values() if isinstance(job, Job)}
+    for source in list(plan.sources.values())[:len(setup.config.static)]:
+        if isinstance(source, Job):
+            futures[source.name].result()
+    for per_seed in reversed(plan.targets.values()):
         futures |= {job.name: submit(job) for job in per_seed.values()}
     try:
         for future in as_completed(futures.values()):
@@ -121,3 +126,17 @@ def fit_job(config: Config, folder: Path, progress: bool, job: Job) -> float:
     """`fit`, in whatever process it is called."""
     with torch.backends.cudnn.flags(benchmark=False, deterministic=True):
         return fit(Run.open(config, folder, progress), job)
+
+
+def source_roles(setup: Run, plan: Plan) -> dict[str, str]:
+    """source -> "held_out" or "static", held-out ones first."""
+    static = len(setup.config.static)
+    roles = {name: "static" if i < static else "held_out" for i, name in enumerate(plan.sources)}
+    return dict(sorted(roles.items(), key=lambda item: item[1]))
+
+
+def write_report(setup: Run, plan: Plan, results: dict[str, Any]) -> None:
+    """results.json, the example images and report.html in the run folder."""
+    report.save(setup.folder, results)
+    draw_examples(setup, plan).save(setup.folder / examples.FILE)
+    report.write(setup.folder)

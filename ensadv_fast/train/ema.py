@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """average <- average + (1 - d) (weights - average), with d = min(decay, (1 + t) / (10 + t)) after t updates, as
-    TensorFlow's ExponentialMovingAverage(num_updates=t), with which Inception v3 was trained, has it. Buffers are
+    """average <- average + (1 - d) (weights - average), with d = min(decay, (1 + t) / (10 + t)) after t updates.
+
+    This is TensorFlow's ExponentialMovingAverage(num_updates=t), with which Inception v3 was trained. Buffers are
     copied as they are.
 
-    model: on the device where it stays; its parameters and buffers are followed by reference. `decay`: 0 <= decay < 1
+    model: on the device where it stays; its parameters and buffers are followed by reference. decay: 0 <= decay < 1
     (ValueError otherwise). An update is one foreach pass over the weights, and needs no host sync.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0.0 <= decay < 1.0:
-            raise ValueError(f"EMA: decay: got {decay}, want 0 <= decay < 1")
+            raise ValueError(f"EMA: decay must be in [0, 1), got {decay}")
         self.decay, self.updates = decay, 0
         self._live = model.state_dict(keep_vars=True)
         self.average: dict[str, Tensor] = {k: v.detach().clone() for k, v in self._live.items()}
@@ -44,7 +45,7 @@ class EMA:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the averaged weights and comes back to its own, also after an exception."""
+        """A context: within it the model has the averaged weights; it gets its own back, also after an exception."""
         own = {k: v.detach().clone() for k, v in self._live.items()}
         try:
             self._put(self.average)
@@ -64,7 +65,9 @@ class EMA:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`; ValueError where it is of another model."""
         if state["model"].keys() != self.average.keys():
-            raise ValueError("EMA: the saved average is of another model: its names differ")
+            differing = sorted(state["model"].keys() ^ self.average.keys())
+            raise ValueError("EMA: the saved average must have the model's names, got that of another model (only one "
+                             f"of them has {', '.join(differing[:3])})")
         for k, v in self.average.items():
             v.copy_(state["model"][k])
         self.updates = state["updates"]

@@ -14,7 +14,7 @@ from .. import data, models
 from ..sources.source import Source
 from ..sources.training_loss import TrainingLossSource
 from ..system import machine, processes
-from ..system.ranks import Ranks, here
+from ..system.ranks import Ranks, current_ranks
 from . import checkpoints
 from .checkpoints import Checkpoints
 from .config import Config
@@ -23,8 +23,10 @@ from .recipes import Recipe
 
 @dataclass(frozen=True)
 class Job:
-    """One network to train: `name` is its checkpoint's, `seed` decides all that is random in it, `static` are the
-    specs, with checkpoints, of the static sources it is trained on, and `init` is the file of weights it starts from.
+    """One network to train.
+
+    name: of its checkpoint. seed: decides all that is random in its training. static: the specs, with checkpoints, of
+    the static sources that it is trained on. init: the file of weights that it starts from.
     """
 
     name: str
@@ -36,15 +38,15 @@ class Job:
     init: str | None = None
 
     def path(self, folder: Path) -> Path:
-        """Its newest checkpoint, and in the end its result."""
+        """The file of its newest checkpoint, and in the end of its result."""
         return folder / "models" / f"{self.name}.pt"
 
     def checkpoints(self, folder: Path, keep: int = 2) -> Checkpoints:
-        """Those of its training, as long as that goes on; the newest is also at `path`."""
+        """The checkpoints of its training, as long as that goes on; the newest is also at `path`."""
         return Checkpoints(folder / "checkpoints", self.name, keep)
 
     def newest(self, folder: Path) -> dict[str, Any] | None:
-        """The newest whole checkpoint; None where there is none. ValueError where all there are are damaged."""
+        """The newest whole checkpoint; None where there is no file of one. ValueError where all files are damaged."""
         steps = self.checkpoints(folder).steps()
         found = self.checkpoints(folder).newest() if steps else None
         if found is None and (steps or self.path(folder).exists()):
@@ -54,7 +56,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """What all jobs of a run share."""
+    """What all jobs of a run share. progress: show bars where stderr is a terminal."""
 
     config: Config
     folder: Path
@@ -66,20 +68,23 @@ class Run:
     @staticmethod
     def open(config: Config, folder: Path, progress: bool) -> Run:
         """The run as this process sees it: each process loads the data once."""
-        ranks = here()
+        ranks = current_ranks()
         device = ranks.device(machine.device(config.device))
-        return Run(config, folder, _dataset(config.data, config.size, device), device, progress and ranks.main, ranks)
+        dataset = _load_dataset(config.data, config.size, device)
+        return Run(config, folder, dataset, device, progress and ranks.main, ranks)
 
     def build(self, spec: str, download: bool = False) -> nn.Module:
+        """The network of this spec for the run's data set, in train mode, on its device."""
         return models.build(spec, self.dataset.classes, self.dataset.in_shape, download).to(self.device)
 
     def bar(self, **options: Any) -> tqdm:
+        """A progress bar; of several processes, each has a line of its own."""
         return tqdm(disable=None if self.progress else True, dynamic_ncols=True, unit_scale=True,
                     position=processes.bar_position, leave=processes.bar_position is None, **options)
 
 
 @functools.lru_cache(maxsize=1)
-def _dataset(spec: str, size: int | None, device: torch.device) -> data.Dataset:
+def _load_dataset(spec: str, size: int | None, device: torch.device) -> data.Dataset:
     return data.load(spec, size).to(device)
 
 

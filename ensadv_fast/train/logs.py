@@ -23,10 +23,10 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 
 class Log:
-    """The log lines of one job in a run folder, which is made where it is missing; for one rank alone.
+    """The log lines of one job in a run folder, which is made where it is missing; one rank writes them.
 
     tensorboard: also write every number of a line to FOLDER/tensorboard/JOB, a curve for each key. step: where
-    training goes on: what TensorBoard was told of later steps before an interruption is hidden, so that no curve
+    training goes on. What was written of later steps, before an interruption, TensorBoard then hides, so that no curve
     doubles back.
     Raises ImportError where TensorBoard is asked for and missing.
     """
@@ -46,6 +46,7 @@ class Log:
             self._writer.flush()  # after a kill, TensorBoard knows all that metrics.jsonl does
 
     def close(self) -> None:
+        """Close TensorBoard's files; nothing must be written after."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -67,8 +68,10 @@ def _summary_writer(folder: Path, step: int) -> Any:
 
 
 def numbers(record: Mapping[str, Any], before: str = "") -> dict[str, float]:
-    """The numbers of a line by their names, "monitor/alignment" for those of a mapping within. Not the step, nothing
-    for None and words; true is 1."""
+    """The numbers of a line by their names, "monitor/alignment" for those of a mapping within; True is 1.
+
+    The step, None and words are left out.
+    """
     found: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
@@ -79,7 +82,7 @@ def numbers(record: Mapping[str, Any], before: str = "") -> dict[str, float]:
 
 
 def progress(record: Mapping[str, Any], left: int) -> str:
-    """A line in few words, for a progress bar (`tqdm.set_postfix_str`) or a log without a terminal; left: images still
+    """A line in few words, for a progress bar (`tqdm.set_postfix_str`) or a log without a terminal. left: images still
     to come. "loss 0.693, 812 images/s, 12:33 left, data 3 % attack 21 % train 70 %"; what is not known is left out."""
     told = [f"{name} {record[key]:.3f}" for key, name in (("clean_loss", "loss"), ("adv_loss", "adversarial"))
             if record.get(key) is not None]

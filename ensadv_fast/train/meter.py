@@ -1,6 +1,6 @@
-"""What a training loop knows of itself: losses, accuracies, images a second, where the time goes.
+"""What a log line of training says: losses, accuracies, images a second, where the time goes.
 
-Sums are kept on the device and read once per log line: between two lines nothing waits for it.
+Sums are kept on the device and read once per log line: between two lines the host never waits for the device.
 """
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class HostClock:
     def seconds(self, start: float, end: float) -> float:
         return end - start
 
-    def passed(self, mark: float) -> bool:
+    def has_passed(self, mark: float) -> bool:
         return True
 
     def forget(self, mark: float) -> None:
@@ -38,8 +38,8 @@ class HostClock:
 
 
 class CudaClock:
-    """Moments of the device's current stream, as events. Time in which the host works while the device is busy counts
-    for what the device does; time in which the device waits counts for what the host does then."""
+    """Moments of the device's current stream, as events. Time in which the device is busy counts for its work, whatever
+    the host does meanwhile; time in which the device waits counts for what the host does then."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -53,7 +53,7 @@ class CudaClock:
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
         return float(start.elapsed_time(end)) / 1e3
 
-    def passed(self, mark: torch.cuda.Event) -> bool:
+    def has_passed(self, mark: torch.cuda.Event) -> bool:
         return bool(mark.query())
 
     def forget(self, mark: torch.cuda.Event) -> None:
@@ -61,13 +61,13 @@ class CudaClock:
 
 
 class Timeline:
-    """Which share of the time belongs to which span. A span within a span interrupts it: no moment counts twice."""
+    """How much time each span takes. A span within another interrupts it: no moment counts twice."""
 
     def __init__(self, clock: HostClock | CudaClock):
         self.clock = clock
         self._open: list[str | None] = [None]
         self._spent: dict[str | None, float] = {}
-        self._marks: deque[tuple[str | None, Any]] = deque()  # (whose the time is from here on, a moment)
+        self._marks: deque[tuple[str | None, Any]] = deque()  # (the span that begins, its first moment)
         self._mark(None)
 
     def _mark(self, name: str | None) -> None:
@@ -77,13 +77,14 @@ class Timeline:
 
     def _fold(self) -> None:
         """Add up the time between marks that the device has passed; nothing is waited for."""
-        while len(self._marks) > 1 and self.clock.passed(self._marks[1][1]):
+        while len(self._marks) > 1 and self.clock.has_passed(self._marks[1][1]):
             name, start = self._marks.popleft()
             self._spent[name] = self._spent.get(name, 0.0) + self.clock.seconds(start, self._marks[0][1])
             self.clock.forget(start)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
+        """A context: the time within belongs to `name`."""
         self._open.append(name)
         self._mark(name)
         try:
@@ -93,12 +94,12 @@ class Timeline:
             self._mark(self._open[-1])
 
     def cut(self) -> None:
-        """End the stretch that `spent` tells of here."""
+        """End here the stretch of time that `spent` reports."""
         self._mark(self._open[-1])
 
     def spent(self) -> dict[str | None, float]:
-        """Seconds by span from the last `cut` before to the last one, None: outside of all. To be called once the
-        device has passed the cut: what it has not passed counts the next time."""
+        """Seconds by span (None: outside of all) since the last call, up to the last `cut`. To be called once the
+        device has passed the cut: time that it has not passed counts the next time."""
         self._fold()
         spent, self._spent = self._spent, {}
         return spent
@@ -119,7 +120,7 @@ class Meter:
     def __init__(self, device: torch.device | str, *, world: int = 1,
                  clock: HostClock | CudaClock | None = None) -> None:
         if world < 1:
-            raise ValueError(f"Meter: world: got {world}, want at least 1")
+            raise ValueError(f"Meter: world must be >= 1, got {world}")
         self.device, self.world = torch.device(device), world
         if clock is None:
             clock = CudaClock(self.device) if self.device.type == "cuda" else HostClock()
@@ -131,7 +132,7 @@ class Meter:
         """A context: the time within counts as "data", "attack" or "train". On CUDA it is that of the stream which is
         current when the span begins and ends. A span within another interrupts it."""
         if name not in SPANS:
-            raise ValueError(f"Meter.span: name: got {name!r}, want one of {', '.join(SPANS)}")
+            raise ValueError(f"Meter.span: name must be one of {', '.join(SPANS)}, got {name!r}")
         return self._timeline.span(name)
 
     @torch.no_grad()
@@ -140,20 +141,20 @@ class Meter:
 
         loss: the scalar that is trained on. logits: [N, classes], any float dtype (computed in float32). y: int64 [N]
         or soft labels [N, classes], whose argmax is the class. is_adv: bool [N]. images: how many of the data set's
-        images the step took; None: N (with a doubled batch that is twice as many).
+        images the step took; None: N, which for a doubled batch is twice as many.
         Raises ValueError for shapes that do not fit.
         """
         n = logits.shape[0]
         if logits.dim() != 2 or y.shape[:1] != (n,) or y.dim() > 2 or is_adv.shape != (n,) or loss.numel() != 1:
-            raise ValueError(f"Meter.add: got loss {tuple(loss.shape)}, logits {tuple(logits.shape)}, y "
-                             f"{tuple(y.shape)}, is_adv {tuple(is_adv.shape)}, want one number, [N, classes], [N] or "
-                             "[N, classes], [N]")
+            raise ValueError("Meter.add: loss, logits, y and is_adv must have shapes [], [N, classes], [N] or "
+                             f"[N, classes], and [N], got {tuple(loss.shape)}, {tuple(logits.shape)}, "
+                             f"{tuple(y.shape)} and {tuple(is_adv.shape)}")
         hard = y.dim() == 1
         losses = F.cross_entropy(logits.float(), y if hard else y.float(), reduction="none")
         right = logits.argmax(1) == (y if hard else y.argmax(1))
         values = torch.stack([losses, right.float(), torch.ones_like(losses)])
         others = torch.stack([is_adv, ~is_adv])
-        # Filled, not multiplied by 0: a NaN among the adversarial samples is none of the clean ones'.
+        # Filled, not multiplied by 0: a NaN among the adversarial samples must not reach the sums of the clean ones.
         sums = values.masked_fill(others[:, None], 0.0).sum(2, dtype=torch.float64)
         self._sums[_CLEAN:_LOSS].add_(sums.view(-1))
         self._sums[_LOSS].add_(loss.detach().reshape(()))
@@ -173,7 +174,7 @@ class Meter:
         PyTorch has had allocated on the CUDA device so far; None on the CPU.
         """
         if self.world > 1 and reduce is None:
-            raise ValueError(f"Meter.line: reduce: got None, want the sum over {self.world} ranks")
+            raise ValueError(f"Meter.line: reduce must be the sum over {self.world} ranks, got None")
         self._timeline.cut()
         self._sums[_STEPS].fill_(self._steps)
         self._sums[_IMAGES].fill_(self._images)

@@ -1,4 +1,4 @@
-"""Steps whose gradients are not finite: found on the device, undone there, and asked for when there is time."""
+"""Steps whose gradients are not finite: found and undone on the device, and read by the host at the next log line."""
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -11,8 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NonFinite:
-    """Steps with NaN or infinite gradients since the last look. count: how many; step, index: of the first one, its
-    number and the dataset positions in this rank's part of its batch (empty where none were given)."""
+    """Steps with NaN or infinite gradients since the last look.
+
+    count: how many. step: the number of the first one. index: the dataset positions in this rank's part of the first
+    one's batch; empty where none were given.
+    """
 
     count: int
     step: int
@@ -23,8 +26,8 @@ class FiniteWatch:
     """Remembers non-finite steps in device tensors, so that a step never waits for the host.
 
     buffers: what a forward pass changes besides weights (batch statistics), restored where a step is undone; none
-    where the run stops anyway. A flag that is made from all-reduced gradients is alike on all ranks, and so is all
-    that is kept here but the indices, which are this rank's.
+    where the run stops anyway. `bad` flags are made from all-reduced gradients, so they are alike on all ranks, and so
+    is everything kept here except the indices, which are this rank's.
     """
 
     def __init__(self, device: torch.device, buffers: Iterable[Tensor] = ()) -> None:
@@ -53,7 +56,7 @@ class FiniteWatch:
             return
         first = bad & (self._step < 0)
         if index is not None:
-            if len(index) > len(self._index):  # the first batch, which none is larger than
+            if len(index) > len(self._index):  # the first batch: no later one is larger
                 self._index = F.pad(self._index, (0, len(index) - len(self._index)), value=-1)
             padded = F.pad(index.to(self.device), (0, len(self._index) - len(index)), value=-1)
             self._index = torch.where(first, padded, self._index)
@@ -66,7 +69,7 @@ class FiniteWatch:
         return self._count > 0
 
     def look(self) -> NonFinite | None:
-        """What there was since the last look, or None. It waits for the device, and starts anew."""
+        """The bad steps since the last look, or None; counting starts anew. It waits for the device."""
         count, step, *index = torch.cat([torch.stack([self._count, self._step]), self._index]).tolist()
         if not count:
             return None

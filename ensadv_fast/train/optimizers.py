@@ -12,10 +12,11 @@ from .rmsprop import RMSPropTF
 
 
 def learning_rate(config: Config, step: int, total: int, per_epoch: int) -> float:
-    """The learning rate of a step: a function of the step alone, so nothing of it needs saving.
+    """The learning rate of a step: a function of the step alone, so checkpoints need not hold it.
 
-    It is what config.lr and the schedule say, never scaled by the batch, micro-batches or ranks. config.warmup epochs
-    of it rise linearly from lr / steps to lr; constant, cosine and cyclic then run over what is left.
+    It is what config.lr and the schedule say, never scaled by the batch, micro-batches or ranks. In the first
+    config.warmup epochs it rises linearly from lr / (their steps) to lr; constant, cosine and cyclic then run over the
+    steps that are left. "decay" counts its epochs from the first step on.
     """
     warmup = round(config.warmup * per_epoch)
     if step < warmup:
@@ -31,7 +32,8 @@ def learning_rate(config: Config, step: int, total: int, per_epoch: int) -> floa
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of `model`, fused where its parameters are on a CUDA device."""
     params = [p for p in model.parameters() if p.requires_grad]
-    vectors = [] if config.decay_all else [p for p in params if p.dim() < 2]  # biases; scales and shifts of norms
+    # Biases, and scales and shifts of normalisations, have fewer than two dimensions.
+    vectors = [] if config.decay_all else [p for p in params if p.dim() < 2]
     groups: list[dict[str, Any]] = [{"params": [p for p in params if config.decay_all or p.dim() > 1]}]
     if vectors:
         groups.append({"params": vectors, "weight_decay": 0.0})

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from .. import models
@@ -10,40 +11,67 @@ from ..ops.keys import derive_seed
 from ..system import files
 from .config import Config
 from .job import Job
+from .logs import METRICS
 from .recipes import PRESETS
 
 
-def plan(config: Config, folder: Path) -> tuple[dict[str, Job | str], dict[str, dict[int, Job]]]:
-    """The sources by name, each a job or the spec of a network that exists, and the targets by name and seed."""
+@dataclass(frozen=True)
+class Plan:
+    """The networks of a run.
+
+    sources: by name, each a job or the spec of a network that exists; static ones first, then held-out ones. targets:
+    by name and seed.
+    """
+
+    sources: dict[str, Job | str]
+    targets: dict[str, dict[int, Job]]
+
+    def target_jobs(self) -> list[Job]:
+        """All targets, by name and then by seed."""
+        return [job for per_seed in self.targets.values() for job in per_seed.values()]
+
+    def jobs(self) -> list[Job]:
+        """All networks that are trained, sources first."""
+        return [*(s for s in self.sources.values() if isinstance(s, Job)), *self.target_jobs()]
+
+
+def make_plan(config: Config, folder: Path) -> Plan:
+    """The networks that this config asks for; their checkpoints lie in the run folder."""
     static = unique_names(config.static, {})
     held_out = unique_names(config.held_out, static)
     sources: dict[str, Job | str] = {}
     for name, spec in (static | held_out).items():
-        # Sources have seeds of their own: also a static D is another network than any target D.
-        sources[name] = spec if config.exists(spec) else Job(
+        # Sources have seeds of their own: a static D is another network than any target D.
+        sources[name] = spec if config.has_weights(spec) else Job(
             f"source-{name}", spec, PRESETS["plain"], derive_seed(config.seed, "source", name), config.source_epochs)
     targets: dict[str, dict[int, Job]] = {}
     for recipe in config.recipes().values():
         name = models.short_name(config.model) + recipe.suffix
-        specs = tuple(trained(sources[s], folder) for s in static) if recipe.static else ()
+        specs = tuple(checkpoint_spec(sources[s], folder) for s in static) if recipe.static else ()
         targets[name] = {seed: Job(f"{name}-seed{seed}", config.model, recipe, derive_seed(seed, "target"),
                                    config.epochs, specs, config.init)
                          for seed in range(config.seed, config.seed + config.seeds)}
-    return sources, targets
+    return Plan(sources, targets)
 
 
-def trained(network: Job | str, folder: Path) -> str:
-    """The spec of a network with the checkpoint that its job leaves."""
+def checkpoint_spec(network: Job | str, folder: Path) -> str:
+    """The spec of a network with its weights: of a job, with the checkpoint that it leaves in the run folder."""
     return network if isinstance(network, str) else f"{network.spec}={network.path(folder)}"
 
 
 def forget_unsaved(folder: Path, jobs: list[Job]) -> None:
-    """Drop what an interrupted run wrote after its last checkpoints: half-written files, and metrics that will
-    come again."""
+    """Delete what an interrupted run wrote after its last checkpoints: half-written files, and the lines of
+    metrics.jsonl that will be written again."""
     for half in folder.rglob("*.tmp"):
         half.unlink()
     steps = {job.name: state["step"] for job in jobs if (state := job.newest(folder)) is not None}
-    path = folder / "metrics.jsonl"
+
+    def is_saved(line: str) -> bool:
+        if not line.endswith("\n"):  # half a line
+            return False
+        record = json.loads(line)
+        return record["step"] <= steps.get(record["job"], 0)
+
+    path = folder / METRICS
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and (r := json.loads(line))["step"] <= steps.get(r["job"], 0)]
-    files.atomic_write(path, lambda f: f.write("".join(kept).encode()))
+    files.atomic_write(path, lambda f: f.write("".join(filter(is_saved, lines)).encode()))

@@ -1,4 +1,4 @@
-"""How a model is trained adversarially: recipes, the presets among them, and attacks by name."""
+"""How a model is trained adversarially: recipes, and the presets among them."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from .. import attacks
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained adversarially. `suffix` names the result: D, D_adv, D_ens."""
+    """How a model is trained adversarially. suffix: is added to the model's name for the result: D, D_adv, D_ens."""
 
     suffix: str = ""
-    attack: str | attacks.Attack | None = None  # a name in ATTACKS, or any attack; None trains on clean images only
-    rule: str | None = None  # the label the attack uses; None leaves the attack's own
+    attack: str | attacks.Attack | None = None  # a name in ATTACKS, or an attack; None: clean images only
+    rule: str | None = None  # the label that the attack uses; None: the attack's own
     step: float | None = None  # in units of eps, of iterative attacks
     steps: int | None = None
     static: bool = False  # static sources besides the live model
@@ -29,6 +29,10 @@ class Recipe:
     def start(self, total: int) -> int:
         """Steps, of `total`, before the first adversarial batch."""
         return round(self.delay * total) if self.start_step is None else self.start_step
+
+    def is_weightless(self) -> bool:
+        """Is every sample of an adversarial batch left out of the loss?"""
+        return self.attack is not None and self.mix == "replace" and self.fraction == 1 and self.lam == 0
 
 
 PRESETS = {

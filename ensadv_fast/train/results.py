@@ -29,7 +29,8 @@ def results_of(matrix: TransferMatrix, dataset: str, eps: float, roles: dict[str
     """The contents of results.json: means over seeds, their sample standard deviation under "std" and the seeds'
     own numbers under "per_seed"; the papers' claims that can be checked under "claims"; the number of test inputs under
     "images". roles: source -> "static" or "held_out". Errors are fractions of all test inputs; max, mean and worst_case
-    are over held-out sources, and None where there are none."""
+    are over held-out sources, and None where there are none. seconds: what took how long, as `train.run` measures
+    it."""
     held_out = [s for s, role in roles.items() if role == "held_out"]
     models = {}
     for name, seeds in targets.items():
@@ -56,6 +57,7 @@ def results_of(matrix: TransferMatrix, dataset: str, eps: float, roles: dict[str
 
 
 def _percent(value: float | None, std: float | None) -> str:
+    """An error and its standard deviation in %; "-" where there is none."""
     if value is None:
         return "-"
     return f"{100 * value:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")

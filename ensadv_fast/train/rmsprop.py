@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 class RMSPropTF(Optimizer):
     """ms <- decay ms + (1 - decay) g^2, from ms = 1;  mom <- momentum mom + lr g / sqrt(ms + eps);  w <- w - mom.
 
-    That is tf.train.RMSPropOptimizer: unlike in torch.optim.RMSprop eps lies inside the root, ms starts at one, and a
-    change of the learning rate does not change what momentum has gathered. The defaults are Inception v3's. g includes
-    weight_decay times w.
+    ms: the mean square of the gradient g; mom: the momentum; w: the weights. g includes weight_decay times w. This is
+    tf.train.RMSPropOptimizer. Unlike in torch.optim.RMSprop, eps lies inside the root, ms starts at one, and a change
+    of the learning rate does not change what momentum has gathered. The defaults are Inception v3's.
 
-    A few foreach launches a step. `found_inf` (a float [] that a gradient scaler sets as attribute, as for torch's
-    fused optimizers): where it is not 0 nothing changes, without a host sync on CUDA. lr is a number: it may change
-    from step to step. Complex and sparse gradients are not supported.
+    A few foreach launches a step. lr is a number, which may change from step to step. `found_inf` (a float [] that a
+    gradient scaler sets as attribute, as for torch's fused optimizers): where it is not 0 nothing changes, without a
+    host sync on CUDA. Complex and sparse gradients are not supported. ValueError for a number out of its range.
     """
 
     def __init__(self, params: Iterable[Any], lr: float = 0.045, *, decay: float = 0.9, momentum: float = 0.9,
@@ -27,8 +27,8 @@ class RMSPropTF(Optimizer):
                                 ("momentum", momentum, 0 <= momentum < 1),
                                 ("weight_decay", weight_decay, weight_decay >= 0)):
             if not ok:
-                raise ValueError(f"RMSPropTF: {name}: got {value}, want at least 0" + (
-                    " and under 1" if name in ("decay", "momentum") else ""))
+                wanted = "in [0, 1)" if name in ("decay", "momentum") else ">= 0"
+                raise ValueError(f"RMSPropTF: {name} must be {wanted}, got {value}")
         super().__init__(params, {"lr": lr, "decay": decay, "momentum": momentum, "eps": eps,
                                   "weight_decay": weight_decay})
         self._step_supports_amp_scaling = True
@@ -60,7 +60,7 @@ class RMSPropTF(Optimizer):
 
 def _update(params: list[Tensor], grads: list[Tensor], mean_squares: list[Tensor], momenta: list[Tensor],
             group: dict[str, Any], found: Tensor | None) -> None:
-    """found: where it is 1, all stays as it is; None: it is 0."""
+    """One step of these parameters, in place. found: where it is not 0 nothing changes; None stands for 0."""
     keep, momentum = group["decay"], group["momentum"]
     if group["weight_decay"]:
         grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))

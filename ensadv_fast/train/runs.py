@@ -1,6 +1,6 @@
 """Whole runs by name: `ensadv-fast train --preset imagenet-eat-ens3 --data imagenet:DIR ...`.
 
-Each is a `Config` with other defaults. Models are named, not made: nothing is imported and nothing downloaded here.
+Each is a `Config` with other defaults. Models are only named: none is made, imported or downloaded here.
 """
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from .config import Config
 
-# What Kurakin et al. (ICLR 2017) and Tramer et al. (ICLR 2018) have in common on ImageNet, and TF-slim's Inception v3
-# for what they leave open (weight decay 4e-5 on weights alone); Google's code crafts on the training loss. Sources
-# come with weights: none is trained unasked.
-# eps: the released code's 16/255; the papers write 16/256.
+# What Kurakin et al. (ICLR 2017) and Tramer et al. (ICLR 2018) have in common on ImageNet. What they leave open is as
+# in TF-slim's Inception v3: weight decay 4e-5, on weights only. Google's code crafts on the training loss. Sources come
+# with weights: none is trained unless --source-epochs says so. eps is the released code's 16/255; the papers write
+# 16/256.
 _INCEPTION = Config(
     data="imagenet:imagenet", size=299, augment="resized", model="timm:inception_v3+aux", static=(), held_out=(),
     preset="kurakin", eps=16 / 255, source_epochs=0, optimizer="rmsprop", lr=0.045, schedule="decay",
@@ -31,14 +31,14 @@ RUNS: dict[str, Config] = {
     "imagenet-kurakin": replace(_INCEPTION, batch_size=50 * 32, epochs=187, start_step=10_000),
     "imagenet-eat-ens3": _EAT,
     "imagenet-eat-ens4": replace(_EAT, static=(*_EAT.static, "timm:inception_resnet_v2.tf_in1k")),
-    # ResNet-50 as it is trained today (Goyal et al. 2017; He et al. 2019): 0.1 for each 256 images, written out.
+    # ResNet-50 as in Goyal et al. 2017 and He et al. 2019: a learning rate of 0.1 for each 256 images of the batch.
     "imagenet-resnet50-eat": Config(
         data="imagenet:imagenet", size=224, augment="resized", model="timm:resnet50",
         static=("timm:resnet18", "timm:resnet34"), held_out=(), preset="eat", eps=16 / 255, source_epochs=0,
         epochs=90, batch_size=1024, optimizer="sgd", lr=0.4, schedule="cosine", warmup=5, weight_decay=1e-4,
         decay_all=False, label_smoothing=0.1, dtype="bfloat16", channels_last=True, seeds=1, workers=1,
         eval_batch_size=100),
-    # Madry et al. (ICLR 2018): ten steps, adversarial batches alone.
+    # Madry et al. (ICLR 2018): ten steps, adversarial batches only.
     "cifar10-at": _CIFAR,
     # The sources are other networks than the target, and so is the held-out one; all are trained first.
     "cifar10-eat": replace(_CIFAR, preset="eat", static=("cifar:resnet14", "cifar:convnet64"),
@@ -51,7 +51,7 @@ RUNS: dict[str, Config] = {
 
 
 def with_run_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """The options that are given, over those of the run that their preset names, if it names one."""
+    """The options that are given; the others are those of the run that their preset names, if it names one."""
     run = RUNS.get(given.get("preset", ""))
     if run is None:
         return given

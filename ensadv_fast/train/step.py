@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..adversary.batches import AdversarialBatch
+from ..adversary.batches import AdversarialBatch, Counts
 from ..adversary.loss import mixed_cross_entropy
 from ..sources.source import lay_out
 from .config import Config
@@ -30,9 +30,9 @@ class Update:
     live model and the names in checkpoints, stays as it is. config.dtype float16: loss scaling by torch's GradScaler,
     which skips steps that overflow. `ema`: the averaged weights, or None.
 
-    A step whose gradients are not finite changes no weight (nor, with config.nan "skip", a batch statistic): this is
-    decided on the device, from gradients that DDP has averaged, so alike on all ranks; `nonfinite()` tells of it. Under
-    float16, where overflows are part of it, it tells of those alone that still come at a loss scale of 1 or less.
+    A step whose gradients are not finite changes no weight (nor, with config.nan "skip", a batch statistic). This is
+    decided on the device, from gradients that DDP has averaged, so alike on all ranks; `nonfinite()` reports it. Under
+    float16 overflows are normal while the loss scale is sought: only those at a loss scale of 1 or less are reported.
     """
 
     def __init__(self, config: Config, model: nn.Module, lam: float, device: torch.device) -> None:
@@ -47,53 +47,56 @@ class Update:
         self.steps = 0
 
     def autocast(self) -> AbstractContextManager:
-        """What forward passes run under, the attack's on the live model too. Entered anew for each: its cached casts
-        of the weights may stem from a forward without grad."""
+        """The context of forward passes, the attack's on the live model too.
+
+        Each pass needs a new one: a context caches casts of the weights, which may stem from a pass without grad.
+        """
         if self.config.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, getattr(torch, self.config.dtype))
 
     def clear(self) -> None:
-        """Let go of the gradients: crafting and the forward pass can use their memory."""
+        """Drop the gradients, so that crafting and the forward pass can use their memory."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def __call__(self, batch: Batches, lr: float, *, scale: float = 1.0,
                  index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step with this learning rate; (loss [], logits [N, C]) of before it, detached.
 
-        batch: or micro-batches, all crafted before the step, whose samples together make up the mixed loss: its
-            gradients are added up, and DDP communicates on the last only. Logits come in the micro-batches' order, as
-            `labels` gives y and is_adv.
-        scale: multiplies the loss, the returned one too. With R ranks, R * (weight of this rank's samples) / (weight
-            of all ranks'), a weight being 1 for a clean sample and lam for an adversarial one, makes DDP's mean over
-            the ranks the mixed loss of the global batch, whatever the ranks' shares are.
+        batch: a batch, or micro-batches, all crafted before the step. The mixed loss is that of all their samples
+            together: gradients are added up, and DDP communicates on the last only. Logits come in the micro-batches'
+            order, as `labels` gives y and is_adv.
+        scale: multiplies the loss, the returned one too. DDP averages gradients over the R ranks: with R times the
+            share that this rank's samples have in the global batch (`Counts.share`), the average is the gradient of
+            the global batch's mixed loss, whatever the shares are.
         index: int64 [n], dataset positions of this rank's samples, kept where the step is not finite.
         """
         parts = [batch] if isinstance(batch, AdversarialBatch) else list(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.watch.before()
-        weights, losses, logits = [], [], []
-        if len(parts) > 1:
-            ones = [torch.ones_like(b.is_adv, dtype=torch.float64) for b in parts]
-            weights = [one.masked_fill_(b.is_adv, self.lam).sum() for one, b in zip(ones, parts, strict=True)]
+        whole = Counts.total(part.counts for part in parts)
+        losses, logits = [], []
         for i, part in enumerate(parts):
-            with self._alone(last=i == len(parts) - 1):
+            with self._communication(last=i == len(parts) - 1):
                 loss, out = self._loss(part)
-                loss = loss * (scale * weights[i] / sum(weights)) if weights else loss * scale
+                if len(parts) > 1:  # the shares, and so the sum of their losses, in float64
+                    loss = loss.double() * part.counts.share(whole, self.lam)
+                loss = loss * scale
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             losses.append(loss.detach())
             logits.append(out.detach())
-        loss = torch.stack(losses).sum() if weights else losses[0]
         self._step(index)
-        return loss, torch.cat(logits) if weights else logits[0]
+        if len(parts) == 1:
+            return losses[0], logits[0]
+        return torch.stack(losses).sum(), torch.cat(logits)
 
-    def _alone(self, last: bool) -> AbstractContextManager:
-        """Gradients of all micro-batches but the last stay on this rank."""
+    def _communication(self, last: bool) -> AbstractContextManager:
+        """DDP averages the gradients over the ranks in the last micro-batch's backward pass, and not before."""
         return nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync()
 
     def _loss(self, batch: AdversarialBatch) -> tuple[Tensor, Tensor]:
-        """(mixed loss, with that of auxiliary logits where the model gives some; logits)."""
+        """(mixed loss, with the weighted loss of auxiliary logits where the model gives some; logits)."""
         config, x = self.config, batch.x
         if config.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -108,7 +111,7 @@ class Update:
 
     @torch.no_grad()
     def _step(self, index: Tensor | None) -> None:
-        """Optimizer, averages and watch, from the gradients that are there."""
+        """Clip the gradients, then update the weights, their average and the watch."""
         optimizer, clip = self.optimizer, self.config.clip
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.scaler is not None:
@@ -116,33 +119,35 @@ class Update:
         norm = torch.nn.utils.get_total_norm([p.grad for p in params])
         if clip:
             torch.nn.utils.clip_grads_with_norm_(params, clip, norm)
-        bad = counts = ~norm.isfinite()
+        bad = reported = ~norm.isfinite()
         if self.scaler is not None:
-            counts = bad & (self.scaler.scale(torch.ones((), device=self.device)) <= 1)
+            reported = bad & (self.scaler.scale(torch.ones((), device=self.device)) <= 1)
             self.scaler.step(optimizer)
             self.scaler.update()
-        elif getattr(optimizer, "_step_supports_amp_scaling", False):  # fused: skipped on the device
-            setattr(optimizer, "found_inf", bad.float())  # as GradScaler gives it to them
+        elif getattr(optimizer, "_step_supports_amp_scaling", False):  # fused: a bad step is skipped on the device
+            setattr(optimizer, "found_inf", bad.float())  # as GradScaler does
             optimizer.step()
             delattr(optimizer, "found_inf")
         elif not bad:
             optimizer.step()
         self.watch.undo(bad)
-        self.watch.note(counts, self.steps, index)
+        self.watch.note(reported, self.steps, index)
         self.steps += 1
         if self.ema is not None:
             self.ema.update()
 
     def nonfinite(self) -> NonFinite | None:
-        """Steps with NaN or infinite gradients since the last call (their numbers count this object's calls, those
-        before a resumed checkpoint too), or None. It waits for the device: for log lines and checkpoints."""
+        """Steps with NaN or infinite gradients since the last call, or None. Their numbers count from the job's first
+        step on, also after a resume. It waits for the device: to be called for log lines and checkpoints only."""
         return self.watch.look()
 
     def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state, the steps done, and those of the loss scaling and the averaged weights, or None."""
         return {"optimizer": self.optimizer.state_dict(), "updates": self.steps,
                 "scaler": self.scaler and self.scaler.state_dict(), "ema": self.ema and self.ema.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["updates"]
         for mine, saved in ((self.scaler, state["scaler"]), (self.ema, state["ema"])):
@@ -151,8 +156,8 @@ class Update:
 
 
 def prepare(config: Config, model: nn.Module) -> nn.Module:
-    """The model, in place, in the memory format that training will have: to be called before DistributedDataParallel
-    takes it, whose buckets keep the strides that parameters have then."""
+    """The model, in place, in the memory format of its training. To be called before DistributedDataParallel wraps it,
+    whose buckets keep the strides that parameters have then."""
     if config.channels_last:
         lay_out(model, torch.channels_last)
     return model

@@ -12,16 +12,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Quiet(_BatchNorm):
-    """Communicates with nobody while an attack crafts: in eval mode, and where crafting is in train mode (running
-    statistics off), by this rank's own batch then."""
+    """Communicates in training's forward passes only, not while an attack crafts.
+
+    Crafting is in eval mode, or in train mode with running statistics off: then by the statistics of this rank's own
+    batch.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.track_running_stats:
-            return self.synced(x)
+            return self.normalise_synced(x)
         mean, var = (None, None) if self.training else (self.running_mean, self.running_var)
         return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
 
-    def synced(self, x: Tensor) -> Tensor:
+    def normalise_synced(self, x: Tensor) -> Tensor:
+        """x normalised by the statistics of all ranks' batches."""
         raise NotImplementedError
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -29,19 +33,19 @@ class _Quiet(_BatchNorm):
 
 
 class CudaNorm(_Quiet, nn.SyncBatchNorm):
-    """torch's own, which works on GPUs alone."""
+    """torch's own, which works on GPUs only."""
 
-    def synced(self, x: Tensor) -> Tensor:
+    def normalise_synced(self, x: Tensor) -> Tensor:
         return nn.SyncBatchNorm.forward(self, x)
 
 
 class HostNorm(_Quiet):
-    """The same on the CPU. Not torch's class: DistributedDataParallel refuses that there."""
+    """The same on the CPU, where DistributedDataParallel refuses torch's class."""
 
-    def synced(self, x: Tensor) -> Tensor:
+    def normalise_synced(self, x: Tensor) -> Tensor:
         shape = [1, -1, *[1] * (x.dim() - 2)]
         axes = [d for d in range(x.dim()) if d != 1]
-        wide = x.double()  # squares are summed in it, so that their difference is exact enough
+        wide = x.double()  # mean of squares minus square of the mean cancels: float32 has too few digits for it
         sums = _Sum.apply(torch.cat([wide.sum(axes), (wide * wide).sum(axes),
                                      wide.new_tensor([x.numel() / x.shape[1]])]))
         n = sums[-1].detach()
@@ -77,7 +81,8 @@ def convert(model: nn.Module) -> nn.Module:
     layer that does more than normalise."""
     for name, m in model.named_modules():
         if isinstance(m, _BatchNorm) and type(m) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-            raise TypeError(f"train: sync_bn: {name} is a {type(m).__name__}, want plain batch normalisations")
+            raise TypeError(f"train: {name} must be a plain batch normalisation for --sync-bn, got a "
+                            f"{type(m).__name__}")
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for m in model.modules():
         if type(m) is nn.SyncBatchNorm:

@@ -1,4 +1,4 @@
-// By AVX-512's masked loads where there are such; else by way of a byte per element.
+// Where the processor has AVX-512, its masked loads read the mask's bits. Elsewhere they become a byte per element.
 #include "../act_grad.h"
 
 #include <array>
@@ -15,7 +15,7 @@
 namespace ensadv {
 namespace {
 
-// A mask's byte as eight, all ones or 0.
+// For each byte of a mask, its bits as eight bytes: 0xff or 0.
 constexpr auto kFlags = [] {
   std::array<std::array<uint8_t, 8>, 256> flags{};
   for (int byte = 0; byte < 256; ++byte)
@@ -23,20 +23,20 @@ constexpr auto kFlags = [] {
   return flags;
 }();
 
-// U: an unsigned integer of the elements' width.
-#define ENSADV_SELECT(U)                                                                                    \
-  ENSADV_CLONES void select(const U* grad, const uint8_t* flags, U* out, int n) {                           \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = U(grad[i] & U(int64_t(int8_t(flags[i]))));      \
+// U: the unsigned integer of the elements' width.
+#define ENSADV_SELECT(U)                                                                               \
+  ENSADV_CLONES void select(const U* grad, const uint8_t* flags, U* out, int n) {                      \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = U(grad[i] & U(int64_t(int8_t(flags[i])))); \
   }
 ENSADV_SELECT(uint16_t)
 ENSADV_SELECT(uint32_t)
 ENSADV_SELECT(uint64_t)
 #undef ENSADV_SELECT
 
-#define ENSADV_SLOPE(T)                                                                                             \
-  ENSADV_CLONES void slope(const T* grad, const uint8_t* flags, T* out, int n, compute_t<T> factor) {               \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i)                                                                  \
-      out[i] = round_to<T>(flags[i] ? to_compute(grad[i]) : to_compute(grad[i]) * factor);                          \
+#define ENSADV_SLOPE(T)                                                                               \
+  ENSADV_CLONES void slope(const T* grad, const uint8_t* flags, T* out, int n, compute_t<T> factor) { \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i)                                                    \
+      out[i] = round_to<T>(flags[i] ? to_compute(grad[i]) : to_compute(grad[i]) * factor);            \
   }
 ENSADV_SLOPE(float)
 ENSADV_SLOPE(double)
@@ -44,18 +44,18 @@ ENSADV_SLOPE(bfloat_t)
 #undef ENSADV_SLOPE
 
 void slope(const half_t* grad, const uint8_t* flags, half_t* out, int n, float factor) {
-  alignas(64) float v[kChunk];
+  alignas(64) float v[kStrip];
   convert(grad, v, n);
   slope(v, flags, v, n, factor);
   round_in_place(v, out, n);
 }
 
-// body(first element, flags, count) over tiles.
+// body(first element, flags, count) for each strip; the flags are the strip's bits as bytes.
 template <class Body>
 void with_flags(const uint8_t* mask, int64_t numel, Body body) {
-  uint8_t flags[kChunk];
-  for (int64_t i = 0; i < numel; i += kChunk) {
-    const int n = int(std::min<int64_t>(kChunk, numel - i));
+  uint8_t flags[kStrip];
+  for (int64_t i = 0; i < numel; i += kStrip) {
+    const int n = int(std::min<int64_t>(kStrip, numel - i));
     for (int j = 0; j < n; j += 8) memcpy(flags + j, kFlags[mask[(i + j) / 8]].data(), 8);
     body(i, flags, n);
   }
@@ -78,7 +78,7 @@ ENSADV_WIDE inline void select_lanes(const uint64_t* grad, __mmask8 bits, uint64
   _mm512_storeu_si512(out, _mm512_maskz_loadu_epi64(bits, grad));
 }
 
-// Lanes: an integer with a bit for each element of a vector.
+// Lanes: the unsigned integer with a bit for each element of a 64-byte vector.
 template <class Lanes, class U>
 ENSADV_WIDE void by_lanes(const U* grad, const uint8_t* mask, U* out, int64_t numel) {
   constexpr int kLanes = 8 * sizeof(Lanes);
@@ -91,7 +91,7 @@ ENSADV_WIDE void by_lanes(const U* grad, const uint8_t* mask, U* out, int64_t nu
   }
   by_flags(grad + i, mask + i / 8, out + i, numel - i);
 }
-const bool by_vectors = has_mask_registers();
+const bool use_mask_registers = has_mask_registers();
 #endif
 
 template <class Lanes, class U>
@@ -101,7 +101,7 @@ void run(const ActGradArgs& args, int64_t begin, int64_t end) {
   const uint8_t* mask = args.mask + first / 8;
   U* out = static_cast<U*>(args.out.data) + first;
 #if defined(__x86_64__)
-  if (by_vectors) return by_lanes<Lanes>(grad, mask, out, numel);
+  if (use_mask_registers) return by_lanes<Lanes>(grad, mask, out, numel);
 #endif
   by_flags(grad, mask, out, numel);
 }

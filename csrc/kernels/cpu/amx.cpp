@@ -1,14 +1,15 @@
-// A tile is 16 rows of 64 bytes. tdpbf16ps adds to a tile of 16 x 16 floats the product of a tile of 16 rows of 32
-// numbers with one of 16 rows of 16 pairs: pair (r, c) holds elements 2r and 2r + 1 of column c (Intel SDM volume 1,
-// chapter 18). So one operand is copied as it is, row by row, and the other in pairs. Weights are the larger one, and
-// each of their elements meets only the batch: forward it is they that are copied as they are (the product is then
-// that of weight and x^T, and tiles of results are turned on their way out), backward they are paired row by row.
+// A tile is 16 rows of 64 bytes. tdpbf16ps multiplies a tile of 16 rows of 32 bfloat16 numbers by a tile of 16 rows of
+// 16 pairs and adds the product to a tile of 16 x 16 floats; pair (r, c) holds elements 2r and 2r + 1 of column c
+// (Intel SDM volume 1, chapter 18). So one operand is copied row by row as it is, and the other in pairs. The weights
+// are the larger operand, and each of them is multiplied by the batch alone, so copying them must be cheap. Forward
+// they are copied as they are: the product is weight @ x^T, and tiles of results are transposed at the end. Backward,
+// rows are paired.
 //
-// Wider numbers are sums of bfloat16 numbers, their parts: a half precision one of two, a float of three, each the
-// rounded rest of those before it. The product of two numbers is the sum of their parts' products. Of a float's nine
-// the three smallest are left out: 2^-23 of the product at the very most, of either sign, and on the average far below
-// what float32 sums round away. (Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype For
-// Higher-Precision Computations, 2019.) Tiles take parts below 2^-126 for 0.
+// A wider number is split into bfloat16 parts that add up to it: a half precision number into two, a float into three,
+// each the rounded rest of those before it. A product of two numbers is the sum of the products of their parts. For
+// floats the three smallest of nine are left out: at most 2^-23 of the product, of either sign, and on average far less
+// than float32 sums lose by rounding. (Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype
+// For Higher-Precision Computations, 2019.) The tile multiplier treats parts below 2^-126 as 0.
 #include "amx.h"
 
 #include <algorithm>
@@ -26,19 +27,19 @@ namespace {
 
 using namespace amx;
 
-constexpr int kAllRows = 512;  // of a that are multiplied at once: they and their sums stay in the L2
-constexpr int kGroup = 8;      // blocks whose columns are read together: memory would rather give more of a row at once
-constexpr int kBurst = 4;      // times its share is packed at once, until all is: finer turns take longer
-constexpr int kLong = 16;      // steps that float32 sums run over; sums of sums lose less than one long sum
+constexpr int kAllRows = 512;  // of a, multiplied in one pass: the rows and their sums fit the L2 cache
+constexpr int kGroup = 8;      // blocks whose columns are read together, for longer reads from each row
+constexpr int kBurst = 4;      // packing does so many shares at a time: smaller portions take longer in all
+constexpr int kLong = 16;      // steps of one float32 sum: sums of such sums lose less than one long sum
 static_assert(kBlock == kLinearBlock);
 
-// Whose panel of weights for a block, 16 or 32 KiB, stays in the L1 cache.
-template <class T, bool turned>
-constexpr int kSteps = (turned || kParts<T> > 1 ? 8 : 16) / kParts<T>;
+// Steps whose weights for a block, 16 or 32 KiB, fit the L1 cache.
+template <class T, bool inner_first>
+constexpr int kSteps = (inner_first || kParts<T> > 1 ? 8 : 16) / kParts<T>;
 template <class T>
 constexpr int kRows = kParts<T> == 1 ? kAllRows : kAllRows / 2;
 
-// Blocks' results to memory: rows of `width`.
+// Writes the results of blocks to memory, in rows of `width`.
 template <class T>
 struct Finish {
   const T* bias;  // null: none
@@ -47,24 +48,24 @@ struct Finish {
   int64_t cols;
   int width;
 
-  // Of all blocks, whose sums are `size` floats apart, row after row: the next row's results may be in another page.
+  // Of several blocks, whose sums are `size` floats apart. Row by row, because rows of results lie in different pages.
   ENSADV_AMX void run_rows(const float* sums, int64_t size, int rows) const {
     for (int r = 0; r < rows; ++r)
       for (int c = 0; c < width; c += kBlock) {
         const float* from = sums + c / kBlock * size + r * kBlock;
         __m512 v[2] = {_mm512_load_ps(from), _mm512_load_ps(from + kTile)};
-        ordered<T>(v);
+        restore_order<T>(v);
         row(r, c, v);
       }
   }
 
-  // Of one block, whose sums have the batch in a row.
-  ENSADV_AMX void run_turned(const float* sums, int rows) const {
+  // Of one block, whose sums have the batch along their rows.
+  ENSADV_AMX void run_transposed(const float* sums, int rows) const {
     for (int first = 0; first < rows; first += kTile) {
       __m512i v[2][kTile];
       for (int half = 0; half < 2; ++half) {
         for (int j = 0; j < kTile; ++j) v[half][j] = _mm512_load_si512(sums + (half * kTile + j) * kBlock + first);
-        turn(v[half]);
+        transpose(v[half]);
       }
       for (int j = 0; j < std::min(kTile, rows - first); ++j) {
         __m512 both[2] = {_mm512_castsi512_ps(v[0][j]), _mm512_castsi512_ps(v[1][j])};
@@ -82,26 +83,26 @@ struct Finish {
       load(bias + c, lanes, more);
       for (int half = 0; half < 2; ++half) v[half] = _mm512_add_ps(v[half], more[half]);
     }
-    if (mask)  // NaN is not below 0, and stays
+    if (mask)  // NaN is not below 0, so it stays
       for (int half = 0; half < 2; ++half)
         v[half] = _mm512_mask_mov_ps(v[half], _mm512_cmp_ps_mask(v[half], zero, _CMP_LT_OQ), zero);
     const __mmask32 positive = store(v, lanes, out + r * cols + c) & lanes;
     if (mask)
-      memcpy(mask + r * bytes_of(cols) + c / kMaskBits, &positive, size_t(bytes_of(std::min(kBlock, width - c))));
+      memcpy(mask + r * mask_bytes(cols) + c / kMaskBits, &positive, size_t(mask_bytes(std::min(kBlock, width - c))));
   }
 };
 
-// Memory that tiles are loaded from, not initialised. A thread keeps it for its next call, up to kKept bytes: fresh
-// pages would take as long as a small product.
+// Uninitialised memory for tiles. A thread keeps up to kMaxCached bytes of it for its next call, because getting fresh
+// pages takes as long as a small product.
 class Scratch {
  public:
   explicit Scratch(size_t bytes) {
-    if (bytes > kKept) own_.reset(allocate(bytes));
-    else if (bytes > kept().bytes) kept().data.reset(allocate(bytes)), kept().bytes = bytes;
-    next_ = own_ ? own_.get() : kept().data.get();
+    if (bytes > kMaxCached) own_.reset(allocate(bytes));
+    else if (bytes > cached().bytes) cached().data.reset(allocate(bytes)), cached().bytes = bytes;
+    next_ = own_ ? own_.get() : cached().data.get();
   }
 
-  // The next n numbers: a whole number of tiles' rows, so that what follows is aligned too.
+  // Room for n numbers. n is a multiple of a tile's row, so that all that is taken is aligned.
   template <class T>
   T* take(int64_t n) {
     T* taken = reinterpret_cast<T*>(next_);
@@ -114,15 +115,15 @@ class Scratch {
     void operator()(char* p) const { std::free(p); }
   };
   using Memory = std::unique_ptr<char, Free>;
-  struct Kept {
+  struct Cached {
     Memory data;
     size_t bytes = 0;
   };
-  static constexpr size_t kKept = 8 << 20;
+  static constexpr size_t kMaxCached = 8 << 20;
 
-  static Kept& kept() {
-    thread_local Kept kept;
-    return kept;
+  static Cached& cached() {
+    thread_local Cached cached;
+    return cached;
   }
   static char* allocate(size_t bytes) {
     char* data = static_cast<char*>(aligned_alloc(64, (bytes + 63) / 64 * 64));
@@ -134,17 +135,18 @@ class Scratch {
   char* next_;
 };
 
-// Blocks of columns of rows [first_row, first_row + rows), some at once. While one piece of them is multiplied, the
-// next one's weights are made into tiles.
-template <class T, bool turned>
+// The product for rows [first_row, first_row + rows), some blocks of columns at a time. While the weights of one piece
+// are multiplied, those of the next are packed into tiles.
+template <class T, bool inner_first>
 class Blocks {
  public:
   Blocks(const LinearArgs& args, int first_row, int rows)
       : args_(args), first_row_(first_row), rows_(rows),
         steps_(args.reduce && !args.members ? 0 : (args.inner + kStep - 1) / kStep),
-        steps_at_once_(turned && steps_ <= 2 * kSteps<T, turned> ? steps_ : kSteps<T, turned>),  // sums written once
+        // All of them, if they are few: the sums are then written once.
+        steps_at_once_(inner_first && steps_ <= 2 * kSteps<T, inner_first> ? steps_ : kSteps<T, inner_first>),
         padded_((rows + kBlock - 1) / kBlock * kBlock),
-        at_once_(std::min<int64_t>(turned || kParts<T> > 1 ? kGroup : 1, per_member())),
+        at_once_(std::min<int64_t>(inner_first || kParts<T> > 1 ? kGroup : 1, per_member())),
         panel_size_(int64_t(padded_) * steps_ * kParts<T> * kStep),
         scratch_((sums_size() + totals_size()) * sizeof(float) +
                  (2 * weights_size() + panels_size()) * sizeof(uint16_t)),
@@ -152,17 +154,17 @@ class Blocks {
         weights_{scratch_.take<uint16_t>(weights_size()), scratch_.take<uint16_t>(weights_size())},
         panels_(scratch_.take<uint16_t>(panels_size())) {}
 
-  // False: something was not finite, and what was written is worth nothing.
+  // False: a part was not finite, and the results are wrong.
   bool run(int64_t begin, int64_t end) {
-    Piece piece = group(begin, end, 1);  // few at first: nothing is multiplied while they are packed
+    Piece piece = group(begin, end, 1);  // one block first: its packing overlaps no multiplication
     start(piece, 0);
-    for (int turn = 0; piece.blocks; turn ^= 1) {
+    for (int buffer = 0; piece.blocks; buffer ^= 1) {
       while (packer_.left()) packer_.advance(packer_.left());
       const uint16_t* panel = panel_of(piece.k);
       if (!finite_ || !packer_.finite()) return false;
       const Piece next = after(piece, end);
-      if (next.blocks) start(next, turn ^ 1);
-      multiply_piece(piece, panel, weights_[turn]);
+      if (next.blocks) start(next, buffer ^ 1);
+      multiply_piece(piece, panel, weights_[buffer]);
       if (next.block != piece.block) finish(piece);
       piece = next;
     }
@@ -176,9 +178,9 @@ class Blocks {
     int s;
   };
 
-  Piece group(int64_t block, int64_t end, int64_t most) const {
+  Piece group(int64_t block, int64_t end, int64_t max_blocks) const {
     const int64_t left = per_member() - block % per_member();
-    return {block, std::min({end - block, left, at_once_, most}), args_.reduce ? 0 : block / per_member(), 0};
+    return {block, std::min({end - block, left, at_once_, max_blocks}), args_.reduce ? 0 : block / per_member(), 0};
   }
 
   Piece after(Piece p, int64_t end) const {
@@ -189,36 +191,38 @@ class Blocks {
     return group(p.block + p.blocks, end, 2 * p.blocks);
   }
 
-  // Packs a piece's weights, a few at a time, into weights_[which].
-  void start(const Piece& p, int which) {
+  // Sets the packer to this piece's weights. It packs them into weights_[buffer], a few at a time.
+  void start(const Piece& p, int buffer) {
     const int first = first_column(p);
-    if constexpr (turned)
+    if constexpr (inner_first)
       packer_.start(numbers(args_.b) + p.k * args_.inner * args_.cols + first, args_.cols, args_.inner, width(p),
-                    int64_t(p.s) * kStep, steps(p), weights_[which]);
+                    int64_t(p.s) * kStep, steps(p), weights_[buffer]);
     else
       packer_.start(numbers(args_.b) + (p.k * args_.cols + first) * args_.inner, args_.inner, width(p),
-                    int(p.blocks) * kBlock, int64_t(p.s) * kStep, steps(p), nullptr, weights_[which]);
+                    int(p.blocks) * kBlock, int64_t(p.s) * kStep, steps(p), nullptr, weights_[buffer]);
   }
 
   void multiply_piece(const Piece& p, const uint16_t* panel, const uint16_t* weights) {
     constexpr int kNumbers = kParts<T> * kTileSize;  // in a step's tiles
-    const int64_t here = int64_t(steps(p)) * kNumbers, pitch = int64_t(steps_) * kNumbers;
+    const int64_t piece_pitch = int64_t(steps(p)) * kNumbers, pitch = int64_t(steps_) * kNumbers;
     const int64_t fours = p.blocks * (padded_ / kBlock) * std::max(1, steps(p)) * kCount<kParts<T>>;
     const int share = kBurst * int((packer_.left() + fours - 1) / fours);
     const bool first = p.s == 0 && (!args_.reduce || p.k == 0);
     const bool add = !first && (!totals_size() || p.s % kLong != 0);
     if (!add && !first) add_up(totals_, sums_, p);
     panel += int64_t(p.s) * kNumbers;
-    for (int64_t c = 0; c < p.blocks; ++c, weights += 2 * here)
+    for (int64_t c = 0; c < p.blocks; ++c, weights += 2 * piece_pitch)
       for (int row = 0; row < padded_; row += kBlock) {
         const uint16_t* rows = panel + row / kTile * pitch;
         float* sums = sums_of(c, row);
-        if constexpr (turned) multiply<kParts<T>>(rows, pitch, weights, here, steps(p), add, sums, packer_, share);
-        else multiply<kParts<T>>(weights, here, rows, pitch, steps(p), add, sums, packer_, share);
+        if constexpr (inner_first)
+          multiply<kParts<T>>(rows, pitch, weights, piece_pitch, steps(p), add, sums, packer_, share);
+        else
+          multiply<kParts<T>>(weights, piece_pitch, rows, pitch, steps(p), add, sums, packer_, share);
       }
   }
 
-  // to = what it has of these blocks + from.
+  // to += from for the sums of these blocks, or to = from the first time.
   ENSADV_AMX void add_up(float* to, const float* from, const Piece& p) {
     const int64_t n = p.blocks * padded_ * kBlock;
     if (!has_totals_) std::copy(from, from + n, to);
@@ -231,21 +235,22 @@ class Blocks {
     has_totals_ = false;
     const int64_t member = p.block / per_member(), at = member * args_.batch + first_row_;
     const int first = first_column(p);
-    if constexpr (turned) finish_at(member, at, first, width(p)).run_rows(sums_, int64_t(padded_) * kBlock, rows_);
+    if constexpr (inner_first)
+      finish_at(member, at, first, width(p)).run_rows(sums_, int64_t(padded_) * kBlock, rows_);
     else
       for (int row = 0; row < rows_; row += kBlock)
         for (int64_t c = 0; c < p.blocks; ++c) {
           const int col = first + int(c) * kBlock;
           finish_at(member, at + row, col, std::min(kBlock, args_.cols - col))
-              .run_turned(sums_of(c, row), std::min(kBlock, rows_ - row));
+              .run_transposed(sums_of(c, row), std::min(kBlock, rows_ - row));
         }
   }
 
-  // Of a member, to row `at` of all results, from column `col` on.
+  // The writer of a member's results from row `at` and column `col` on.
   Finish<T> finish_at(int64_t member, int64_t at, int col, int width) const {
     return {args_.bias.data ? numbers(args_.bias) + member * args_.cols + col : nullptr,
             static_cast<T*>(args_.out.data) + at * args_.cols + col,
-            args_.mask ? args_.mask + at * bytes_of(args_.cols) + col / kMaskBits : nullptr, args_.cols, width};
+            args_.mask ? args_.mask + at * mask_bytes(args_.cols) + col / kMaskBits : nullptr, args_.cols, width};
   }
 
   static const T* numbers(const In& in) { return static_cast<const T*>(in.data); }
@@ -261,15 +266,15 @@ class Blocks {
   int64_t panels_size() const { return (args_.reduce ? args_.members : 1) * panel_size_; }
   float* sums_of(int64_t c, int row) const { return sums_ + (c * padded_ + row) * kBlock; }
 
-  // Member k's rows of a in tiles, made when they are first asked for; blocks come member after member.
+  // Member k's rows of a in tiles. They are packed at the first call for k; k never decreases.
   const uint16_t* panel_of(int64_t k) {
     uint16_t* panel = panels_ + (args_.reduce ? k * panel_size_ : 0);
     if (k <= made_ || (args_.shared && made_ >= 0)) return panel;
     made_ = k;
     const int64_t row = k * args_.batch + first_row_;
     const T* a = numbers(args_.a) + (args_.shared ? first_row_ : row) * args_.inner;
-    const uint8_t* keep = args_.keep ? args_.keep + row * bytes_of(args_.inner) : nullptr;
-    if constexpr (turned) {
+    const uint8_t* keep = args_.keep ? args_.keep + row * mask_bytes(args_.inner) : nullptr;
+    if constexpr (inner_first) {
       Rows<T> copy;
       copy.start(a, args_.inner, rows_, padded_, 0, steps_, keep, panel);
       copy.advance(padded_);
@@ -285,7 +290,7 @@ class Blocks {
   const int64_t at_once_, panel_size_;
   int64_t made_ = -1;
   bool finite_ = true, has_totals_ = false;
-  std::conditional_t<turned, Pairs<T>, Rows<T>> packer_;
+  std::conditional_t<inner_first, Pairs<T>, Rows<T>> packer_;
   Scratch scratch_;
   float *const sums_, *const totals_;
   uint16_t *const weights_[2], *const panels_;
@@ -299,7 +304,7 @@ bool has_amx() {
         !__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512vl"))
       return false;
-    // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA): Linux gives tiles to those who ask.
+    // Linux grants the use of tiles on request: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
     long result;
     asm volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
     return result == 0;
@@ -307,25 +312,26 @@ bool has_amx() {
   return has;
 }
 
-template <class T, bool turned>
-bool by_tiles(const LinearArgs& args, int64_t begin, int64_t end) {
-  const Tiles tiles;
+template <class T, bool inner_first>
+bool multiply_by_tiles(const LinearArgs& args, int64_t begin, int64_t end) {
+  const ConfiguredTiles tiles;
   bool finite = true;
   for (int row = 0; row < args.batch && finite; row += kRows<T>)
-    finite = Blocks<T, turned>(args, row, std::min(kRows<T>, args.batch - row)).run(begin, end);
+    finite = Blocks<T, inner_first>(args, row, std::min(kRows<T>, args.batch - row)).run(begin, end);
   return finite;
 }
 
 template <class T>
-bool by_tiles(const LinearArgs& args, int64_t begin, int64_t end) {
-  return args.turned ? by_tiles<T, true>(args, begin, end) : by_tiles<T, false>(args, begin, end);
+bool multiply_by_tiles(const LinearArgs& args, int64_t begin, int64_t end) {
+  if (args.inner_first) return multiply_by_tiles<T, true>(args, begin, end);
+  return multiply_by_tiles<T, false>(args, begin, end);
 }
 
 bool ensemble_linear_amx(const LinearArgs& args, int64_t begin, int64_t end) {
   switch (args.out.dtype) {
-    case Dtype::bf16: return by_tiles<bfloat_t>(args, begin, end);
-    case Dtype::f16: return by_tiles<half_t>(args, begin, end);
-    default: return by_tiles<float>(args, begin, end);
+    case Dtype::bf16: return multiply_by_tiles<bfloat_t>(args, begin, end);
+    case Dtype::f16: return multiply_by_tiles<half_t>(args, begin, end);
+    default: return multiply_by_tiles<float>(args, begin, end);
   }
 }
 

@@ -1,11 +1,11 @@
-// Numbers to and from tiles: taken apart into bfloat16 parts, paired, turned, rounded. See amx.cpp.
+// Numbers to and from tiles: split into bfloat16 parts, paired, transposed, rounded. See amx.cpp.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
 
-#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC's own header leaves undefined what is not used
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC's own header leaves unused vectors undefined
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
@@ -19,8 +19,8 @@ constexpr int kParts = sizeof(T) == 4 ? 3 : std::is_same_v<T, half_t> ? 2 : 1;
 
 ENSADV_HD __mmask32 first_lanes(int n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; }
 
-// 16 x 16 words, turned.
-ENSADV_AMX inline void turn(__m512i (&r)[kTile]) {
+// Transposes 16 x 16 words.
+ENSADV_AMX inline void transpose(__m512i (&r)[kTile]) {
   __m512i t[kTile];
   for (int i = 0; i < kTile; i += 2) {
     t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
@@ -42,15 +42,15 @@ ENSADV_AMX inline void turn(__m512i (&r)[kTile]) {
   }
 }
 
-ENSADV_AMX inline __m512 widened(__m256i v) {
+ENSADV_AMX inline __m512 widen(__m256i v) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
 }
 
-// kStep numbers as floats; 0 in other lanes.
+// kStep numbers as floats; 0 outside of `lanes`.
 ENSADV_AMX inline void load(const bfloat_t* src, __mmask32 lanes, __m512 (&v)[2]) {
   const __m512i bits = _mm512_maskz_loadu_epi16(lanes, src);
-  v[0] = widened(_mm512_castsi512_si256(bits));
-  v[1] = widened(_mm512_extracti64x4_epi64(bits, 1));
+  v[0] = widen(_mm512_castsi512_si256(bits));
+  v[1] = widen(_mm512_extracti64x4_epi64(bits, 1));
 }
 ENSADV_AMX inline void load(const half_t* src, __mmask32 lanes, __m512 (&v)[2]) {
   const __m512i bits = _mm512_maskz_loadu_epi16(lanes, src);
@@ -62,7 +62,7 @@ ENSADV_AMX inline void load(const float* src, __mmask32 lanes, __m512 (&v)[2]) {
   v[1] = _mm512_maskz_loadu_ps(__mmask16(lanes >> kTile), src + kTile);
 }
 
-// Rounded, to memory; and which are positive then, of all lanes.
+// Rounds v and stores it. Returns which lanes are positive after rounding.
 ENSADV_AMX inline __mmask32 store(const __m512 (&v)[2], __mmask32 lanes, bfloat_t* out) {
   const __m512i y = (__m512i)_mm512_cvtne2ps_pbh(v[1], v[0]);
   _mm512_mask_storeu_epi16(out, lanes, y);
@@ -82,15 +82,15 @@ ENSADV_AMX inline __mmask32 store(const __m512 (&v)[2], __mmask32 lanes, float* 
   return _mm512_cmp_ps_mask(v[0], zero, _CMP_GT_OQ) | __mmask32(_mm512_cmp_ps_mask(v[1], zero, _CMP_GT_OQ)) << kTile;
 }
 
-// Takes numbers apart, and notices those that cannot be: an infinite part times another's 0 would be NaN. Of wide
-// numbers, pair j of a step holds elements j and j + kTile, which takes fewer instructions than neighbours; of bfloat16
-// ones, which need not be taken apart, neighbours as they lie in memory.
+// Splits numbers into parts, and notices infinite ones: an infinite part times a part that is 0 would be NaN. For
+// float32 and float16, pair j of a step holds elements j and j + kTile, which takes fewer instructions than neighbours.
+// bfloat16 numbers need no splitting; their pairs are neighbours in memory.
 template <class T>
 class Splitter {
  public:
   ENSADV_AMX Splitter() : largest_(_mm512_setzero_si512()) {}
 
-  // kStep numbers in pairs.
+  // Loads kStep numbers as pairs.
   ENSADV_AMX void load_pairs(const T* src, __mmask32 lanes, __m512i (&pairs)[kParts<T>]) {
     if constexpr (kParts<T> == 1) {
       pairs[0] = _mm512_maskz_loadu_epi16(lanes, src);
@@ -104,22 +104,22 @@ class Splitter {
   ENSADV_AMX void pair(__m512 first, __m512 second, __m512i (&pairs)[kParts<T>]) {
 #pragma GCC unroll 3
     for (int p = 0; p < kParts<T>; ++p) {
-      const bool rest = p + 1 == kParts<T>;  // what is left fits
-      const __m512i one = rest ? _mm512_castps_si512(first) : rounded(first);
-      const __m512i other = rest ? _mm512_castps_si512(second) : rounded(second);
+      const bool rest = p + 1 == kParts<T>;  // the rest has no more digits than a part
+      const __m512i one = rest ? _mm512_castps_si512(first) : round_to_8_bits(first);
+      const __m512i other = rest ? _mm512_castps_si512(second) : round_to_8_bits(second);
       pairs[p] = _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(one, 16), other);
       first = _mm512_sub_ps(first, _mm512_castsi512_ps(one));
       second = _mm512_sub_ps(second, _mm512_castsi512_ps(other));
     }
-    largest_ = _mm512_max_epu16(largest_, _mm512_add_epi16(pairs[0], pairs[0]));  // without their signs
+    largest_ = _mm512_max_epu16(largest_, _mm512_add_epi16(pairs[0], pairs[0]));  // the sign is shifted out
   }
 
-  // Were all parts so far finite? (A NaN's may be: the last one of them is NaN.)
+  // Were all first parts so far finite? (A NaN's may be: its last part is NaN.)
   ENSADV_AMX bool finite() const { return !_mm512_cmpge_epu16_mask(largest_, _mm512_set1_epi16(int16_t(0xff00))); }
 
  private:
-  // To 8 significant bits, halves away from 0.
-  ENSADV_AMX static __m512i rounded(__m512 v) {
+  // Halves are rounded away from 0.
+  ENSADV_AMX static __m512i round_to_8_bits(__m512 v) {
     return _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000)),
                             _mm512_set1_epi32(int(0xffff0000u)));
   }
@@ -127,18 +127,17 @@ class Splitter {
   __m512i largest_;
 };
 
-// Bits [first, first + kStep) of a row's mask.
+// Bits [first, first + kStep) of a mask's row.
 ENSADV_HD __mmask32 kept_lanes(const uint8_t* keep, int64_t first, int64_t inner) {
   uint32_t bits = 0;
-  const int64_t bytes = bytes_of(inner) - first / kMaskBits;
+  const int64_t bytes = mask_bytes(inner) - first / kMaskBits;
   if (bytes >= int64_t(sizeof(bits))) memcpy(&bits, keep + first / kMaskBits, sizeof(bits));
   else memcpy(&bits, keep + first / kMaskBits, size_t(bytes));
   return bits;
 }
 
-// Rows of `inner` numbers from `first` on, as they are: tiles of kTile rows, `steps` of them, each in its parts, for
-// each kTile rows. Beyond the last row and the last number there are zeros. It makes `n` rows at a time, or what is
-// left.
+// Packs rows of `inner` numbers, from number `first` on, as they are: for each kTile rows `steps` tiles, each in its
+// parts. Rows and numbers beyond the last are zeros. advance(n) packs n more rows, or all that are left.
 template <class T>
 class Rows {
  public:
@@ -155,7 +154,7 @@ class Rows {
     for (const int end = row_ + std::min(n, left()); row_ < end; ++row_) {
       uint16_t* to = dst_ + int64_t(row_ / kTile) * steps_ * kParts<T> * kTileSize + row_ % kTile * kStep;
       const T* from = src_ + row_ * inner_ + first_;
-      const uint8_t* keep = keep_ ? keep_ + row_ * bytes_of(inner_) : nullptr;
+      const uint8_t* keep = keep_ ? keep_ + row_ * mask_bytes(inner_) : nullptr;
       for (int s = 0; s < steps_; ++s, from += kStep) {
         const int64_t i = first_ + int64_t(s) * kStep;
         __mmask32 lanes = row_ < rows_ ? first_lanes(int(std::min<int64_t>(inner_ - i, kStep))) : 0;
@@ -177,7 +176,7 @@ class Rows {
   int rows_ = 0, padded_ = 0, steps_ = 0, row_ = 0;
 };
 
-// The same of whole rows, as columns of pairs. Was all that was taken apart finite?
+// Packs whole rows as columns of pairs. Returns whether all parts were finite.
 template <class T>
 ENSADV_AMX bool copy_columns(const T* src, int64_t inner, int rows, int padded, int steps, uint16_t* dst) {
   Splitter<T> splitter;
@@ -192,16 +191,16 @@ ENSADV_AMX bool copy_columns(const T* src, int64_t inner, int rows, int padded, 
         for (int p = 0; p < kParts<T>; ++p) row[p][j] = pairs[p];
       }
       for (int p = 0; p < kParts<T>; ++p, dst += kTileSize) {
-        turn(row[p]);
+        transpose(row[p]);
         for (int j = 0; j < kTile; ++j) _mm512_store_si512(dst + j * kStep, row[p][j]);
       }
     }
   return splitter.finite();
 }
 
-// `width` columns of rows [first, first + steps * kStep) of `inner`, paired: two rows of tiles for each kBlock columns.
-// Those of bfloat16 numbers hold every second four of the columns: `ordered` puts results in their order. It makes `n`
-// times kBlock columns of a pair of rows, or what is left.
+// Packs `width` columns of rows [first, first + steps * kStep) of `inner` in pairs: for each kBlock columns two rows of
+// tiles. Each tile of bfloat16 numbers holds every second group of four columns; `restore_order` undoes that in the
+// results. advance(n) packs a pair of rows in n times kBlock columns, or all that are left.
 template <class T>
 class Pairs {
  public:
@@ -214,7 +213,7 @@ class Pairs {
   bool finite() const { return splitter_.finite(); }
 
   ENSADV_AMX __attribute__((noinline)) void advance(int n) {
-    Splitter<T> splitter = splitter_;  // and other copies: what is stored might be members, for all that is known
+    Splitter<T> splitter = splitter_;  // copies of members, since the stores might alias members
     const int64_t pitch = pitch_, rows = rows_, row_of_tiles = row_of_tiles_;
     const int width = width_;
     int c = c_;
@@ -236,7 +235,7 @@ class Pairs {
   }
 
  private:
-  static constexpr int kApart = kParts<T> == 1 ? 1 : kTile;  // rows of a pair
+  static constexpr int kApart = kParts<T> == 1 ? 1 : kTile;  // between the two rows of a pair
 
   ENSADV_AMX static void make(Splitter<T>& splitter, const T* one, __mmask32 one_lanes, const T* other,
                               __mmask32 other_lanes, uint16_t* to, int64_t row_of_tiles) {
@@ -264,9 +263,9 @@ class Pairs {
   int width_ = 0, pair_ = 0, c_ = 0, left_ = 0;
 };
 
-// A row of a block's results, of columns as Pairs<T> has them.
+// Puts a row of results, whose columns are in the order of Pairs<T>, in their own order.
 template <class T>
-ENSADV_AMX inline void ordered(__m512 (&v)[2]) {
+ENSADV_AMX inline void restore_order(__m512 (&v)[2]) {
   if constexpr (kParts<T> == 1) {
     const __m512i upper = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i lower = _mm512_add_epi32(upper, _mm512_set1_epi32(8));

@@ -1,4 +1,4 @@
-// The processor's tile multiplier (Intel AMX): tiles, and products of blocks of 2 x 2 of them. See amx.cpp.
+// Intel AMX: the tile registers, and products of blocks of 2 x 2 tiles. See amx.cpp.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +9,12 @@
 
 namespace ensadv::amx {
 
-constexpr int kTile = 16;                 // rows of a tile, and floats in one
-constexpr int kStep = 32;                 // numbers in a row of a tile: what one instruction sums over
+constexpr int kTile = 16;                 // rows of a tile, and floats in a row
+constexpr int kStep = 32;                 // bfloat16 numbers in a row: one instruction sums over them
 constexpr int kTileSize = kTile * kStep;  // numbers in a tile
-constexpr int kBlock = 2 * kTile;         // rows and columns that are multiplied together, 2 x 2 tiles
+constexpr int kBlock = 2 * kTile;         // rows and columns of a block of 2 x 2 tiles
 
-// Which parts are multiplied: small products first, and each next to one that it shares a part with.
+// The parts to be multiplied. Small products come first, and neighbours share a part, which is then loaded once.
 struct Product {
   int left, right;
 };
@@ -33,10 +33,10 @@ struct alignas(64) Configuration {
   uint8_t rows[16] = {};
 };
 
-// The tiles as we use them; and as they were configured before, when it ends: torch's library uses them too.
-class Tiles {
+// Configures the tiles. The destructor restores the configuration before, because torch's library uses tiles too.
+class ConfiguredTiles {
  public:
-  Tiles() {
+  ConfiguredTiles() {
     asm volatile("sttilecfg %0" : "=m"(before_)::"memory");
     Configuration ours;
     ours.palette = 1;
@@ -46,14 +46,14 @@ class Tiles {
     }
     asm volatile("ldtilecfg %0" ::"m"(ours) : "memory");
   }
-  ~Tiles() { asm volatile("ldtilecfg %0" ::"m"(before_) : "memory"); }
-  Tiles(const Tiles&) = delete;
+  ~ConfiguredTiles() { asm volatile("ldtilecfg %0" ::"m"(before_) : "memory"); }
+  ConfiguredTiles(const ConfiguredTiles&) = delete;
 
  private:
   Configuration before_;
 };
 
-// Not the compiler's own, which do not tell it that memory is read and written.
+// Not the compiler's own intrinsics, which do not tell it that memory is read and written.
 #define ENSADV_TILE_LOAD(t, from, pitch) \
   asm volatile("tileloadd (%0, %1, 1), %%tmm" #t ::"r"(from), "r"(int64_t(pitch)) : "memory")
 #define ENSADV_TILE_STORE(t, to, pitch) \
@@ -61,9 +61,10 @@ class Tiles {
 #define ENSADV_TILE_ZERO(t) asm volatile("tilezero %%tmm" #t ::)
 #define ENSADV_TILE_MULTIPLY(sum, left, right) \
   asm volatile("tdpbf16ps %%tmm" #right ", %%tmm" #left ", %%tmm" #sum ::)
-// sums [kBlock, kBlock] = or += left @ right: two rows of tiles each, `pitch` numbers apart, the parts of a step one
-// after another. Tiles are multiplied beside everything else that the processor does: meanwhile `aside` does `share`
-// of its work after every four.
+
+// sums [kBlock, kBlock] = left @ right, or += where `add`. Each operand is two rows of tiles, `pitch` numbers apart;
+// the parts of a step follow each other. The processor multiplies tiles beside its other work: after every four
+// products `aside` does `share` of its work.
 template <int parts, class Aside>
 ENSADV_AMX void multiply(const uint16_t* left, int64_t left_pitch, const uint16_t* right, int64_t right_pitch,
                          int steps, bool add, float* sums, Aside& aside, int share) {

@@ -1,4 +1,4 @@
-// By AVX-512's comparisons into mask registers where there are such; else by way of a byte per element.
+// Where the processor has AVX-512, it compares into mask registers. Elsewhere comparisons give a byte per element.
 #include "bits.h"
 
 #include <algorithm>
@@ -13,13 +13,13 @@
 namespace ensadv {
 namespace {
 
-// A byte per element, all ones or 0: so far compilers vectorise.
-#define ENSADV_FLAGS(T)                                                                                  \
-  ENSADV_CLONES void flag_positive(const T* y, uint8_t* flags, int n) {                                  \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = positive(y[i]) ? 0xff : 0;                 \
-  }                                                                                                      \
-  ENSADV_CLONES void flag_passing(const T* y, uint8_t* flags, int n, BiasAct<compute_t<T>> f) {          \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = f.passes(to_compute(y[i])) ? 0xff : 0;     \
+// A byte per element, 0xff or 0: compilers vectorise that, but not bits.
+#define ENSADV_FLAGS(T)                                                                              \
+  ENSADV_CLONES void flag_positive(const T* y, uint8_t* flags, int n) {                              \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = is_positive(y[i]) ? 0xff : 0;          \
+  }                                                                                                  \
+  ENSADV_CLONES void flag_passing(const T* y, uint8_t* flags, int n, BiasAct<compute_t<T>> f) {      \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = f.passes(to_compute(y[i])) ? 0xff : 0; \
   }
 ENSADV_FLAGS(float)
 ENSADV_FLAGS(double)
@@ -27,7 +27,7 @@ ENSADV_FLAGS(half_t)
 ENSADV_FLAGS(bfloat_t)
 #undef ENSADV_FLAGS
 
-void pack(const uint8_t* flags, int n, uint8_t* bits) {
+void pack_flags(const uint8_t* flags, int n, uint8_t* bits) {
   int i = 0;
 #if defined(__SSE2__)
   for (; i + 16 <= n; i += 16) {
@@ -44,16 +44,16 @@ void pack(const uint8_t* flags, int n, uint8_t* bits) {
 
 template <class T>
 void by_flags(const T* y, int n, uint8_t* bits) {
-  uint8_t flags[kChunk];
+  uint8_t flags[kStrip];
   flag_positive(y, flags, n);
-  pack(flags, n, bits);
+  pack_flags(flags, n, bits);
 }
 
 template <class T>
-void passing(const T* y, int n, const BiasAct<compute_t<T>>& f, uint8_t* bits) {
-  uint8_t flags[kChunk];
+void write_passing(const T* y, int n, const BiasAct<compute_t<T>>& f, uint8_t* bits) {
+  uint8_t flags[kStrip];
   flag_passing(y, flags, n, f);
-  pack(flags, n, bits);
+  pack_flags(flags, n, bits);
 }
 
 #if defined(__x86_64__)
@@ -64,7 +64,7 @@ ENSADV_WIDE inline __mmask16 positive_lanes(const float* y) {
 ENSADV_WIDE inline __mmask8 positive_lanes(const double* y) {
   return _mm512_cmp_pd_mask(_mm512_loadu_pd(y), _mm512_setzero_pd(), _CMP_GT_OQ);
 }
-ENSADV_WIDE inline __mmask32 positive_patterns(const void* y, uint16_t infinity) {  // as `positive` of 16-bit numbers
+ENSADV_WIDE inline __mmask32 positive_patterns(const void* y, uint16_t infinity) {  // is_positive of 16 bits
   const __m512i below = _mm512_sub_epi16(_mm512_loadu_si512(y), _mm512_set1_epi16(1));
   return _mm512_cmplt_epu16_mask(below, _mm512_set1_epi16(short(infinity)));
 }
@@ -82,13 +82,13 @@ ENSADV_WIDE void by_lanes(const T* y, int n, uint8_t* bits) {
   if (i < n) by_flags(y + i, n - i, bits + i / 8);
 }
 
-const bool by_vectors = has_mask_registers();
+const bool use_mask_registers = has_mask_registers();
 #endif
 
 template <class T>
-void any(const T* y, int n, uint8_t* bits) {
+void write_positive(const T* y, int n, uint8_t* bits) {
 #if defined(__x86_64__)
-  if (by_vectors) return by_lanes(y, n, bits);
+  if (use_mask_registers) return by_lanes(y, n, bits);
 #endif
   by_flags(y, n, bits);
 }
@@ -102,14 +102,14 @@ bool has_mask_registers() {
 }
 #endif
 
-void positive_bits(const float* y, int n, uint8_t* bits) { any(y, n, bits); }
-void positive_bits(const double* y, int n, uint8_t* bits) { any(y, n, bits); }
-void positive_bits(const half_t* y, int n, uint8_t* bits) { any(y, n, bits); }
-void positive_bits(const bfloat_t* y, int n, uint8_t* bits) { any(y, n, bits); }
+void positive_bits(const float* y, int n, uint8_t* bits) { write_positive(y, n, bits); }
+void positive_bits(const double* y, int n, uint8_t* bits) { write_positive(y, n, bits); }
+void positive_bits(const half_t* y, int n, uint8_t* bits) { write_positive(y, n, bits); }
+void positive_bits(const bfloat_t* y, int n, uint8_t* bits) { write_positive(y, n, bits); }
 
-void passing_bits(const float* y, int n, BiasAct<float> f, uint8_t* bits) { passing(y, n, f, bits); }
-void passing_bits(const double* y, int n, BiasAct<double> f, uint8_t* bits) { passing(y, n, f, bits); }
-void passing_bits(const half_t* y, int n, BiasAct<float> f, uint8_t* bits) { passing(y, n, f, bits); }
-void passing_bits(const bfloat_t* y, int n, BiasAct<float> f, uint8_t* bits) { passing(y, n, f, bits); }
+void passing_bits(const float* y, int n, BiasAct<float> f, uint8_t* bits) { write_passing(y, n, f, bits); }
+void passing_bits(const double* y, int n, BiasAct<double> f, uint8_t* bits) { write_passing(y, n, f, bits); }
+void passing_bits(const half_t* y, int n, BiasAct<float> f, uint8_t* bits) { write_passing(y, n, f, bits); }
+void passing_bits(const bfloat_t* y, int n, BiasAct<float> f, uint8_t* bits) { write_passing(y, n, f, bits); }
 
 }  // namespace ensadv

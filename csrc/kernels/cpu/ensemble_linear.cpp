@@ -10,15 +10,15 @@ namespace ensadv {
 namespace {
 
 constexpr int kRows = 8;      // rows of a that share each load of b's panel
-constexpr int kDepth = 128;   // inner elements summed in registers: their panel stays in the L1 cache, and sums of
-                              // sums lose less than one long sum
+constexpr int kDepth = 128;   // inner elements summed in registers: their panel of b fits the L1 cache, and sums of
+                              // such sums lose less than one long sum
 constexpr int kN = kLinearBlock;
 
 using Vector = float __attribute__((vector_size(64)));
 constexpr int kVectors = kN / 16;
 
-// c += a @ panel: kRows rows of a, by depth x kN. A product and its sum may be rounded as one here, unlike in loops
-// that must agree with CUDA bit for bit: that halves the work, and no two orders of summation agree anyway.
+// c += a @ panel, for kRows rows of a; panel is depth x kN. Multiply-add may be fused here: it halves the work, and CPU
+// and CUDA sum in different orders anyway, so their bits need not agree.
 ENSADV_CLONES __attribute__((optimize("fp-contract=fast")))
 void multiply(const float* const* a, const float* panel, int depth, float* c) {
   Vector sum[kRows][kVectors] = {};
@@ -44,37 +44,38 @@ void multiply(const float* const* a, const float* panel, int depth, float* c) {
     }
 }
 
-// rows x columns to columns x kN.
+// dst [columns, kN] = src [rows, columns] transposed.
 ENSADV_CLONES void transpose(const float* src, int64_t pitch, int rows, int columns, float* dst) {
   for (int64_t i = 0; i < columns; ++i)
     ENSADV_INDEPENDENT for (int64_t n = 0; n < rows; ++n) dst[i * kN + n] = src[n * pitch + i];
 }
 
-ENSADV_HD float kept(float v, uint32_t bit) { return bits_float(float_bits(v) & -bit); }
+ENSADV_HD float keep_or_zero(float v, uint32_t bit) { return bits_float(float_bits(v) & -bit); }
 template <class T>
-ENSADV_HD T kept(T v, uint32_t bit) {
+ENSADV_HD T keep_or_zero(T v, uint32_t bit) {
   v.bits &= uint16_t(-bit);
   return v;
 }
 
-// src, or zero where `keep`, whose first bit is that of src[0], has no 1; then 16-bit numbers rectified where they are,
-// and whether they are positive: their bits say it, without a conversion.
-#define ENSADV_DROP(T)                                                                                  \
-  ENSADV_CLONES void drop(const uint8_t* keep, int n, const T* src, T* dst) {                           \
-    int i = 0;                                                                                          \
-    for (; i + kMaskBits <= n; i += kMaskBits) {                                                        \
-      const uint32_t bits = keep[i / kMaskBits];                                                        \
-      ENSADV_INDEPENDENT for (uint32_t j = 0; j < kMaskBits; ++j) dst[i + j] = kept(src[i + j], bits >> j & 1u); \
-    }                                                                                                   \
-    for (int j = 0; i + j < n; ++j) dst[i + j] = kept(src[i + j], keep[i / kMaskBits] >> j & 1u);       \
+// drop: dst = src, or 0 where `keep` has a 0; the first bit of keep is that of src[0]. rectify_bits: ReLU of 16-bit
+// numbers in place, and whether each is positive, both decided by the pattern without a conversion.
+#define ENSADV_DROP(T)                                                                                    \
+  ENSADV_CLONES void drop(const uint8_t* keep, int n, const T* src, T* dst) {                             \
+    int i = 0;                                                                                            \
+    for (; i + kMaskBits <= n; i += kMaskBits) {                                                          \
+      const uint32_t bits = keep[i / kMaskBits];                                                          \
+      ENSADV_INDEPENDENT for (uint32_t j = 0; j < kMaskBits; ++j)                                         \
+        dst[i + j] = keep_or_zero(src[i + j], bits >> j & 1u);                                            \
+    }                                                                                                     \
+    for (int j = 0; i + j < n; ++j) dst[i + j] = keep_or_zero(src[i + j], keep[i / kMaskBits] >> j & 1u); \
   }
-#define ENSADV_RECTIFY(T, infinity)                                                                     \
-  ENSADV_CLONES void rectify_bits(T* v, int n, uint8_t* flags) {                                        \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) {                                                    \
-      const uint16_t b = v[i].bits;                                                                     \
-      flags[i] = uint16_t(b - 1u) < infinity;                                                           \
-      v[i].bits = uint16_t(b - 0x8001u) < infinity ? uint16_t(0) : b;                                   \
-    }                                                                                                   \
+#define ENSADV_RECTIFY(T, infinity)                                   \
+  ENSADV_CLONES void rectify_bits(T* v, int n, uint8_t* flags) {      \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) {                  \
+      const uint16_t b = v[i].bits;                                   \
+      flags[i] = uint16_t(b - 1u) < infinity;                         \
+      v[i].bits = uint16_t(b - 0x8001u) < infinity ? uint16_t(0) : b; \
+    }                                                                 \
   }
 ENSADV_DROP(float)
 ENSADV_DROP(half_t)
@@ -96,22 +97,22 @@ ENSADV_CLONES void round_all(float* v, int n, bfloat_t* out) {
 }
 void round_all(float* v, int n, half_t* out) { round_in_place(v, out, n); }
 
-constexpr int kFlags = kChunk + kMaskBits;  // room for the last byte's padding
+constexpr int kFlags = kStrip + kMaskBits;  // room for the last byte's padding
 
-// n flags to bits.
-ENSADV_CLONES void pack(uint8_t* flags, int n, uint8_t* mask) {
+// The n flags, each 0 or 1, to bits.
+ENSADV_CLONES void pack_flags(uint8_t* flags, int n, uint8_t* mask) {
   memset(flags + n, 0, kMaskBits);
   for (int i = 0; i < n; i += kMaskBits) {
     uint64_t bytes;
     memcpy(&bytes, flags + i, sizeof(bytes));
-    mask[i / kMaskBits] = uint8_t(bytes * 0x0102040810204080u >> 56);  // byte j, counted from the lowest, moves to bit j
+    mask[i / kMaskBits] = uint8_t(bytes * 0x0102040810204080u >> 56);  // byte j, from the lowest, moves to bit j
   }
 }
-ENSADV_CLONES void positive(const float* v, int n, uint8_t* flags) {
+ENSADV_CLONES void flag_positive(const float* v, int n, uint8_t* flags) {
   ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) flags[i] = v[i] > 0.0f;
 }
 
-// The outputs v of one row, used up, to memory; n whole bytes of the mask, or its last ones.
+// Finishes and stores n outputs of one row, whose sums are v; v is overwritten. Their bits begin at a byte of the mask.
 template <class T>
 void finish_row(float* v, const float* bias, int n, uint8_t* mask, T* out) {
   if (bias) add(bias, n, v);
@@ -119,8 +120,8 @@ void finish_row(float* v, const float* bias, int n, uint8_t* mask, T* out) {
   round_all(v, n, out);
   if (!mask) return;
   uint8_t flags[kFlags];
-  positive(v, n, flags);
-  pack(flags, n, mask);
+  flag_positive(v, n, flags);
+  pack_flags(flags, n, mask);
 }
 
 template <class Body>
@@ -130,7 +131,7 @@ void with_linear_dtype(Dtype dtype, Body body) {
   if (dtype == Dtype::bf16) body(bfloat_t());
 }
 
-// One block of columns after another. What it keeps of them: the sums, a panel of b, and rows of a as floats.
+// Computes one block of columns after another.
 template <class T>
 class Blocks {
  public:
@@ -157,16 +158,16 @@ class Blocks {
     const float* bias = args_.bias.data ? load(args_.bias, member * args_.cols + first_, width_, scratch) : nullptr;
     for (int64_t row = 0; row < args_.batch; ++row) {
       const int64_t at = member * args_.batch + row;
-      uint8_t* mask = args_.mask ? args_.mask + at * bytes_of(args_.cols) + first_ / kMaskBits : nullptr;
+      uint8_t* mask = args_.mask ? args_.mask + at * mask_bytes(args_.cols) + first_ / kMaskBits : nullptr;
       finish_row(sums_.data() + row * kN, bias, width_, mask,
                  static_cast<T*>(args_.out.data) + at * args_.cols + first_);
     }
   }
 
  private:
-  // b's columns of this block as depth x kN floats; those beyond the last are 0.
+  // This block's columns of b as depth x kN floats; columns beyond the last are 0.
   void fill_panel(int64_t k, int i, int depth) {
-    if (args_.turned) {
+    if (args_.inner_first) {
       for (int d = 0; d < depth; ++d) {
         float* dst = panel_.data() + d * kN;
         copy(args_.b, (k * args_.inner + i + d) * args_.cols + first_, width_, dst);
@@ -185,13 +186,13 @@ class Blocks {
     if (src != dst) std::copy(src, src + n, dst);
   }
 
-  // Row r of those that are multiplied together: memory itself, or a copy that may be written to.
+  // Row r of the kRows rows: memory itself, or a converted or masked copy.
   const float* row_of_a(int64_t k, int64_t row, int i, int depth, int r) {
     float* own = rows_.data() + r * kDepth;
     const int64_t at = (args_.shared ? 0 : k) * args_.batch + row;
     if (!args_.keep) return load(args_.a, at * args_.inner + i, depth, own);
     copy(args_.a, at * args_.inner + i, depth, own);
-    drop(args_.keep + (k * args_.batch + row) * bytes_of(args_.inner) + i / kMaskBits, depth, own, own);
+    drop(args_.keep + (k * args_.batch + row) * mask_bytes(args_.inner) + i / kMaskBits, depth, own, own);
     return own;
   }
 
@@ -218,12 +219,12 @@ void ensemble_linear_plain_cpu(const LinearArgs& args, int64_t begin, int64_t en
 void ensemble_linear_act_cpu(const LinearActArgs& args, int64_t begin, int64_t end) {
   with_linear_dtype(args.out.dtype, [&](auto t) {
     using T = decltype(t);
-    float v[kChunk], scratch[kChunk];
+    float v[kStrip], scratch[kStrip];
     uint8_t flags[kFlags];
     for (int64_t row = begin; row < end; ++row)
-      for (int c = 0; c < args.cols; c += kChunk) {
-        const int n = std::min(kChunk, args.cols - c);
-        const int64_t at = row * args.cols + c, byte = row * bytes_of(args.cols) + c / kMaskBits;
+      for (int c = 0; c < args.cols; c += kStrip) {
+        const int n = std::min(kStrip, args.cols - c);
+        const int64_t at = row * args.cols + c, byte = row * mask_bytes(args.cols) + c / kMaskBits;
         T* out = static_cast<T*>(args.out.data) + at;
         if (args.keep) {
           drop(args.keep + byte, n, static_cast<const T*>(args.a.data) + at, out);
@@ -232,7 +233,7 @@ void ensemble_linear_act_cpu(const LinearActArgs& args, int64_t begin, int64_t e
         if constexpr (sizeof(T) == 2)
           if (args.mask && !args.bias.data) {
             rectify_bits(out, n, flags);
-            pack(flags, n, args.mask + byte);
+            pack_flags(flags, n, args.mask + byte);
             continue;
           }
         const float* src = load({args.out.data, args.out.dtype}, at, n, v);

@@ -17,9 +17,9 @@ void round_plain(float* v, half_t* dst, int n) {
 }
 
 #if defined(__x86_64__)
-// Compilers do not vectorise these conversions, so they are spelled out. What is left after the whole vectors goes
-// through one of its own: the same instruction for every element, and nothing touched beyond the ends. (The full
-// masks keep GCC 12 from warning of its own header.)
+// Compilers do not vectorise these conversions, so they are spelled out. The elements after the last whole vector are
+// copied to a vector of their own, so that every element goes through the same instruction and nothing beyond the ends
+// is touched. (The full masks keep GCC 12 from warning about its own header.)
 __attribute__((target("avx512f"))) inline void widen_vector_16(const half_t* src, float* dst) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src));
   _mm512_storeu_ps(dst, _mm512_maskz_cvtph_ps(0xffff, bits));
@@ -37,46 +37,46 @@ __attribute__((target("avx,f16c"))) inline void round_vector_8(float* v, half_t*
   _mm_storeu_si128(reinterpret_cast<__m128i*>(dst), bits);
   _mm256_storeu_ps(v, _mm256_cvtph_ps(bits));
 }
-#define ENSADV_BY_VECTORS(lanes, isa)                                              \
+#define ENSADV_BY_VECTORS(lanes, isa)                                                     \
   __attribute__((target(isa))) void widen_##lanes(const half_t* src, float* dst, int n) { \
-    int i = 0;                                                                     \
-    for (; i + lanes <= n; i += lanes) widen_vector_##lanes(src + i, dst + i);     \
-    half_t rest[lanes] = {};                                                       \
-    float wide[lanes];                                                             \
-    std::copy(src + i, src + n, rest);                                             \
-    widen_vector_##lanes(rest, wide);                                              \
-    std::copy(wide, wide + (n - i), dst + i);                                      \
-  }                                                                                \
-  __attribute__((target(isa))) void round_##lanes(float* v, half_t* dst, int n) {  \
-    int i = 0;                                                                     \
-    for (; i + lanes <= n; i += lanes) round_vector_##lanes(v + i, dst + i);       \
-    float rest[lanes] = {};                                                        \
-    half_t bits[lanes];                                                            \
-    std::copy(v + i, v + n, rest);                                                 \
-    round_vector_##lanes(rest, bits);                                              \
-    std::copy(rest, rest + (n - i), v + i);                                        \
-    std::copy(bits, bits + (n - i), dst + i);                                      \
+    int i = 0;                                                                            \
+    for (; i + lanes <= n; i += lanes) widen_vector_##lanes(src + i, dst + i);            \
+    half_t rest[lanes] = {};                                                              \
+    float widened[lanes];                                                                 \
+    std::copy(src + i, src + n, rest);                                                    \
+    widen_vector_##lanes(rest, widened);                                                  \
+    std::copy(widened, widened + (n - i), dst + i);                                       \
+  }                                                                                       \
+  __attribute__((target(isa))) void round_##lanes(float* v, half_t* dst, int n) {         \
+    int i = 0;                                                                            \
+    for (; i + lanes <= n; i += lanes) round_vector_##lanes(v + i, dst + i);              \
+    float rest[lanes] = {};                                                               \
+    half_t bits[lanes];                                                                   \
+    std::copy(v + i, v + n, rest);                                                        \
+    round_vector_##lanes(rest, bits);                                                     \
+    std::copy(rest, rest + (n - i), v + i);                                               \
+    std::copy(bits, bits + (n - i), dst + i);                                             \
   }
 ENSADV_BY_VECTORS(16, "avx512f")
 ENSADV_BY_VECTORS(8, "avx,f16c")
 #undef ENSADV_BY_VECTORS
 
 template <class F>
-F chosen(F wide, F narrow, F plain) {
+F choose(F by_16, F by_8, F plain) {
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f")) return wide;
-  return __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c") ? narrow : plain;
+  if (__builtin_cpu_supports("avx512f")) return by_16;
+  return __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c") ? by_8 : plain;
 }
-const auto widen = chosen(widen_16, widen_8, widen_plain);
-const auto rounded = chosen(round_16, round_8, round_plain);
+const auto widen = choose(widen_16, widen_8, widen_plain);
+const auto round_all = choose(round_16, round_8, round_plain);
 #else
 constexpr auto widen = widen_plain;
-constexpr auto rounded = round_plain;
+constexpr auto round_all = round_plain;
 #endif
 
 }  // namespace
 
 void convert(const half_t* src, float* dst, int n) { widen(src, dst, n); }
-void round_in_place(float* v, half_t* dst, int n) { rounded(v, dst, n); }
+void round_in_place(float* v, half_t* dst, int n) { round_all(v, dst, n); }
 
 }  // namespace ensadv

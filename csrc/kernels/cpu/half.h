@@ -1,4 +1,4 @@
-// Bulk conversions between float and half precision, by the processor's own instructions where it has them.
+// Bulk conversions between float and half precision, by the processor's own instructions if it has them.
 #pragma once
 
 #include "../numeric.h"
@@ -6,7 +6,8 @@
 namespace ensadv {
 
 void convert(const half_t* src, float* dst, int n);
-// To nearest, ties to even; v becomes what the result is worth. Which NaN a NaN gives is the processor's choice.
+// Rounds to nearest, ties to even; v becomes the value of dst. The result for NaN is some NaN, which one is up to the
+// processor.
 void round_in_place(float* v, half_t* dst, int n);
 
 }  // namespace ensadv

@@ -6,8 +6,8 @@ namespace {
 
 using ensadv::convert;  // from half to float
 
-#define ENSADV_CONVERT(T, A)                                             \
-  ENSADV_CLONES void convert(const T* src, A* dst, int n) {              \
+#define ENSADV_CONVERT(T, A)                                                       \
+  ENSADV_CLONES void convert(const T* src, A* dst, int n) {                        \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) dst[i] = A(to_compute(src[i])); \
   }
 ENSADV_CONVERT(bfloat_t, float)
@@ -35,7 +35,7 @@ const A* load_as(const In& in, int64_t i, int n, A* scratch) {
       result = src;
     } else {
       convert(src, scratch, n);
-      fetch_ahead(src + n, n);  // memory goes on while what is here is computed on
+      fetch_ahead(src + n, n);  // arrives while this strip is computed
     }
   });
   return result;

@@ -9,58 +9,58 @@
 namespace ensadv {
 namespace {
 
-constexpr int kLanes = 32;  // independent partial sums: one vector or a few in every instruction set
+constexpr int kPartialSums = 32;  // in a sum, independent of each other: one vector or a few in every instruction set
 
-// Loops over one row. `skip0`, `skip1`: entries left out, -1 for none.
-#define ENSADV_ROW_LOOPS(A)                                                                        \
-  ENSADV_CLONES key_t<A> best_key(const A* v, int n, A sign, int skip0, int skip1) {               \
-    key_t<A> best = kNoKey<A>;                                                                     \
-    for (int j = 0; j < n; ++j) {                                                                  \
-      const key_t<A> key = order_key(v[j] * sign);                                                 \
-      const key_t<A> skip = -key_t<A>((j == skip0) | (j == skip1)); /* all ones or none */         \
-      best = std::max(best, (key & ~skip) | (kNoKey<A> & skip));                                   \
-    }                                                                                              \
-    return best;                                                                                   \
-  }                                                                                                \
-  ENSADV_CLONES int first_with(const A* v, int n, A sign, int skip0, int skip1, key_t<A> key) {    \
-    int first = n;                                                                                 \
-    for (int j = 0; j < n; ++j) {                                                                  \
-      const bool hit = (order_key(v[j] * sign) == key) & (j != skip0) & (j != skip1);              \
-      const int here = hit ? j : n;                                                                \
-      first = here < first ? here : first;                                                         \
-    }                                                                                              \
-    return first;                                                                                  \
-  }                                                                                                \
-  ENSADV_CLONES int count_of(const A* v, int n, A value, int skip) {                               \
-    int count = 0;                                                                                 \
-    for (int j = 0; j < n; ++j) count += (v[j] == value) & (j != skip);                            \
-    return count;                                                                                  \
-  }                                                                                                \
-  ENSADV_CLONES A sum_of(const A* v, const A* w, int n) { /* of v, or of v * w where w is given */ \
-    A lanes[kLanes] = {};                                                                          \
-    int64_t j = 0; /* not int: see -fwrapv */                                                      \
-    if (w)                                                                                         \
-      for (; j + kLanes <= n; j += kLanes)                                                         \
-        for (int64_t l = 0; l < kLanes; ++l) lanes[l] += v[j + l] * w[j + l];                      \
-    else                                                                                           \
-      for (; j + kLanes <= n; j += kLanes)                                                         \
-        for (int64_t l = 0; l < kLanes; ++l) lanes[l] += v[j + l];                                 \
-    for (int64_t l = 0; j < n; ++j, ++l) lanes[l] += w ? v[j] * w[j] : v[j];                       \
-    for (int half = kLanes / 2; half; half /= 2)                                                   \
-      for (int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];                              \
-    return lanes[0];                                                                               \
-  }                                                                                                \
-  ENSADV_CLONES void exponentials(const A* v, int n, A max, A* out) {                              \
-    ENSADV_INDEPENDENT for (int j = 0; j < n; ++j) out[j] = exp_nonpositive(v[j] - max);           \
-  }                                                                                                \
-  ENSADV_CLONES void add_scaled(const A* v, int n, A weight, A* out) {                             \
-    ENSADV_INDEPENDENT for (int j = 0; j < n; ++j) out[j] += v[j] * weight;                        \
-  }                                                                                                \
-  ENSADV_CLONES void margin_grad(const A* v, int n, const Margin<A>& m, A* out) {                  \
-    ENSADV_INDEPENDENT for (int j = 0; j < n; ++j) out[j] = m.grad(j, v[j]);                       \
-  }                                                                                                \
-  ENSADV_CLONES void through_softmax(const A* e, const A* g, int n, A mean, A* out) {              \
-    ENSADV_INDEPENDENT for (int j = 0; j < n; ++j) out[j] = e[j] * (g[j] - mean);                  \
+// Loops over one row. skip0, skip1: entries to leave out, -1 for none.
+#define ENSADV_ROW_LOOPS(A)                                                                             \
+  ENSADV_CLONES ordinal_t<A> best_ordinal(const A* v, int n, A sign, int skip0, int skip1) {            \
+    ordinal_t<A> best = kNoOrdinal<A>;                                                                  \
+    for (int j = 0; j < n; ++j) {                                                                       \
+      const ordinal_t<A> ordinal = ordinal_of(v[j] * sign);                                             \
+      const ordinal_t<A> skip = -ordinal_t<A>((j == skip0) | (j == skip1)); /* all ones or none */      \
+      best = std::max(best, (ordinal & ~skip) | (kNoOrdinal<A> & skip));                                \
+    }                                                                                                   \
+    return best;                                                                                        \
+  }                                                                                                     \
+  ENSADV_CLONES int first_with(const A* v, int n, A sign, int skip0, int skip1, ordinal_t<A> ordinal) { \
+    int first = n;                                                                                      \
+    for (int j = 0; j < n; ++j) {                                                                       \
+      const bool hit = (ordinal_of(v[j] * sign) == ordinal) & (j != skip0) & (j != skip1);              \
+      const int found = hit ? j : n;                                                                    \
+      first = found < first ? found : first;                                                            \
+    }                                                                                                   \
+    return first;                                                                                       \
+  }                                                                                                     \
+  ENSADV_CLONES int count_of(const A* v, int n, A value, int skip) {                                    \
+    int count = 0;                                                                                      \
+    for (int j = 0; j < n; ++j) count += (v[j] == value) & (j != skip);                                 \
+    return count;                                                                                       \
+  }                                                                                                     \
+  ENSADV_CLONES A sum_of(const A* v, const A* w, int n) { /* of v, or of v * w unless w is null */      \
+    A lanes[kPartialSums] = {};                                                                         \
+    int64_t j = 0; /* not int, which wraps under -fwrapv */                                             \
+    if (w)                                                                                              \
+      for (; j + kPartialSums <= n; j += kPartialSums)                                                  \
+        for (int64_t l = 0; l < kPartialSums; ++l) lanes[l] += v[j + l] * w[j + l];                     \
+    else                                                                                                \
+      for (; j + kPartialSums <= n; j += kPartialSums)                                                  \
+        for (int64_t l = 0; l < kPartialSums; ++l) lanes[l] += v[j + l];                                \
+    for (int64_t l = 0; j < n; ++j, ++l) lanes[l] += w ? v[j] * w[j] : v[j];                            \
+    for (int half = kPartialSums / 2; half; half /= 2)                                                  \
+      for (int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];                                   \
+    return lanes[0];                                                                                    \
+  }                                                                                                     \
+  ENSADV_CLONES void exponentials(const A* v, int n, A max, A* out) {                                   \
+    ENSADV_INDEPENDENT for (int j = 0; j < n; ++j) out[j] = exp_nonpositive(v[j] - max);                \
+  }                                                                                                     \
+  ENSADV_CLONES void add_scaled(const A* v, int n, A weight, A* out) {                                  \
+    ENSADV_INDEPENDENT for (int j = 0; j < n; ++j) out[j] += v[j] * weight;                             \
+  }                                                                                                     \
+  ENSADV_CLONES void margin_grad(const A* v, int n, const Margin<A>& m, A* out) {                       \
+    ENSADV_INDEPENDENT for (int j = 0; j < n; ++j) out[j] = m.grad(j, v[j]);                            \
+  }                                                                                                     \
+  ENSADV_CLONES void through_softmax(const A* e, const A* g, int n, A mean, A* out) {                   \
+    ENSADV_INDEPENDENT for (int j = 0; j < n; ++j) out[j] = e[j] * (g[j] - mean);                       \
   }
 ENSADV_ROW_LOOPS(float)
 ENSADV_ROW_LOOPS(double)
@@ -78,11 +78,11 @@ ENSADV_STORE(bfloat_t)
 
 template <class A>
 int best_of(const A* v, int n, A sign = 1, int skip0 = -1, int skip1 = -1) {
-  return first_with(v, n, sign, skip0, skip1, best_key(v, n, sign, skip0, skip1));
+  return first_with(v, n, sign, skip0, skip1, best_ordinal(v, n, sign, skip0, skip1));
 }
 
-// The loss and gradient of one sample after another. Scratch rows, of `classes` each: what a member's logits are
-// brought to, the members' exponentials, the scores, and a gradient.
+// Computes the loss and the gradient of one sample after another. rows_ holds rows of `classes` numbers: the
+// exponentials of each member, a member's converted logits, the scores, and a gradient.
 template <class T>
 class Sample {
   using A = compute_t<T>;
@@ -120,10 +120,10 @@ class Sample {
   A weight(int64_t k) const { return weight_of<A>(args_, k); }
   int64_t at(int64_t k) const { return (k * args_.batch + b_) * n_; }
 
-  // Member k's logits: memory itself, or converted into scratch().
+  // Member k's logits: memory itself, or scratch() after conversion.
   const A* logits(int64_t k) {
     if constexpr (sizeof(T) != 2) return static_cast<const A*>(args_.logits.data) + at(k);
-    for (int j = 0; j < n_; j += kChunk) load(args_.logits, at(k) + j, std::min(kChunk, n_ - j), scratch() + j);
+    for (int j = 0; j < n_; j += kStrip) load(args_.logits, at(k) + j, std::min(kStrip, n_ - j), scratch() + j);
     return scratch();
   }
   A logit(int64_t k, int j) const { return to_compute(static_cast<const T*>(args_.logits.data)[at(k) + j]); }
@@ -152,30 +152,30 @@ class Sample {
     const A one = e[s.top];
     e[s.top] = 0;
     s.rest = sum_of(e, static_cast<const A*>(nullptr), n_);
-    s.second = key_value(best_key(e, n_, A(1), s.top, -1));
+    s.second = from_ordinal(best_ordinal(e, n_, A(1), s.top, -1));
     e[s.top] = one;
     return s;
   }
 
   void write(int64_t k, const A* v, A weight) { store(v, n_, weight, static_cast<T*>(args_.grad.data) + at(k)); }
 
-  // weight * scale * (p - onehot(y)) from the exponentials of a softmax.
+  // Writes weight * scale * (p - onehot(y)), from the exponentials e of a softmax.
   void write_entropy(int64_t k, const A* e, const Softmax<A>& s, A own, A weight) {
     const A r = valid_ ? weight * (scale_ / s.total()) : A(0);
     write(k, e, r);
-    static_cast<T*>(args_.grad.data)[at(k) + y_] = round_to<T>(-s.off(y_, own) * r);
+    static_cast<T*>(args_.grad.data)[at(k) + y_] = round_to<T>(-s.sum_except(y_, own) * r);
   }
 
   A entropy_of_logits(const A* z) {
     const Softmax<A> s = softmax(z, row(0));
-    if (args_.rescale) scale_ = lift(s.largest_off(y_));
+    if (args_.rescale) scale_ = lift(s.largest_except(y_));
     for (int64_t k = 0; k < args_.members; ++k) write_entropy(k, row(0), s, z[y_], weight(k));
     return -s.log_probability(z[y_]);
   }
 
   A entropy_of_members(const A* p) {
     const Mixture<A> mixed(args_, [&](int64_t k) { return log_probability(k); });
-    if (args_.rescale) scale_ = lift(key_value(best_key(p, n_, A(1), y_, -1)) / mixed.total);
+    if (args_.rescale) scale_ = lift(from_ordinal(best_ordinal(p, n_, A(1), y_, -1)) / mixed.total);
     const bool probs = args_.fuse == Fuse::probs;
     for (int64_t k = 0; k < args_.members; ++k)
       write_entropy(k, row(k), softmax_[size_t(k)], logit(k, y_),
@@ -196,7 +196,6 @@ class Sample {
     if (args_.loss == Loss::dlr) {
       m.first = best_of(v, n_);
       const int second = best_of(v, n_, A(1), m.first);
-      // The third largest: the best but the first two, in one more pass.
       m.third = best_of(v, n_, A(1), m.first, second);
       s.first = v[m.first];
       s.third = v[m.third];

@@ -1,5 +1,5 @@
-// The CPU side of the element-wise ops: walk a range of the batch in chunks that stay in the L1 cache, with
-// inputs of any dtype brought to the compute type, and results from there to their own.
+// The CPU side of the element-wise ops. They walk a range of the batch in strips, which stay in the L1 cache: inputs of
+// any dtype are converted to the compute type, and results to their final dtype.
 #pragma once
 
 #include <algorithm>
@@ -9,14 +9,14 @@
 
 namespace ensadv {
 
-constexpr int kChunk = 1024;
+constexpr int kStrip = 1024;  // elements of a strip, at most
 
-// `n` values of `in` from element `i` on: the memory itself where it already holds the wanted type, else
-// converted into `scratch`.
+// `n` values of `in` from element `i` on: the memory itself if it holds the compute type, else `scratch` after
+// conversion.
 const float* load(const In& in, int64_t i, int n, float* scratch);
 const double* load(const In& in, int64_t i, int n, double* scratch);
 
-// `n` values v, at most kChunk, within the box's ends already, to their final dtype: see `finish`. v is used up.
+// Stores `n` values v, at most kStrip, in their final dtype as `finish` does. v lies within the box and is overwritten.
 void store(float* v, const float* c, float eps, const Box<half_t>& box, half_t* out, int n);
 void store(float* v, const float* c, float eps, const Box<bfloat_t>& box, bfloat_t* out, int n);
 void store(float* v, const float* c, float eps, const Box<level_t>& box, level_t* out, int n);
@@ -28,45 +28,34 @@ void store(float* v, const float* c, const float* eps, const Box<level_t>& box, 
 template <class T>
 constexpr bool kStored = !std::is_same_v<T, compute_t<T>>;
 
-// The place where the results of a chunk are computed: `out` itself where that holds the compute type.
+// Where the results of a strip are computed: in `out` itself if it holds the compute type, else in `scratch`.
 template <class T>
 compute_t<T>* computed_in(T* out, compute_t<T>* scratch) {
   if constexpr (kStored<T>) return scratch;
   else return out;
 }
 
-// The box within which they are computed.
+// The box, for results in the compute type.
 template <class T>
 Box<compute_t<T>> computed_box(const Box<T>& box) {
   return {box.lo, box.hi};
 }
 
-template <class A>
-A at(const PerSample& p, int64_t sample) {
-  return p.data ? static_cast<const A*>(p.data)[sample] : A(p.value);
-}
-
-// A size; what is negative or NaN counts as 0.
-template <class A>
-A size_at(const PerSample& p, int64_t sample) {
-  const A v = at<A>(p, sample);
-  return v > A(0) ? v : A(0);
-}
-
-// body(first element, count, sample) over [begin, end), never across a sample where `by_sample`.
+// body(first element, count, sample) for the strips of [begin, end), of at most `longest` elements. No strip crosses
+// samples if `by_sample`.
 template <class Body>
-void for_each_chunk(const Batch& batch, bool by_sample, int chunk, int64_t begin, int64_t end, Body body) {
+void for_each_strip(const Batch& batch, bool by_sample, int longest, int64_t begin, int64_t end, Body body) {
   while (begin < end) {
     const int64_t sample = by_sample ? begin / batch.inner : 0;
     const int64_t stop = by_sample ? std::min(end, (sample + 1) * batch.inner) : end;
     for (int n = 0; begin < stop; begin += n) {
-      n = int(std::min<int64_t>(chunk, stop - begin));
+      n = int(std::min<int64_t>(longest, stop - begin));
       body(begin, n, sample);
     }
   }
 }
 
-// Call body with a value of the C++ type that stands for `dtype`.
+// body(T()) for the C++ type T of `dtype`.
 template <class Body>
 void with_dtype(Dtype dtype, Body body) {
   switch (dtype) {

@@ -1,5 +1,5 @@
-// Tiles of pixels that stay in the L1 cache: brought to x's order, computed on there, and only the result, in its
-// final dtype, changes order.
+// The images are walked in tiles of pixels that stay in the L1 cache. A tile's inputs are brought to x's order (planes
+// or pixels) and computed on in that order; the result changes to its own order once it has its final dtype.
 #include "../model_entry.h"
 
 #include <cstring>
@@ -7,59 +7,14 @@
 #include <vector>
 
 #include "loop.h"
+#include "reorder.h"
 
 namespace ensadv {
 namespace {
 
 constexpr int64_t kTile = 1536;  // elements
 
-// Between planes, `stride` elements apart, and pixels of `channels` each. Indices are 64-bit: under -fwrapv, with
-// which Python extensions are built, 3 * p + c of an int might wrap, and the loop would not vectorise.
-#define ENSADV_REORDER_FIXED(U, C)                                                      \
-  ENSADV_CLONES void interleave##C(const U* planes, int64_t stride, int n, U* pixels) { \
-    ENSADV_INDEPENDENT for (int64_t p = 0; p < n; ++p)                                  \
-      for (int c = 0; c < C; ++c) pixels[C * p + c] = planes[c * stride + p];           \
-  }                                                                                     \
-  ENSADV_CLONES void split##C(const U* pixels, int n, U* planes, int64_t stride) {      \
-    ENSADV_INDEPENDENT for (int64_t p = 0; p < n; ++p)                                  \
-      for (int c = 0; c < C; ++c) planes[c * stride + p] = pixels[C * p + c];           \
-  }
-#define ENSADV_REORDER(U)                                                                \
-  ENSADV_REORDER_FIXED(U, 2)                                                             \
-  ENSADV_REORDER_FIXED(U, 3)                                                             \
-  ENSADV_REORDER_FIXED(U, 4)                                                             \
-  void interleave(const U* planes, int64_t stride, int64_t channels, int n, U* pixels) { \
-    switch (channels) {                                                                  \
-      case 2: return interleave2(planes, stride, n, pixels);                             \
-      case 3: return interleave3(planes, stride, n, pixels);                             \
-      case 4: return interleave4(planes, stride, n, pixels);                             \
-    }                                                                                    \
-    for (int64_t c = 0; c < channels; ++c)                                               \
-      for (int64_t p = 0; p < n; ++p) pixels[p * channels + c] = planes[c * stride + p]; \
-  }                                                                                      \
-  void split(const U* pixels, int64_t channels, int n, U* planes, int64_t stride) {      \
-    switch (channels) {                                                                  \
-      case 2: return split2(pixels, n, planes, stride);                                  \
-      case 3: return split3(pixels, n, planes, stride);                                  \
-      case 4: return split4(pixels, n, planes, stride);                                  \
-    }                                                                                    \
-    for (int64_t c = 0; c < channels; ++c)                                               \
-      for (int64_t p = 0; p < n; ++p) planes[c * stride + p] = pixels[p * channels + c]; \
-  }
-ENSADV_REORDER(uint16_t)
-ENSADV_REORDER(float)
-ENSADV_REORDER(double)
-#undef ENSADV_REORDER
-#undef ENSADV_REORDER_FIXED
-
-// Types of one width change order alike.
-template <class T>
-auto* raw(T* p) {
-  using U = std::conditional_t<sizeof(T) == 2, uint16_t, std::remove_const_t<T>>;
-  return reinterpret_cast<std::conditional_t<std::is_const_v<T>, const U, U>*>(p);
-}
-
-// `one`: a plane, with one mean and std; `each`: pixels, with a mean and std for each element.
+// one: a plane, with one mean and std. each: pixels, with a mean and std for each element.
 #define ENSADV_ADD(A)                                                    \
   ENSADV_CLONES void add(const A* a, const A* b, int n, A* out) {        \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = a[i] + b[i]; \
@@ -89,7 +44,7 @@ auto* raw(T* p) {
     else                                                                                               \
       ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = round_to<T>(g[i] / std[i]);              \
   }
-// Half a unit added, the rest cut off: not right for every number, but see Affine.
+// Adds half a unit and truncates. That is wrong for some numbers, which Affine rules out.
 ENSADV_HD bfloat_t round_shortly(float v, bfloat_t) { return {uint16_t((float_bits(v) + 0x8000u) >> 16)}; }
 ENSADV_HD half_t round_shortly(float v, half_t) { return round_to<half_t>(v); }
 
@@ -122,36 +77,36 @@ struct Place {
   int n;
 };
 
-// Body over the tiles of [begin, end), pixels of the whole batch.
+// body(tile) for the tiles of [begin, end), which counts the pixels of the whole batch.
 template <class Body>
 void for_each_tile(const ModelEntryArgs& args, int64_t begin, int64_t end, Body body) {
-  const int most = int(std::max<int64_t>(1, kTile / args.channels));
-  for_each_chunk({args.batch * args.spatial, args.spatial}, true, most, begin, end,
+  const int max_pixels = int(std::max<int64_t>(1, kTile / args.channels));
+  for_each_strip({args.batch * args.spatial, args.spatial}, true, max_pixels, begin, end,
                  [&](int64_t i, int n, int64_t sample) { body(Place{sample, i - sample * args.spatial, n}); });
 }
 
-// Where the tile begins in memory, or channel c of it where that holds planes.
-int64_t offset(const ModelEntryArgs& args, bool last, const Place& at, int64_t c) {
+// Where the tile begins in memory, or its channel c if memory holds planes.
+int64_t offset(const ModelEntryArgs& args, bool channels_last, const Place& at, int64_t c) {
   const int64_t first = at.sample * args.spatial * args.channels;
-  return first + (last ? at.p * args.channels : c * args.spatial + at.p);
+  return first + (channels_last ? at.p * args.channels : c * args.spatial + at.p);
 }
 
-// What is a plane or a run of pixels in x's order: `last` says which of the two.
+// Reads tiles in x's order: as planes, or as pixels if `channels_last`.
 template <class A>
 class Reader {
  public:
-  Reader(const ModelEntryArgs& args, const Pixels& from, bool last)
-      : args_(args), from_(from), last_(last), scratch_(from.in.data ? size_t(2 * room(args)) : 0) {}
+  Reader(const ModelEntryArgs& args, const Pixels& from, bool channels_last)
+      : args_(args), from_(from), channels_last_(channels_last), scratch_(from.in.data ? size_t(2 * room(args)) : 0) {}
   static int64_t room(const ModelEntryArgs& args) { return std::max(kTile, args.channels); }
 
   bool given() const { return from_.in.data; }
 
   void go_to(const Place& at) {
     at_ = at;
-    if (!given() || from_.last == last_) return;
+    if (!given() || from_.channels_last == channels_last_) return;
     const int64_t channels = args_.channels;
     A* reordered = scratch_.data() + room(args_);
-    if (last_) {
+    if (channels_last_) {
       for (int64_t c = 0; c < channels; ++c) {
         A* plane = scratch_.data() + c * at.n;
         const A* read = fetch(c, at.n, plane);
@@ -163,29 +118,31 @@ class Reader {
     }
   }
   const A* plane(int64_t c) {
-    return from_.last ? scratch_.data() + room(args_) + c * at_.n : fetch(c, at_.n, scratch_.data());
+    return from_.channels_last ? scratch_.data() + room(args_) + c * at_.n : fetch(c, at_.n, scratch_.data());
   }
   const A* pixels() {
-    return from_.last ? fetch(0, int(at_.n * args_.channels), scratch_.data())
-                      : scratch_.data() + room(args_);
+    return from_.channels_last ? fetch(0, int(at_.n * args_.channels), scratch_.data())
+                               : scratch_.data() + room(args_);
   }
 
  private:
-  const A* fetch(int64_t c, int n, A* to) const { return load(from_.in, offset(args_, from_.last, at_, c), n, to); }
+  const A* fetch(int64_t c, int n, A* to) const {
+    return load(from_.in, offset(args_, from_.channels_last, at_, c), n, to);
+  }
 
   const ModelEntryArgs& args_;
   const Pixels from_;
-  const bool last_;
-  std::vector<A> scratch_;  // what is read, and what has changed its order
+  const bool channels_last_;
+  std::vector<A> scratch_;  // two halves: as read, and reordered
   Place at_{};
 };
 
-// x + delta, or what there is of it; null where x is absent.
+// Tiles of x + delta, or of x without delta; null if x is absent.
 template <class A>
-class Sum {
+class Image {
  public:
-  Sum(const ModelEntryArgs& args)
-      : x_(args, args.x, args.x.last), delta_(args, args.delta, args.x.last),
+  explicit Image(const ModelEntryArgs& args)
+      : x_(args, args.x, args.x.channels_last), delta_(args, args.delta, args.x.channels_last),
         scratch_(delta_.given() ? size_t(Reader<A>::room(args)) : 0) {}
 
   void go_to(const Place& at) {
@@ -209,49 +166,50 @@ class Sum {
   std::vector<A> scratch_;
 };
 
-// The result of a tile: where planes or pixels in x's order are put, and from where they get to their place.
+// Takes the result of a tile in x's order, as planes or pixels, and brings it to its place in the result's order.
 template <class T>
 class Writer {
  public:
-  Writer(const ModelEntryArgs& args, bool last)
-      : args_(args), last_(last), scratch_(last == args.out_last ? 0 : size_t(Reader<float>::room(args))) {}
+  Writer(const ModelEntryArgs& args, bool channels_last)
+      : args_(args), channels_last_(channels_last),
+        scratch_(channels_last == args.out_channels_last ? 0 : size_t(Reader<float>::room(args))) {}
 
-  T* plane(const Place& at, int64_t c) { return args_.out_last ? scratch_.data() + c * at.n : home(at, c); }
-  T* pixels(const Place& at) { return args_.out_last ? home(at, 0) : scratch_.data(); }
+  T* plane(const Place& at, int64_t c) { return args_.out_channels_last ? scratch_.data() + c * at.n : target(at, c); }
+  T* pixels(const Place& at) { return args_.out_channels_last ? target(at, 0) : scratch_.data(); }
   void finish(const Place& at) {
-    if (last_ == args_.out_last) return;
-    if (last_)
-      split(raw(scratch_.data()), args_.channels, at.n, raw(home(at, 0)), args_.spatial);
+    if (channels_last_ == args_.out_channels_last) return;
+    if (channels_last_)
+      split(raw(scratch_.data()), args_.channels, at.n, raw(target(at, 0)), args_.spatial);
     else
-      interleave(raw(scratch_.data()), at.n, args_.channels, at.n, raw(home(at, 0)));
+      interleave(raw(scratch_.data()), at.n, args_.channels, at.n, raw(target(at, 0)));
   }
 
  private:
-  T* home(const Place& at, int64_t c) const {
-    return static_cast<T*>(args_.out.data) + offset(args_, args_.out_last, at, c);
+  T* target(const Place& at, int64_t c) const {
+    return static_cast<T*>(args_.out.data) + offset(args_, args_.out_channels_last, at, c);
   }
 
   const ModelEntryArgs& args_;
-  const bool last_;
+  const bool channels_last_;
   std::vector<T> scratch_;
 };
 
-// A channel's value for each element of a tile: of pixels, or else of planes, where one of each channel will do.
+// `values`, one per channel, repeated for each element of a tile of pixels. Planes need one per channel alone.
 template <class A>
-std::vector<A> repeated(const ModelEntryArgs& args, bool last, const void* values) {
-  std::vector<A> result(size_t(last ? Reader<A>::room(args) : args.channels));
+std::vector<A> per_element(const ModelEntryArgs& args, bool channels_last, const void* values) {
+  std::vector<A> result(size_t(channels_last ? Reader<A>::room(args) : args.channels));
   for (size_t i = 0; i < result.size(); ++i) result[i] = static_cast<const A*>(values)[i % size_t(args.channels)];
   return result;
 }
 
-// Bytes to 16 bits: one multiplication and one addition nearly always give what the two divisions give, and since
-// there are but 256 bytes, whether they do is seen beforehand, channel by channel.
+// Bytes to 16 bits by one multiplication and one addition in place of two divisions. The results are nearly always the
+// same. Since there are only 256 bytes, all are compared beforehand, channel by channel.
 template <class T>
 class Affine {
  public:
-  Affine(const ModelEntryArgs& args, bool last) {
+  Affine(const ModelEntryArgs& args, bool channels_last) {
     if constexpr (kPossible) {
-      if (!args.x.bytes() || args.delta.in.data || args.wide) return;
+      if (!args.x.bytes() || args.delta.in.data || args.in_double) return;
       const ModelEntry<float> f(args.clamp);
       uint8_t bytes[256];
       float images[256];
@@ -266,7 +224,7 @@ class Affine {
         holds_.push_back(memcmp(wanted, got, sizeof(got)) == 0);
       }
       all_ = std::find(holds_.begin(), holds_.end(), false) == holds_.end();
-      for (int64_t i = args.channels; all_ && last && i < Reader<float>::room(args); ++i) {
+      for (int64_t i = args.channels; all_ && channels_last && i < Reader<float>::room(args); ++i) {
         a_.push_back(a_[size_t(i - args.channels)]);
         b_.push_back(b_[size_t(i - args.channels)]);
       }
@@ -292,22 +250,22 @@ class Affine {
 template <class A, class T>
 void entry(const ModelEntryArgs& args, int64_t begin, int64_t end) {
   const ModelEntry<A> f(args.clamp);
-  const bool last = args.x.last;
-  Sum<A> image(args);
-  Writer<T> out(args, last);
-  const Affine<T> affine(args, last);
-  const std::vector<A> mean = repeated<A>(args, last, args.mean);
-  const std::vector<A> std = repeated<A>(args, last, args.std);
+  const bool channels_last = args.x.channels_last;
+  Image<A> image(args);
+  Writer<T> out(args, channels_last);
+  const Affine<T> affine(args, channels_last);
+  const std::vector<A> mean = per_element<A>(args, channels_last, args.mean);
+  const std::vector<A> std = per_element<A>(args, channels_last, args.std);
   for_each_tile(args, begin, end, [&](const Place& at) {
     image.go_to(at);
     const int n = int(at.n * args.channels);
     const uint8_t* bytes = static_cast<const uint8_t*>(args.x.in.data);
-    if (last && affine.holds()) {
+    if (channels_last && affine.holds()) {
       affine.each(bytes + offset(args, true, at, 0), n, out.pixels(at));
-    } else if (last) {
+    } else if (channels_last) {
       entry_each(image.pixels(n), n, mean.data(), std.data(), f, out.pixels(at));
     }
-    for (int64_t c = 0; c < args.channels && !last; ++c) {
+    for (int64_t c = 0; c < args.channels && !channels_last; ++c) {
       if (affine.holds(c))
         affine.one(bytes + offset(args, false, at, c), at.n, c, out.plane(at, c));
       else
@@ -320,15 +278,15 @@ void entry(const ModelEntryArgs& args, int64_t begin, int64_t end) {
 template <class A, class T>
 void entry_grad(const ModelEntryArgs& args, int64_t begin, int64_t end) {
   const ModelEntry<A> f(args.clamp);
-  const bool last = args.out_last;
-  Sum<A> image(args);
-  Reader<A> grad(args, args.grad, last);
-  Writer<T> out(args, last);
-  const std::vector<A> std = repeated<A>(args, last, args.std);
+  const bool channels_last = args.out_channels_last;
+  Image<A> image(args);
+  Reader<A> grad(args, args.grad, channels_last);
+  Writer<T> out(args, channels_last);
+  const std::vector<A> std = per_element<A>(args, channels_last, args.std);
   for_each_tile(args, begin, end, [&](const Place& at) {
     image.go_to(at);
     grad.go_to(at);
-    if (last) {
+    if (channels_last) {
       const int n = int(at.n * args.channels);
       grad_each(grad.pixels(), image.pixels(n), n, std.data(), f, out.pixels(at));
     } else {
@@ -344,7 +302,7 @@ void model_entry_cpu(const ModelEntryArgs& args, int64_t begin, int64_t end) {
   with_dtype(args.out.dtype, [&](auto t) {
     using T = decltype(t);
     if constexpr (!std::is_same_v<T, level_t>)
-      (args.wide ? entry<double, T> : entry<float, T>)(args, begin, end);
+      (args.in_double ? entry<double, T> : entry<float, T>)(args, begin, end);
   });
 }
 
@@ -352,7 +310,7 @@ void model_entry_grad_cpu(const ModelEntryArgs& args, int64_t begin, int64_t end
   with_dtype(args.out.dtype, [&](auto t) {
     using T = decltype(t);
     if constexpr (!std::is_same_v<T, level_t>)
-      (args.wide ? entry_grad<double, T> : entry_grad<float, T>)(args, begin, end);
+      (args.in_double ? entry_grad<double, T> : entry_grad<float, T>)(args, begin, end);
   });
 }
 

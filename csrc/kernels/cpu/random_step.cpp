@@ -7,12 +7,12 @@ namespace {
 
 constexpr int kBlocks = 64;         // Philox blocks drawn at a time
 constexpr int kTile = 4096;         // noise values made at a time
-constexpr int kSlack = 128;         // a tile starts inside a block: up to 127 values come before it
+constexpr int kSlack = 128;         // values before a tile's first, at most: a block has 128
 static_assert(kTile >= 2 * kMaxChannelsLast);
 
 ENSADV_CLONES void draw_blocks(const Key& key, uint32_t first, uint32_t sample, int n, uint32_t* words) {
   uint32_t w[4][kBlocks];
-  ENSADV_INDEPENDENT for (int b = 0; b < kBlocks; ++b) {  // always a full set: a fixed trip count vectorises
+  ENSADV_INDEPENDENT for (int b = 0; b < kBlocks; ++b) {  // always all: a fixed count vectorises
     const Words block = draw(key, first + uint32_t(b), sample);
     w[0][b] = block.w[0];
     w[1][b] = block.w[1];
@@ -28,8 +28,8 @@ ENSADV_CLONES void expand_rademacher(const uint32_t* words, int n, float eps, fl
     for (int j = 0; j < 32; ++j) dst[32 * k + j] = sign_noise(words[k], j, eps);
 }
 
-#define ENSADV_EXPAND(kind)                                                                       \
-  ENSADV_CLONES void expand_##kind(const uint32_t* words, int n, float eps, float* dst) {         \
+#define ENSADV_EXPAND(kind)                                                               \
+  ENSADV_CLONES void expand_##kind(const uint32_t* words, int n, float eps, float* dst) { \
     for (int k = 0; k < n; ++k) dst[k] = word_noise(Noise::kind, words[k], eps);          \
   }
 ENSADV_EXPAND(uniform)
@@ -40,7 +40,8 @@ ENSADV_EXPAND(normal)
 using Expand = void (*)(const uint32_t*, int, float, float*);
 constexpr Expand kExpand[] = {expand_rademacher, expand_uniform, expand_truncated_normal, expand_normal};
 
-// Noise of logical elements [e, e + n) of one sample. Returns where in `dst` (kTile + 2 * kSlack) it begins.
+// Writes the noise of logical elements [e, e + n) of one sample to `dst` (kTile + 2 * kSlack values) and returns where
+// in dst it begins.
 const float* fill(Noise noise, const Key& key, uint32_t sample, int64_t e, int n, float eps, float* dst) {
   const int per = noise == Noise::rademacher ? kPerBlock<true> : kPerBlock<false>;
   const int64_t first = e / per;
@@ -62,9 +63,9 @@ ENSADV_CLONES void interleave3(const float* a, const float* b, const float* c, i
   }
 }
 
-#define ENSADV_ADD_NOISE(A)                                                                            \
-  ENSADV_CLONES void add_noise(const A* x, const float* noise, A* v, int n, Box<A> box) {              \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) v[i] = finish(x[i] + noise[i], x[i], 0, box);       \
+#define ENSADV_ADD_NOISE(A)                                                                      \
+  ENSADV_CLONES void add_noise(const A* x, const float* noise, A* v, int n, Box<A> box) {        \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) v[i] = finish(x[i] + noise[i], x[i], 0, box); \
   }
 ENSADV_ADD_NOISE(float)
 ENSADV_ADD_NOISE(double)
@@ -75,7 +76,7 @@ struct Scratch {
   float pixels[kTile];
 };
 
-// The noise of memory positions [m, m + n) of a sample; n fits the tile.
+// The noise of memory positions [m, m + n) of a sample, for n <= kTile.
 const float* tile_noise(const RandomStepArgs& args, const Key& key, int64_t sample, int64_t m, int n, float eps,
                         Scratch& s) {
   const uint32_t id = sample_id(args.index, sample);
@@ -102,19 +103,19 @@ const float* tile_noise(const RandomStepArgs& args, const Key& key, int64_t samp
 void random_step_cpu(const RandomStepArgs& args, int64_t begin, int64_t end) {
   const Key key = read_key(args.key);
   const int64_t channels = args.layout.channels;
-  // Chunks end on whole pixels where they can; a chunk that starts inside one touches one pixel more.
-  const int chunk = channels == 1 ? kTile : int(std::max<int64_t>(1, kTile / channels - 1) * channels);
+  // Tiles of whole pixels, less one: a tile that starts inside a pixel touches one pixel more.
+  const int tile = channels == 1 ? kTile : int(std::max<int64_t>(1, kTile / channels - 1) * channels);
   Scratch scratch;
   with_dtype(args.out.dtype, [&](auto t) {
     using T = decltype(t);
     using A = compute_t<T>;
     const Box<T> box = make_box<T>(args.lo, args.hi);
-    A xs[kChunk], vs[kChunk];
+    A xs[kStrip], vs[kStrip];
     const auto body = [&](int64_t i, int n, int64_t sample) {
       const float eps = float(size_at<A>(args.eps, sample));
       const float* noise = tile_noise(args, key, sample, i - sample * args.batch.inner, n, eps, scratch);
-      for (int k = 0; k < n; k += kChunk) {
-        const int count = std::min(kChunk, n - k);
+      for (int k = 0; k < n; k += kStrip) {
+        const int count = std::min(kStrip, n - k);
         const A* x = load(args.x, i + k, count, xs);
         T* out = static_cast<T*>(args.out.data) + i + k;
         A* v = computed_in(out, vs);
@@ -122,7 +123,7 @@ void random_step_cpu(const RandomStepArgs& args, int64_t begin, int64_t end) {
         if constexpr (kStored<T>) store(v, x, noise_reach(args.noise, eps), box, out, count);
       }
     };
-    for_each_chunk(args.batch, true, chunk, begin, end, body);
+    for_each_strip(args.batch, true, tile, begin, end, body);
   });
 }
 

@@ -12,9 +12,9 @@ ENSADV_HD level_t finish_stored(float v, float c, float eps, const Box<level_t>&
 ENSADV_HD float of_element(float eps, int) { return eps; }
 ENSADV_HD float of_element(const float* eps, int i) { return eps[i]; }
 
-// E: one eps for all, or one each.
-#define ENSADV_STORE(T, E)                                                                           \
-  ENSADV_CLONES void store_all(const float* v, const float* c, E eps, Box<T> box, T* out, int n) {   \
+// E: one eps for all elements, or one for each.
+#define ENSADV_STORE(T, E)                                                                                      \
+  ENSADV_CLONES void store_all(const float* v, const float* c, E eps, Box<T> box, T* out, int n) {              \
     ENSADV_INDEPENDENT for (int i = 0; i < n; ++i) out[i] = finish_stored(v[i], c[i], of_element(eps, i), box); \
   }
 ENSADV_STORE(bfloat_t, float)
@@ -23,18 +23,18 @@ ENSADV_STORE(level_t, float)
 ENSADV_STORE(level_t, const float*)
 #undef ENSADV_STORE
 
-// `bits`, worth r, are rounded already.
-#define ENSADV_STORE_HALF(E)                                                                                 \
-  ENSADV_CLONES void step_all(const half_t* bits, const float* r, const float* c, E eps, Box<half_t> box,    \
-                              half_t* out, int n) {                                                          \
-    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i)                                                           \
-      out[i].bits = uint16_t(r[i] != r[i] ? quiet_nan(half_t{})                                              \
+// step_all: `bits` are the numbers after rounding, and r their values.
+#define ENSADV_STORE_HALF(E)                                                                                  \
+  ENSADV_CLONES void step_all(const half_t* bits, const float* r, const float* c, E eps, Box<half_t> box,     \
+                              half_t* out, int n) {                                                           \
+    ENSADV_INDEPENDENT for (int i = 0; i < n; ++i)                                                            \
+      out[i].bits = uint16_t(r[i] != r[i] ? quiet_nan(half_t{})                                               \
                                           : bits[i].bits + step_inward(r[i], c[i], of_element(eps, i), box)); \
-  }                                                                                                          \
-  void store_all(float* v, const float* c, E eps, const Box<half_t>& box, half_t* out, int n) {              \
-    half_t bits[kChunk];                                                                                     \
-    round_in_place(v, bits, n);                                                                              \
-    step_all(bits, v, c, eps, box, out, n);                                                                  \
+  }                                                                                                           \
+  void store_all(float* v, const float* c, E eps, const Box<half_t>& box, half_t* out, int n) {               \
+    half_t bits[kStrip];                                                                                      \
+    round_in_place(v, bits, n);                                                                               \
+    step_all(bits, v, c, eps, box, out, n);                                                                   \
   }
 ENSADV_STORE_HALF(float)
 ENSADV_STORE_HALF(const float*)
@@ -42,12 +42,12 @@ ENSADV_STORE_HALF(const float*)
 
 }  // namespace
 
-#define ENSADV_STORE(T)                                                                                  \
-  void store(float* v, const float* c, float eps, const Box<T>& box, T* out, int n) {              \
-    store_all(v, c, eps, box, out, n);                                                                   \
-  }                                                                                                      \
-  void store(float* v, const float* c, const float* eps, const Box<T>& box, T* out, int n) {       \
-    store_all(v, c, eps, box, out, n);                                                                   \
+#define ENSADV_STORE(T)                                                                      \
+  void store(float* v, const float* c, float eps, const Box<T>& box, T* out, int n) {        \
+    store_all(v, c, eps, box, out, n);                                                       \
+  }                                                                                          \
+  void store(float* v, const float* c, const float* eps, const Box<T>& box, T* out, int n) { \
+    store_all(v, c, eps, box, out, n);                                                       \
   }
 ENSADV_STORE(half_t)
 ENSADV_STORE(bfloat_t)

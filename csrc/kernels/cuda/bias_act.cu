@@ -4,33 +4,33 @@
 namespace ensadv {
 namespace {
 
-constexpr int kByte = 8;  // elements of a thread: a byte of the mask is its own
+constexpr int V = kMaskBits;  // elements of a thread: those of one byte of the mask
 
-// The biases of kByte elements from i on, of which the last may lie beyond the end.
+// The biases of V elements from i on; the last may lie beyond the end.
 template <class A>
-__device__ __forceinline__ void load_bias(const BiasActArgs& args, int64_t i, bool aligned, A (&dst)[kByte]) {
+__device__ __forceinline__ void load_bias(const BiasActArgs& args, int64_t i, bool aligned, A (&dst)[V]) {
   const A* bias = static_cast<const A*>(args.bias);
   if (!bias) {
 #pragma unroll
-    for (int j = 0; j < kByte; ++j) dst[j] = kNoBias<A>;
+    for (int j = 0; j < V; ++j) dst[j] = kNoBias<A>;
     return;
   }
-  const Batch rows{args.numel, args.run}, cycles{args.numel, args.channels};
-  const int64_t row = args.run == 1 ? i : sample_of(i, rows);
+  const Batch rows{args.numel, args.channel_stride}, cycles{args.numel, args.channels};
+  const int64_t row = args.channel_stride == 1 ? i : sample_of(i, rows);
   int64_t c = row - sample_of(row, cycles) * args.channels;
-  int64_t ahead = (row + 1) * args.run - i;  // elements of this channel before the next one's
-  if (ahead >= kByte) {
+  int64_t ahead = (row + 1) * args.channel_stride - i;  // elements of this channel from i on
+  if (ahead >= V) {
     const A one = bias[c];
 #pragma unroll
-    for (int j = 0; j < kByte; ++j) dst[j] = one;
-  } else if (aligned && args.run == 1 && args.channels % kByte == 0) {
-    load_raw<A, kByte>(bias, c, kByte, true, dst);
+    for (int j = 0; j < V; ++j) dst[j] = one;
+  } else if (aligned && args.channel_stride == 1 && args.channels % V == 0) {
+    load_raw<A, V>(bias, c, V, true, dst);
   } else {
 #pragma unroll
-    for (int j = 0; j < kByte; ++j) {
+    for (int j = 0; j < V; ++j) {
       dst[j] = bias[c];
       if (--ahead == 0) {
-        ahead = args.run;
+        ahead = args.channel_stride;
         c = c + 1 == args.channels ? 0 : c + 1;
       }
     }
@@ -41,22 +41,22 @@ template <class T, bool kResidual>
 __global__ void __launch_bounds__(kThreads, 2)
     bias_act_kernel(BiasActArgs args, BiasAct<compute_t<T>> f, bool aligned) {
   using A = compute_t<T>;
-  for_each_pack<kByte>(args.numel, aligned, [&](int64_t i, int count, bool whole) {
-    A x[kByte], residual[kByte], bias[kByte];
-    load_pack<T, kByte>(args.x.data, i, count, whole, x);
-    if constexpr (kResidual) load_pack<T, kByte>(args.residual.data, i, count, whole, residual);
+  for_each_pack<V>(args.numel, aligned, [&](int64_t i, int count, bool whole) {
+    A x[V], residual[V], bias[V];
+    load_pack<T, V>(args.x.data, i, count, whole, x);
+    if constexpr (kResidual) load_pack<T, V>(args.residual.data, i, count, whole, residual);
     load_bias(args, i, aligned, bias);
-    T out[kByte];
+    T out[V];
     uint32_t bits = 0;
 #pragma unroll
-    for (int j = 0; j < kByte; ++j) {
+    for (int j = 0; j < V; ++j) {
       A v = x[j] + bias[j];
       if constexpr (kResidual) v = v + residual[j];
       out[j] = round_to<T>(f(v));
       bits |= uint32_t(f.passes(to_compute(out[j])) && j < count) << j;
     }
-    store_pack<T, kByte>(args.out.data, i, count, whole, out);
-    if (args.mask) args.mask[i / kByte] = uint8_t(bits);
+    store_pack<T, V>(args.out.data, i, count, whole, out);
+    if (args.mask) args.mask[i / V] = uint8_t(bits);
   });
 }
 
@@ -65,7 +65,7 @@ int run(const BiasActArgs& args, void* stream) {
   const bool aligned = is_aligned(args.x.data) && is_aligned(args.residual.data) && is_aligned(args.bias) &&
                        is_aligned(args.out.data);
   const auto kernel = args.residual.data ? bias_act_kernel<T, true> : bias_act_kernel<T, false>;
-  return launch<kByte>(kernel, args.numel, stream, args, BiasAct<compute_t<T>>::of(args, T()), aligned);
+  return launch<V>(kernel, args.numel, stream, args, BiasAct<compute_t<T>>::of(args, T()), aligned);
 }
 
 }  // namespace

@@ -1,169 +1,22 @@
-// One block per tile of the outputs. Copies of the operands run kStages - 1 tiles ahead of the arithmetic; results go
-// through shared memory, so that bias, ReLU, rounding and mask are done on eight neighbours by one thread.
+// One block computes one tile of the outputs. Copies of the operands run kStages - 1 tiles ahead of the arithmetic.
+// Results go through shared memory, so that one thread adds the bias, applies ReLU, rounds and makes the mask's byte
+// for eight neighbours.
 #include "../ensemble_linear.h"
-#include "../matrix_tile.h"
 #include "loop.cuh"
+#include "mma.cuh"
 
 namespace ensadv {
 namespace {
 
 constexpr int kStages = 4;
 
-// LinearArgs, and what the launcher found out about them.
+// LinearArgs, and what the launcher derives from them.
 struct Problem : LinearArgs {
   int a_width, b_width;  // bytes that may be copied at once from a row; 0: less than 4
-  bool aligned;          // of out: eight outputs may be written as 16-byte words
+  bool aligned;          // may eight outputs be written as 16-byte words?
 };
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
-
-// `bytes` of `kWidth` from global memory, the rest zeros; what is not read may lie outside of all memory.
-template <int kWidth>
-__device__ __forceinline__ void copy_async(uint32_t dst, const char* src, int bytes) {
-  if constexpr (kWidth == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes) : "memory");
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(dst), "l"(src), "n"(kWidth), "r"(bytes)
-                 : "memory");
-}
-template <int kWidth>
-__device__ __forceinline__ void copy_pieces(uint32_t dst, const char* src, int bytes) {
-#pragma unroll
-  for (int at = 0; at < 16; at += kWidth) {
-    const int left = bytes - at < kWidth ? bytes - at : kWidth;
-    copy_async<kWidth>(dst + at, left > 0 ? src + at : src, left > 0 ? left : 0);
-  }
-}
-__device__ __forceinline__ void end_of_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kLeft>
-__device__ __forceinline__ void await_stages() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-}
-
-// The chunk that begins at column `col` of a row of `cols`; zeros beyond its end, and where there is no such row.
-template <class T>
-__device__ __forceinline__ void copy_chunk(uint4* dst, const void* base, int64_t row_start, bool exists, int col,
-                                           int cols, int width) {
-  constexpr int kElements = 16 / sizeof(T);
-  const int left = !exists || col >= cols ? 0 : cols - col < kElements ? cols - col : kElements;
-  const T* src = static_cast<const T*>(base) + (left ? row_start + col : 0);
-  const uint32_t to = shared_address(dst);
-  const char* from = reinterpret_cast<const char*>(src);
-  const int bytes = left * int(sizeof(T));
-  if (width == 16) {
-    copy_pieces<16>(to, from, bytes);
-  } else if (width == 8) {
-    copy_pieces<8>(to, from, bytes);
-  } else if (width == 4) {
-    copy_pieces<4>(to, from, bytes);
-  } else {
-    T values[kElements];
-#pragma unroll
-    for (int j = 0; j < kElements; ++j) values[j] = j < left ? src[j] : T{};
-    memcpy(dst, values, 16);
-  }
-}
-
-template <bool kTurned>
-__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const uint4* chunk) {
-  const uint32_t from = shared_address(chunk);
-  if constexpr (kTurned)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-  else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-}
-
-#define ENSADV_MMA(T, type)                                                                                        \
-  __device__ __forceinline__ void mma(T, float(&c)[4], const uint32_t(&a)[4], uint32_t b0, uint32_t b1) {          \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, "                  \
-                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                                   \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                  \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                  \
-  }
-ENSADV_MMA(half_t, "f16")
-ENSADV_MMA(bfloat_t, "bf16")
-#undef ENSADV_MMA
-
-// What a thread sums: its share of the tile's outputs.
-template <class Tile, class T = typename Tile::T>
-struct Sums {
-  float c[Tile::kAtomsM][Tile::kAtomsN][4] = {};
-
-  __device__ __forceinline__ void add(const uint4* a, const uint4* b, int warp, int lane) {
-#pragma unroll
-    for (int step = 0; step < Tile::kSteps; ++step) {
-      uint32_t left[Tile::kAtomsM][4], right[Tile::kAtomsN / 2][4];
-#pragma unroll
-      for (int i = 0; i < Tile::kAtomsM; ++i) load_matrices<false>(left[i], a + Tile::a_chunk(warp, lane, i, step));
-#pragma unroll
-      for (int j = 0; j < Tile::kAtomsN / 2; ++j)
-        load_matrices<Tile::kTurned>(right[j], b + Tile::b_chunk(warp, lane, j, step));
-#pragma unroll
-      for (int i = 0; i < Tile::kAtomsM; ++i)
-#pragma unroll
-        for (int j = 0; j < Tile::kAtomsN; ++j)
-          mma(T{}, c[i][j], left[i], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
-    }
-  }
-
-  __device__ __forceinline__ void store(float* out, int warp, int lane) const {
-#pragma unroll
-    for (int i = 0; i < Tile::kAtomsM; ++i)
-#pragma unroll
-      for (int j = 0; j < Tile::kAtomsN; ++j)
-#pragma unroll
-        for (int v = 0; v < 4; v += 2)
-          *reinterpret_cast<float2*>(out + Tile::out_row(warp, lane, i, v) * Tile::kPitch +
-                                     Tile::out_col(warp, lane, j, v)) = make_float2(c[i][j][v], c[i][j][v + 1]);
-  }
-};
-
-// float32, without tensor cores: they would round it to TF32.
-template <class Tile>
-struct Sums<Tile, float> {
-  using Share = PlainShare<Tile>;
-  float c[Share::kRows][Share::kCols] = {};
-
-  __device__ __forceinline__ void add(const uint4* a, const uint4* b, int warp, int lane) {
-    const int thread = warp * kWarpLanes + lane;
-#pragma unroll 1
-    for (int chunk = 0; chunk < Tile::A::kChunks; ++chunk) {
-      float left[Share::kRows][4], right[Share::kCols][4];
-#pragma unroll
-      for (int i = 0; i < Share::kRows; ++i) memcpy(left[i], a + Tile::A::at(Share::row(thread, i), chunk), 16);
-#pragma unroll
-      for (int j = 0; j < Share::kCols; ++j) {
-        const int col = Share::col(thread, j);
-        if constexpr (Tile::kTurned) {
-#pragma unroll
-          for (int k = 0; k < 4; ++k)
-            right[j][k] = reinterpret_cast<const float*>(b + Tile::B::at(chunk * 4 + k, col / 4))[col % 4];
-        } else {
-          memcpy(right[j], b + Tile::B::at(col, chunk), 16);
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < 4; ++k)
-#pragma unroll
-        for (int i = 0; i < Share::kRows; ++i)
-#pragma unroll
-          for (int j = 0; j < Share::kCols; ++j) c[i][j] = fmaf(left[i][k], right[j][k], c[i][j]);
-    }
-  }
-
-  __device__ __forceinline__ void store(float* out, int warp, int lane) const {
-    const int thread = warp * kWarpLanes + lane;
-#pragma unroll
-    for (int i = 0; i < Share::kRows; ++i)
-#pragma unroll
-      for (int j = 0; j < Share::kCols; ++j)
-        out[Share::row(thread, i) * Tile::kPitch + Share::col(thread, j)] = c[i][j];
-  }
-};
-
-// Where a tile of the operands begins: the tiles of a member, then those of the next one where they are summed.
+// Where a tile of the operands begins. The tiles of the next member follow, where members are summed.
 struct Cursor {
   int64_t member;
   int inner = 0;
@@ -193,7 +46,7 @@ struct Block {
   using A = typename Tile::A;
   using B = typename Tile::B;
   static constexpr int kStageChunks = A::kCount + B::kCount, kElements = A::kElements;
-  static constexpr int kMine = A::kCount / Tile::kThreads;  // chunks of a that a thread copies, and masks
+  static constexpr int kMine = A::kCount / Tile::kThreads;  // chunks of a that a thread copies and masks
   static constexpr int kResultBytes = Tile::kM * Tile::kPitch * 4;
   static constexpr int kStageBytes = kStages * kStageChunks * 16;
   static constexpr int kSharedBytes = kStageBytes > kResultBytes ? kStageBytes : kResultBytes;
@@ -216,24 +69,25 @@ struct Block {
 #pragma unroll
     for (int i = 0; i < B::kCount / Tile::kThreads; ++i) {
       const int c = int(threadIdx.x) + i * Tile::kThreads, row = c / B::kChunks, chunk = c % B::kChunks;
-      const int rows = Tile::kTurned ? p.inner : p.cols, cols = Tile::kTurned ? p.cols : p.inner;
-      const int r = (Tile::kTurned ? at.inner : first_col) + row;
+      const int rows = Tile::kInnerFirst ? p.inner : p.cols, cols = Tile::kInnerFirst ? p.cols : p.inner;
+      const int r = (Tile::kInnerFirst ? at.inner : first_col) + row;
       copy_chunk<T>(b(stage) + B::at(row, chunk), p.b.data, (at.member * rows + r) * cols, r < rows,
-                    (Tile::kTurned ? first_col : at.inner) + chunk * kElements, cols, p.b_width);
+                    (Tile::kInnerFirst ? first_col : at.inner) + chunk * kElements, cols, p.b_width);
     }
   }
 
-  // The bits of the mask that belong to this thread's chunks of a.
+  // The mask's bits for this thread's chunks of a.
   __device__ __forceinline__ void fetch_bits(uint32_t (&bits)[kMine], const Cursor& at) const {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int c = int(threadIdx.x) + i * Tile::kThreads, row = first_row + c / A::kChunks;
       const int col = at.inner + c % A::kChunks * kElements;
-      const int64_t byte = (at.member * p.batch + row) * bytes_of(p.inner) + col / kMaskBits;
+      const int64_t byte = (at.member * p.batch + row) * mask_bytes(p.inner) + col / kMaskBits;
       bits[i] = row < p.batch && col < p.inner ? uint32_t(p.keep[byte]) >> col % kMaskBits : 0u;
     }
   }
-  // Done by the thread that copied a chunk: it sees its own copies before the block's other threads do.
+  // Sets the elements to 0 whose bit is 0. Each thread masks the chunks that it copied, which it sees before other
+  // threads do.
   __device__ __forceinline__ void drop(const uint32_t (&bits)[kMine], int stage) const {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
@@ -264,8 +118,26 @@ struct Block {
       for (int j = 0; j < kMaskBits; ++j)
         bits |= (finish_output(v[j], p.mask != nullptr, outputs + j) & uint32_t(j < count)) << j;
       store_pack<T, kMaskBits>(p.out.data, out_row * p.cols + c, count, p.aligned && count == kMaskBits, outputs);
-      if (p.mask) p.mask[out_row * bytes_of(p.cols) + c / kMaskBits] = uint8_t(bits);
+      if (p.mask) p.mask[out_row * mask_bytes(p.cols) + c / kMaskBits] = uint8_t(bits);
     }
+  }
+};
+
+// Copies the operands' tiles to shared memory, each to the next of kStages stages.
+template <class Tile>
+struct Copies {
+  const Block<Tile>& block;
+  int64_t tiles;
+  Cursor at;
+  int64_t copied = 0;
+
+  __device__ __forceinline__ void start_next() {
+    if (copied < tiles) {
+      block.copy(int(copied % kStages), at);
+      at.template advance<Tile>(block.p);
+    }
+    ++copied;
+    end_of_stage();  // even without a copy, because stages are awaited by their number
   }
 };
 
@@ -277,18 +149,10 @@ __global__ void __launch_bounds__(Tile::kThreads) linear_kernel(const Problem p)
   const int warp = int(threadIdx.x) / kWarpLanes, lane = int(threadIdx.x) % kWarpLanes;
   const int64_t member = blockIdx.z;
   const int64_t tiles = int64_t((p.inner + Tile::kK - 1) / Tile::kK) * (p.reduce ? p.members : 1);
-  Cursor ahead{member}, next{member};
-  int64_t copied = 0;
-  const auto copy = [&] {
-    if (copied < tiles) {
-      block.copy(int(copied % kStages), ahead);
-      ahead.template advance<Tile>(p);
-    }
-    ++copied;
-    end_of_stage();  // also where there was nothing to copy: stages are awaited by their number
-  };
+  Copies<Tile> copies{block, tiles, {member}};
 #pragma unroll 1
-  for (int s = 0; s < kStages - 1; ++s) copy();
+  for (int s = 0; s < kStages - 1; ++s) copies.start_next();
+  Cursor next{member};
   uint32_t bits[Block<Tile>::kMine];
   if (p.keep) block.fetch_bits(bits, next);
   Sums<Tile> sums;
@@ -297,8 +161,8 @@ __global__ void __launch_bounds__(Tile::kThreads) linear_kernel(const Problem p)
     const int stage = int(tile % kStages);
     await_stages<kStages - 2>();
     if (p.keep) block.drop(bits, stage);
-    __syncthreads();  // everyone's copies are there, and the stage that is overwritten next has been used
-    copy();
+    __syncthreads();  // all threads' copies have arrived, and the stage to be overwritten next has been used
+    copies.start_next();
     if (p.keep && tile + 1 < tiles) {
       next.template advance<Tile>(p);
       block.fetch_bits(bits, next);
@@ -315,7 +179,7 @@ __global__ void __launch_bounds__(Tile::kThreads) linear_kernel(const Problem p)
 #endif
 }
 
-// Bytes of a row that may be copied at once, wherever the row begins.
+// The widest copies, in bytes, for which every row is aligned; 0: less than 4.
 int width_of(const In& in, int64_t cols) {
   const uint64_t bits = reinterpret_cast<uintptr_t>(in.data) | uint64_t(cols * size_of(in.dtype));
   return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 0;
@@ -333,18 +197,18 @@ int launch_linear(const Problem& p, void* stream) {
   return int(cudaGetLastError());
 }
 
-template <class T, bool kTurned>
+template <class T, bool kInnerFirst>
 int launch_tile(const Problem& p, void* stream) {
-  using Small = SmallTile<T, kTurned>;
+  using Small = SmallTile<T, kInnerFirst>;
   if constexpr (sizeof(T) == 4) {
     return launch_linear<Small>(p, stream);
   } else {
-    using Large = LargeTile<T, kTurned>;
+    using Large = LargeTile<T, kInnerFirst>;
     int device = 0, sms = 0;
     cudaError_t error = cudaGetDevice(&device);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
     if (error != cudaSuccess) return int(error);
-    // Large tiles read less for each product, but only where there are enough of them to occupy the device.
+    // Large tiles read less memory per product, but are faster only if there are enough to occupy the device.
     const int64_t large = int64_t((p.batch + Large::kM - 1) / Large::kM) * ((p.cols + Large::kN - 1) / Large::kN) *
                           (p.reduce ? 1 : p.members);
     return large >= sms ? launch_linear<Large>(p, stream) : launch_linear<Small>(p, stream);
@@ -353,7 +217,7 @@ int launch_tile(const Problem& p, void* stream) {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) act_kernel(const LinearActArgs args, int64_t units, bool aligned) {
-  const int64_t per_row = bytes_of(args.cols), stride = int64_t(gridDim.x) * kThreads;
+  const int64_t per_row = mask_bytes(args.cols), stride = int64_t(gridDim.x) * kThreads;
   for (int64_t u = int64_t(blockIdx.x) * kThreads + threadIdx.x; u < units; u += stride) {
     const int64_t row = u / per_row;
     const int col = int(u % per_row) * kMaskBits;
@@ -388,16 +252,16 @@ int with_linear_dtype(Dtype dtype, Run run) {
 
 int ensemble_linear_cuda(const LinearArgs& args, void* stream) {
   const int64_t out_row = args.cols * size_of(args.out.dtype);
-  const Problem p{args, width_of(args.a, args.inner), width_of(args.b, args.turned ? args.cols : args.inner),
+  const Problem p{args, width_of(args.a, args.inner), width_of(args.b, args.inner_first ? args.cols : args.inner),
                   is_aligned(args.out.data) && out_row % 16 == 0};
   return with_linear_dtype(args.out.dtype, [&](auto t) {
     using T = decltype(t);
-    return args.turned ? launch_tile<T, true>(p, stream) : launch_tile<T, false>(p, stream);
+    return args.inner_first ? launch_tile<T, true>(p, stream) : launch_tile<T, false>(p, stream);
   });
 }
 
 int ensemble_linear_act_cuda(const LinearActArgs& args, void* stream) {
-  const int64_t units = args.rows * bytes_of(args.cols);
+  const int64_t units = args.rows * mask_bytes(args.cols);
   const bool aligned = is_aligned(args.out.data) && is_aligned(args.keep ? args.a.data : nullptr) &&
                        args.cols * size_of(args.out.dtype) % 16 == 0;
   return with_linear_dtype(args.out.dtype, [&](auto t) {

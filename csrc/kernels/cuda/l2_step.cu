@@ -6,7 +6,7 @@ namespace {
 
 template <class A>
 __device__ __forceinline__ L2Sample<A> l2_sample(const L2StepArgs& args, int64_t sample, int64_t chunks) {
-  return {at<A>(args.step, sample), args.grad.data ? sum_chunks(args.grad_sums, sample, chunks) : 0.0};
+  return {value_at<A>(args.step, sample), args.grad.data ? sum_chunks(args.grad_sums, sample, chunks) : 0.0};
 }
 
 template <int V, class A>
@@ -82,7 +82,7 @@ int l2_step_cuda(const L2StepArgs& args, void* stream) {
   const Chunks chunks = chunks_of(args.batch.inner);
   const bool aligned = is_aligned(args.x.data) && is_aligned(args.grad.data) && is_aligned(args.center.data) &&
                        is_aligned(args.out.data);
-  // Without a gradient its dtype is moot: any that goes with x.
+  // Without a gradient any dtype that goes with x will do.
   const Dtype grad_dtype = args.grad.data ? args.grad.dtype : args.x.dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   return with_step_dtypes(args.x.dtype, grad_dtype, args.out.dtype, [&](auto x, auto out) {
     using X = decltype(x);

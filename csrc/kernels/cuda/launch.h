@@ -1,4 +1,4 @@
-// What an op needs from the CUDA side besides its launcher. Error codes are cudaError_t as int.
+// What an op needs from the CUDA side besides its launcher. An error code is a cudaError_t as int.
 #pragma once
 
 namespace ensadv {

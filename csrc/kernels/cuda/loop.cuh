@@ -16,22 +16,12 @@ constexpr int kBlocksPerSm = 8;
 template <class... T>
 constexpr int kPack = ((sizeof(T) == 1) || ...) ? 16 : ((sizeof(T) == 8) || ...) ? 4 : 8;
 
-template <class A>
-__device__ __forceinline__ A at(const PerSample& p, int64_t sample) {
-  return p.data ? static_cast<const A*>(p.data)[sample] : A(p.value);
-}
-template <class A>
-__device__ __forceinline__ A size_at(const PerSample& p, int64_t sample) {
-  const A v = at<A>(p, sample);
-  return v > A(0) ? v : A(0);
-}
-
-// Which sample element i belongs to. The 32-bit division is several times cheaper.
+// The sample of element i. Where 32 bits suffice, their division is several times cheaper.
 __device__ __forceinline__ int64_t sample_of(int64_t i, const Batch& batch) {
   return batch.numel <= 0xffffffffLL ? int64_t(uint32_t(i) / uint32_t(batch.inner)) : i / batch.inner;
 }
 
-// A pack's bytes, moved as few words as alignment to 16 bytes allows; eight of uint8 are half a word.
+// A pack's bytes as 16-byte words, or as an 8-byte word if it is eight bytes.
 template <class T, int V>
 struct PackWords {
   using Word = std::conditional_t<V * sizeof(T) % 16 == 0, uint4, uint2>;
@@ -63,15 +53,15 @@ __device__ __forceinline__ void load_pack(const void* base, int64_t i, int count
   for (int j = 0; j < V; ++j) dst[j] = to_compute(values[j]);
 }
 
-// body(T()) for that of the types T which has this dtype. All threads branch alike, so that costs next to nothing,
-// where a kernel for each combination of its tensors' dtypes would cost minutes to compile.
+// body(T()) for the one of the types T that has this dtype. All threads branch alike, so that the branch costs next to
+// nothing. A kernel for each combination of dtypes would take minutes to compile.
 template <class... T, class Body>
 __device__ __forceinline__ void with_one_of(Dtype dtype, Body body) {
   (void)((dtype == Traits<T>::dtype && (body(T()), true)) || ...);
 }
 
-// load_pack from memory of one of the types T. The pack's other tensors are best loaded before: their words are then
-// on the way while this one's are awaited.
+// load_pack from memory of one of the types T. Load a pack's other tensors first: this load waits for its words, and
+// theirs arrive meanwhile.
 template <int V, class... T, class A>
 __device__ __forceinline__ void load_any(const In& from, int64_t i, int count, bool whole, A* dst) {
   with_one_of<T...>(from.dtype, [&](auto t) {
@@ -82,7 +72,7 @@ __device__ __forceinline__ void load_any(const In& from, int64_t i, int count, b
   });
 }
 
-// A gradient, for steps computed in A: of any float dtype, and float64 with float64 alone.
+// A gradient, for a step computed in A. It has any float dtype, but float64 if and only if A is double.
 template <int V, class A>
 __device__ __forceinline__ void load_grad(const In& grad, int64_t i, int count, bool whole, A* dst) {
   if constexpr (std::is_same_v<A, double>)
@@ -107,7 +97,7 @@ __device__ __forceinline__ void store_pack(void* base, int64_t i, int count, boo
   }
 }
 
-// body(first element, count, whole) for every pack; `whole` packs may move as 16-byte words.
+// body(first element, count, whole) for every pack. `whole`: the pack may move as 16-byte words.
 template <int V, class Body>
 __device__ __forceinline__ void for_each_pack(int64_t numel, bool aligned, Body body) {
   const int64_t stride = int64_t(gridDim.x) * kThreads * V;
@@ -117,9 +107,9 @@ __device__ __forceinline__ void for_each_pack(int64_t numel, bool aligned, Body 
   }
 }
 
-inline bool is_aligned(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15u) == 0; }  // null is
+inline bool is_aligned(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15u) == 0; }  // so is null
 
-// Enough blocks to fill the current device, and no more than there are packs.
+// Enough blocks to fill the current device, but no more than the packs need.
 inline cudaError_t grid_for(int64_t numel, int pack, unsigned* grid) {
   int device = 0, sms = 0;
   cudaError_t error = cudaGetDevice(&device);
@@ -130,7 +120,7 @@ inline cudaError_t grid_for(int64_t numel, int pack, unsigned* grid) {
   return error;
 }
 
-// Launch kernel(args...) over `numel` elements, V a thread at a time, and report what the launch itself said.
+// Launches kernel(args...) over `numel` elements, V per thread at a time. Returns the launch's error code.
 template <int V, class... Params, class... Args>
 int launch(void (*kernel)(Params...), int64_t numel, void* stream, const Args&... args) {
   unsigned grid = 0;
@@ -140,8 +130,8 @@ int launch(void (*kernel)(Params...), int64_t numel, void* stream, const Args&..
   return int(cudaGetLastError());
 }
 
-// run(x, out), values of the C++ types, for the dtypes that a step takes: out in x's dtype, or narrower than a
-// float32 iterate, or float32 for uint8 images.
+// run(X(), Out()) for the C++ types of x and out, if a step takes them: out has x's dtype, or is narrower than float32
+// x, or is float32 for uint8 x.
 template <class Run>
 int with_step_dtypes(Dtype x, Dtype grad, Dtype out, Run run) {
   if (grad == Dtype::u8 || (grad == Dtype::f64) != (x == Dtype::f64)) return int(cudaErrorInvalidValue);

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kThreads) momentum_sums_kernel(MomentumStepArg
             });
 }
 
-// Two blocks a multiprocessor: left to itself ptxas spills a word to fit five.
+// Two blocks per multiprocessor: without this bound ptxas spills a word to fit five.
 template <class TX, class TO, bool kBall>
 __global__ void __launch_bounds__(kThreads, 2)
     momentum_step_kernel(MomentumStepArgs args, SignStep<TO, kBall> f, Chunks chunks, bool aligned) {
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int V = kPack<TX, TO>;
   const BlockChunk chunk(args.step.batch, chunks);
   const A mean = A(sum_chunks(args.scratch, chunk.sample, chunks.count) / double(args.step.batch.inner));
-  const A step = at<A>(args.step.step, chunk.sample), eps = size_at<A>(args.step.eps, chunk.sample);
+  const A step = value_at<A>(args.step.step, chunk.sample), eps = size_at<A>(args.step.eps, chunk.sample);
   for_each_pack_in<V>(chunk, aligned, [&](int64_t i, int count, bool whole) {
     A x[V], grad[V], center[V], momentum[V];
     load_pack<TX, V>(args.step.x.data, i, count, whole, x);

@@ -21,7 +21,7 @@ int null_cuda(const NullArgs& args, void* stream) {
     using T = decltype(t);
     return launch<kPack<T>>(null_kernel<T>, args.batch.numel, stream, args, aligned);
   };
-  switch (size_of(args.x.dtype)) {  // bits are copied: only the width matters
+  switch (size_of(args.x.dtype)) {  // bits are copied, so only the width matters
     case 1: return run(level_t());
     case 2: return run(half_t());
     case 4: return run(float());

@@ -6,11 +6,11 @@
 
 namespace ensadv {
 
-static_assert(kLanes == kThreads);
+static_assert(kReduceThreads == kThreads);
 
-// Fold a thread's slots, its warp's lanes and the block's warps; the sum is thread 0's.
+// Folds a thread's slots, then the warp's lanes, then the block's warps. Thread 0 gets the sum.
 __device__ __forceinline__ double fold_block(double (&slots)[kSlotPack]) {
-  __shared__ double warps[kLanes / 32];
+  __shared__ double warps[kReduceThreads / 32];
 #pragma unroll
   for (int half = kSlotPack / 2; half > 0; half /= 2)
 #pragma unroll
@@ -22,7 +22,7 @@ __device__ __forceinline__ double fold_block(double (&slots)[kSlotPack]) {
   __syncthreads();
   if (threadIdx.x == 0) {
 #pragma unroll
-    for (int half = kLanes / 64; half > 0; half /= 2)
+    for (int half = kReduceThreads / 64; half > 0; half /= 2)
 #pragma unroll
       for (int j = 0; j < half; ++j) warps[j] += warps[j + half];
     sum = warps[0];
@@ -55,9 +55,9 @@ __device__ __forceinline__ void sum_block(const BlockChunk& chunk, bool aligned,
   if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
 
-// body(first element, count, whole) for the packs of V elements that lie in the block's chunk. Packs are cut on the
-// batch's grid of V elements, so that they can move as 16-byte words wherever a sample begins; those at the edges
-// are cut short.
+// body(first element, count, whole) for the packs of the block's chunk. A pack begins at a multiple of V elements of
+// the batch, so that it can move as 16-byte words wherever the sample begins; the packs at the chunk's ends are
+// shorter.
 template <int V, class Body>
 __device__ __forceinline__ void for_each_pack_in(const BlockChunk& chunk, bool aligned, Body body) {
   const int64_t end = chunk.first + chunk.count;
@@ -68,7 +68,7 @@ __device__ __forceinline__ void for_each_pack_in(const BlockChunk& chunk, bool a
   }
 }
 
-// One block per chunk of the batch, of which a launch may have 2^31 - 1.
+// Launches one block per chunk of the batch. A launch may have 2^31 - 1 blocks.
 template <class... Params, class... Args>
 int launch_chunks(void (*kernel)(Params...), const Batch& batch, const Chunks& chunks, void* stream,
                   const Args&... args) {

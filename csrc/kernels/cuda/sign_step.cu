@@ -4,7 +4,7 @@
 namespace ensadv {
 namespace {
 
-// Two blocks a multiprocessor: left to itself ptxas spills a word to fit three.
+// Two blocks per multiprocessor: without this bound ptxas spills a word to fit three.
 template <class TX, class TO, bool kBall>
 __global__ void __launch_bounds__(kThreads, 2)
     sign_step_kernel(SignStepArgs args, SignStep<TO, kBall> f, bool aligned) {
@@ -17,15 +17,15 @@ __global__ void __launch_bounds__(kThreads, 2)
     if constexpr (kBall) load_pack<TX, V>(args.center.data, i, count, whole, center);
     load_grad<V>(args.grad, i, count, whole, grad);
     int64_t sample = by_sample ? sample_of(i, args.batch) : 0;
-    int64_t left = by_sample ? (sample + 1) * args.batch.inner - i : V;  // elements of this sample still ahead
-    A step = at<A>(args.step, sample), eps = size_at<A>(args.eps, sample);
+    int64_t left = by_sample ? (sample + 1) * args.batch.inner - i : V;  // elements of this sample from i on
+    A step = value_at<A>(args.step, sample), eps = size_at<A>(args.eps, sample);
     TO out[V];
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       if (left == 0 && j < count) {
         left = args.batch.inner;
         ++sample;
-        step = at<A>(args.step, sample);
+        step = value_at<A>(args.step, sample);
         eps = size_at<A>(args.eps, sample);
       }
       --left;

@@ -1,5 +1,5 @@
-"""The Adversarial Robustness Toolbox 1.20.1's gradient attacks (``art.attacks.evasion``): its classes with another
-inside for PyTorchClassifiers.
+"""The Adversarial Robustness Toolbox 1.20.1's gradient attacks (``art.attacks.evasion``): ART's classes, which compute
+with our code where the estimator is a PyTorchClassifier.
 
 Ours are FastGradientMethod, ProjectedGradientDescent, ProjectedGradientDescentPyTorch, BasicIterativeMethod and
 MomentumIterativeMethod, each a subclass of ART's class of that name: constructor, set_params, estimator requirements
@@ -7,15 +7,16 @@ and errors are inherited, numpy arrays go in and float32 arrays come out, and AR
 is ``art.attacks.evasion``'s. Importing this imports ART. Each of ours takes one keyword and has one attribute more,
 ``precision``.
 
-Exact: the classifier's loss and preprocessing, ART's order of steps, clipping and projection, and numpy's generator
-drawn from as ART draws (and torch's, of which ART's data loaders take seeds), so that ``numpy.random.seed`` gives ART's
-own results: the same bits, but for what summing in another order changes (ART's FastGradientMethod sums in numpy).
-Fast: the attacks of :mod:`ensadv_fast.attacks` on a :class:`ensadv_fast.Source` of the classifier's model
-(:mod:`ensadv_fast.compat.source_cache`), noise by :func:`ensadv_fast.manual_seed`; what a source cannot do runs
-exactly, with a warning that says why.
+Exact: the classifier's loss and preprocessing, and ART's order of steps, clipping and projection. numpy's generator is
+drawn from as ART draws, and so is torch's, which gives ART's data loaders their seeds. So ``numpy.random.seed`` gives
+ART's own results: the same bits, except where sums are taken in another order (ART's FastGradientMethod sums in numpy).
 
-What ART itself computes, as before: norms other than infinity and 2; estimators other than PyTorchClassifiers, and such
-as compute gradients in their own way; preprocessing that is not in PyTorch; apex's mixed precision; a summary writer;
+Fast: the attacks of :mod:`ensadv_fast.attacks` on a :class:`ensadv_fast.Source` of the classifier's model, with noise
+from :func:`ensadv_fast.manual_seed`. The source is made once (:func:`ensadv_fast.compat.forget`). What it cannot do
+runs exactly, with a warning that says why.
+
+ART's own code still runs for norms other than infinity and 2; estimators other than PyTorchClassifiers, and those that
+compute gradients in their own way; preprocessing that is not in PyTorch; apex's mixed precision; a summary writer;
 arrays of objects.
 
 Where ours differ on purpose:
@@ -38,16 +39,17 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from ..installing import library
-from .fast_gradient import FastGradientMethod
-from .projected import (
+from ..installing import import_library
+
+import_library("art")  # before what imports ART: an ImportError that says how to install it
+
+from .fast_gradient import FastGradientMethod  # noqa: E402
+from .projected import (  # noqa: E402
     BasicIterativeMethod,
     MomentumIterativeMethod,
     ProjectedGradientDescent,
     ProjectedGradientDescentPyTorch,
 )
-
-library("art")  # an ImportError that says how to get it
 
 __version__ = "1.20.1"
 __all__ = ["BasicIterativeMethod", "FastGradientMethod", "MomentumIterativeMethod", "ProjectedGradientDescent",
@@ -63,5 +65,9 @@ def __getattr__(name: str) -> Any:
 def replacements(_: ModuleType) -> list[tuple[type, type]]:
     """(their class, ours) for :func:`ensadv_fast.compat.install`."""
     ours = [globals()[name] for name in __all__]
-    return [(next(base for base in cls.__mro__ if base.__module__.startswith("art.") and base.__name__ == cls.__name__),
-             cls) for cls in ours]
+    return [(_find_theirs(cls), cls) for cls in ours]
+
+
+def _find_theirs(cls: type) -> type:
+    """ART's class of the same name, among the bases of ours."""
+    return next(base for base in cls.__mro__ if base.__module__.startswith("art.") and base.__name__ == cls.__name__)

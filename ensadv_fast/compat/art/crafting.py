@@ -1,4 +1,4 @@
-"""What our ART attacks share: when ART's own implementation runs instead, and when our engine does."""
+"""What our ART attacks share: the choice between ART's own code, exact steps and our engine."""
 import warnings
 from typing import Any
 
@@ -10,50 +10,56 @@ from art.estimators.classification.pytorch import PyTorchClassifier
 from torch.utils.data import DataLoader, TensorDataset
 
 from ... import attacks
-from ..precisions import checked, is_fast
+from ..precisions import check_precision, is_fast
 from .steps import batches
 from .target import Target
 
 
 class Precise:
-    """What attacks have beside ART's attributes."""
+    """The attribute that our attacks have and ART's have not."""
 
     _precision: str | None = None
 
     @property
     def precision(self) -> str | None:
-        """"exact", "fast", or None: as :func:`ensadv_fast.compat.precision` says. Ours alone."""
+        """"exact", "fast", or None for what :func:`ensadv_fast.compat.precision` chose. ART has none."""
         return self._precision
 
     @precision.setter
     def precision(self, which: str | None) -> None:
-        self._choose(checked(type(self).__name__, which))
+        self._set_precision(check_precision(type(self).__name__, which))
 
-    def _choose(self, which: str | None) -> None:
+    def _set_precision(self, which: str | None) -> None:
         self._precision = which
 
 
-class Crafting(EvasionAttack, Precise):  # ART's first: Python then lets an object of ART's become one of ours
-    """Before ART's class of the same attack, ``theirs``, among a class's bases."""
+class Crafting(EvasionAttack, Precise):  # ART's class first: Python then lets an ART object become one of ours
+    """The first base of our attacks; the second is ART's class of the same attack, ``theirs``.
+
+    own_methods: ART's methods whose work our code does. Where a subclass overrides one of them, ART's code runs.
+    """
 
     theirs: type
-    own_methods: tuple[str, ...] = ()  # ART's methods whose work ours do in one: where overridden, ART's run
+    own_methods: tuple[str, ...] = ()
 
     def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
-        """Adversarial images float32 for images x [N, ...] and labels y, int [N] or one per class [N, C]; without y
-        the predictions. mask: an array that broadcasts over x; pixels where it is 0 stay."""
+        """Adversarial images float32 [N, ...] for images x [N, ...].
+
+        y: labels, int [N] or one weight per class [N, C]; None: the predictions. mask: an array that broadcasts over x;
+        pixels where it is 0 stay. Raises what ART raises.
+        """
         if not self._is_ours(x):
             return super().generate(x, y, **kwargs)
         mask = self._get_mask(x, **kwargs)
         self._check_compatibility_input_and_eps(x=x)
-        return self._generated(Target(self.estimator, x), x, y, mask)
+        return self._craft(Target(self.estimator, x), x, y, mask)
 
-    def _generated(self, target: Target, x: np.ndarray, y: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
-        """The images that :meth:`generate` gives, of arguments that are checked."""
+    def _craft(self, target: Target, x: np.ndarray, y: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
+        """What :meth:`generate` returns, of checked arguments."""
         raise NotImplementedError
 
     def _is_ours(self, x: np.ndarray) -> bool:
-        """Can we compute what ART would?"""
+        """Can our code compute what ART would?"""
         estimator = self.estimator
         return (isinstance(estimator, PyTorchClassifier) and estimator.all_framework_preprocessing
                 and type(estimator).loss_gradient is PyTorchClassifier.loss_gradient
@@ -61,9 +67,13 @@ class Crafting(EvasionAttack, Precise):  # ART's first: Python then lets an obje
                 and self.norm in (np.inf, "inf", 2)
                 and all(getattr(type(self), m) is getattr(self.theirs, m) for m in self.own_methods))
 
-    def _with_source(self, target: Target, x: np.ndarray, targets: np.ndarray, mask: np.ndarray | None,
-                     why: str | None, **how: Any) -> np.ndarray | None:
-        """Adversarial images by our engine, where that is wanted and can be. how: of :class:`ensadv_fast.Attack`."""
+    def _craft_with_source(self, target: Target, x: np.ndarray, targets: np.ndarray, mask: np.ndarray | None,
+                           why: str | None, **how: Any) -> np.ndarray | None:
+        """Adversarial images by our engine, or None: exact is chosen, or a warning says why our engine cannot do it.
+
+        why: a reason against our engine that the caller knows, or None. how: further options of
+        :class:`ensadv_fast.attacks.Attack`.
+        """
         if not is_fast(self.precision):
             return None
         why = why or target.why_no_source(x) or self._why_exact(targets, mask)
@@ -75,12 +85,13 @@ class Crafting(EvasionAttack, Precise):  # ART's first: Python then lets an obje
         attack = attacks.Attack(type(self).__name__, float(self.eps), targeted=self.targeted,
                                 direction="l2" if self.norm == 2 else "sign", **box, **random, **how)
         with torch.inference_mode(False):
-            source, result = target.source(), np.empty(x.shape, ART_NUMPY_DTYPE)
+            source, result = target.get_source(), np.empty(x.shape, ART_NUMPY_DTYPE)
             for batch in batches(target, x, targets, None, self.eps, self.eps_step, self.batch_size):
                 result[batch.at] = attack(source, batch.clean, batch.labels).cpu().numpy()
         return result
 
     def _why_exact(self, targets: np.ndarray, mask: np.ndarray | None) -> str | None:
+        """What in these arguments our engine cannot do, or None."""
         if mask is not None:
             return "it has a mask"
         if isinstance(self.eps, np.ndarray):
@@ -90,7 +101,10 @@ class Crafting(EvasionAttack, Precise):  # ART's first: Python then lets an obje
 
 
 def draw_like_loaders(passes: int) -> None:
-    """ART passes images through torch's DataLoader, which draws a seed from torch's generator for each pass. Ours does
-    not, but draws, so that a training goes on with the numbers that it would have had."""
+    """Draw the seeds that torch's DataLoader would draw from torch's generator in so many passes over the images.
+
+    ART passes images through such a loader and our code does not. A training that calls an attack then goes on with the
+    random numbers that it would have had.
+    """
     for _ in range(passes):
         iter(DataLoader(TensorDataset(torch.empty(1))))

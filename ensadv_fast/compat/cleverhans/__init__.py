@@ -2,13 +2,15 @@
 and results. In place of ``from cleverhans.torch.attacks.fast_gradient_method import fast_gradient_method``:
 ``from ensadv_fast.compat.cleverhans import fast_gradient_method``.
 
-Both take one keyword more, ``precision``. The model is any callable, and attacked in the mode that it is in.
+Both take one keyword more, ``precision``. The model is any callable, and is attacked in the mode that it is in.
 
-Exact: the library's loss and its mean over the batch, its order of steps, projections and clipping, and torch's
-generator drawn from as it draws: the same bits, but for what summing in another order changes. Fast: the attacks of
-:mod:`ensadv_fast.attacks` on a :class:`ensadv_fast.Source` (:mod:`ensadv_fast.compat.source_cache`), noise by
-:func:`ensadv_fast.manual_seed`, for a torch.nn.Module in eval mode; what a source cannot do runs exactly, with a
-warning that says why. The L1 step is the library's own (an ImportError where it is not installed).
+Exact: the library's loss and its mean over the batch, its order of steps, projections and clipping, and its draws from
+torch's generator. The results are the same bits, except where sums are taken in another order.
+
+Fast: for a torch.nn.Module in eval mode, the attacks of :mod:`ensadv_fast.attacks` on a :class:`ensadv_fast.Source`,
+with noise from :func:`ensadv_fast.manual_seed`. The source is made once per model (:func:`ensadv_fast.compat.forget`).
+What it cannot do runs exactly, with a warning that says why. The L1 step is the library's own (an ImportError where it
+is not installed).
 
 Where ours differ on purpose:
 

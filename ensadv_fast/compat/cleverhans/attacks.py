@@ -1,4 +1,4 @@
-"""The two attacks: checks as the library makes them, then the exact steps or ours."""
+"""The two attacks: the library's checks, then its steps exactly, or our attack."""
 import importlib
 import warnings
 from collections.abc import Callable
@@ -14,10 +14,11 @@ from ...ops.memory import widen
 from ...sources.base import for_autograd
 from ...sources.modes import still
 from .. import source_cache
-from ..installing import library
-from ..precisions import checked, is_fast
+from ..installing import import_library
+from ..precisions import check_precision, is_fast
+from ..steps import zero_nan
 
-TINY = 1e-12  # what squared norms are kept above
+TINY = 1e-12  # the least squared norm that is divided by
 Model = Callable[[Tensor], Tensor]
 
 
@@ -27,32 +28,33 @@ def fast_gradient_method(model_fn: Model, x: Tensor, eps: float, norm: float, cl
     """The fast gradient method (Goodfellow et al. 2015), in the L-inf, L2 or L1 ball.
 
     Args:
-        model_fn: gives logits [N, C] of x [N, ...]; a torch.nn.Module or any other callable.
-        x: images, in any range. eps: size, in their units; with 0 the result is x itself.
+        model_fn: gives logits [N, C] for x [N, ...]; a torch.nn.Module or any other callable.
+        x: images, in any range. eps: size of the step, in their units; with 0 the result is x itself.
         norm: numpy.inf, 2 or 1.
-        clip_min, clip_max: the range of pixels; both, or neither: then nothing is clipped.
+        clip_min, clip_max: the range of pixels, both or neither; without them nothing is clipped.
         y: labels int64 [N] to leave, or with `targeted` to reach; default: the model's predictions.
         sanity_checks: assert that x lies in the range.
-        precision: "exact", "fast" or None, what :func:`ensadv_fast.compat.precision` chose. Ours alone.
+        precision: "exact", "fast", or None for what :func:`ensadv_fast.compat.precision` chose. The library has no such
+            argument.
 
     Returns:
-        Images of x's shape, float32 (of x's dtype where it is the module's own), without autograd history.
+        Images of x's shape, without autograd history: of x's dtype where that is the module's own, else float32.
 
     Raises:
-        ValueError, AssertionError: as the library does.
+        ValueError, AssertionError: where the library raises them.
     """
     if norm not in (np.inf, 1, 2):
         raise ValueError(f"fast_gradient_method: norm must be np.inf, 1 or 2, got {norm!r}")
-    _not_negative("fast_gradient_method", "eps", eps)
+    _check_not_negative("fast_gradient_method", "eps", eps)
     if eps == 0:
         return x
-    box = _box("fast_gradient_method", clip_min, clip_max)
+    box = _check_box("fast_gradient_method", clip_min, clip_max)
     if sanity_checks:
-        _sane("fast_gradient_method", x, box)
-    run = Run("fast_gradient_method", model_fn, x, y, norm, box, targeted, precision)
-    kind = attacks.fgsm if norm == np.inf else attacks.fast_grad_l2
-    return run.result(lambda: kind(eps, **run.how), lambda: run.single_step(eps), eps,
-                      why="norm is 1" if norm == 1 else None)
+        _check_range("fast_gradient_method", x, box)
+    call = Call("fast_gradient_method", model_fn, x, y, norm, box, targeted, precision)
+    make = attacks.fgsm if norm == np.inf else attacks.fast_grad_l2
+    return call.result(lambda: make(eps, **call.options), lambda: call.take_single_step(eps), eps,
+                       why="norm is 1" if norm == 1 else None)
 
 
 def projected_gradient_descent(model_fn: Model, x: Tensor, eps: float, eps_iter: float, nb_iter: int, norm: float,
@@ -67,47 +69,48 @@ def projected_gradient_descent(model_fn: Model, x: Tensor, eps: float, eps_iter:
         nb_iter: steps.
         norm: numpy.inf or 2.
         rand_init: start at x + U(-rand_minmax, rand_minmax), projected; rand_minmax defaults to eps.
-        sanity_checks: assert that x lies in the range.
-        The others: as :func:`fast_gradient_method`.
-
-    Returns:
-        As :func:`fast_gradient_method`.
+        The others, and what is returned: as in :func:`fast_gradient_method`.
 
     Raises:
-        NotImplementedError (norm 1), ValueError, AssertionError: as the library does.
+        NotImplementedError (norm 1), ValueError, AssertionError: where the library raises them.
     """
     op = "projected_gradient_descent"
-    if norm == 1:
-        raise NotImplementedError(f"{op}: norm must be np.inf or 2: an L1 step changes one pixel at a time")
-    if norm not in (np.inf, 2):
-        raise ValueError(f"{op}: norm must be np.inf or 2, got {norm!r}")
+    _check_norm(op, norm)
     for name, value in (("eps", eps), ("eps_iter", eps_iter)):
-        _not_negative(op, name, value)
+        _check_not_negative(op, name, value)
         if value == 0:
             return x
     if eps_iter > eps:
         raise AssertionError(f"{op}: eps_iter must not exceed eps, got eps_iter={eps_iter}, eps={eps}")
-    box = _box(op, clip_min, clip_max)
+    box = _check_box(op, clip_min, clip_max)
     if sanity_checks:
-        _sane(op, x, box)
+        _check_range(op, x, box)
         if norm == np.inf and eps + box[0] > box[1]:
             raise AssertionError(f"{op}: eps must not exceed clip_max - clip_min, got {eps}")
-    run = Run(op, model_fn, x, y, norm, box, targeted, precision)
-    kind = attacks.pgd if norm == np.inf else attacks.pgd_l2
+    call = Call(op, model_fn, x, y, norm, box, targeted, precision)
+    make = attacks.pgd if norm == np.inf else attacks.pgd_l2
     why = "it takes no step" if nb_iter < 1 else None
     if rand_init and rand_minmax not in (None, eps):
         why = "rand_minmax is not eps"
-    return run.result(lambda: kind(eps, eps_iter, nb_iter, rand_init, **run.how),
-                      lambda: run.steps(eps, eps_iter, nb_iter, rand_init, eps if rand_minmax is None else rand_minmax),
-                      eps, why)
+    reach = eps if rand_minmax is None else rand_minmax
+    return call.result(lambda: make(eps, eps_iter, nb_iter, rand_init, **call.options),
+                       lambda: call.take_steps(eps, eps_iter, nb_iter, reach if rand_init else None), eps, why)
 
 
-def _not_negative(op: str, name: str, value: float) -> None:
+def _check_norm(op: str, norm: float) -> None:
+    if norm == 1:
+        raise NotImplementedError(f"{op}: norm must be np.inf or 2: an L1 step changes one pixel at a time")
+    if norm not in (np.inf, 2):
+        raise ValueError(f"{op}: norm must be np.inf or 2, got {norm!r}")
+
+
+def _check_not_negative(op: str, name: str, value: float) -> None:
     if value < 0:
         raise ValueError(f"{op}: {name} must be >= 0, got {value}")
 
 
-def _box(op: str, clip_min: float | None, clip_max: float | None) -> tuple[float, float]:
+def _check_box(op: str, clip_min: float | None, clip_max: float | None) -> tuple[float, float]:
+    """The range of pixels, infinite where none is given."""
     if clip_min is None and clip_max is None:
         return -torch.inf, torch.inf
     if clip_min is None or clip_max is None:
@@ -117,15 +120,20 @@ def _box(op: str, clip_min: float | None, clip_max: float | None) -> tuple[float
     return float(clip_min), float(clip_max)
 
 
-def _sane(op: str, x: Tensor, box: tuple[float, float]) -> None:
+def _check_range(op: str, x: Tensor, box: tuple[float, float]) -> None:
+    """What sanity_checks ask for: one reduction of x, and one host sync."""
     if box[0] == -torch.inf or not x.numel():
         return
     if not bool(((x >= box[0]) & (x <= box[1])).all()):
-        raise AssertionError(f"{op}: x must lie in [clip_min, clip_max] = [{box[0]}, {box[1]}]")
+        low, high = (t.item() for t in torch.aminmax(x))
+        raise AssertionError(f"{op}: x must be in [clip_min, clip_max] = [{box[0]}, {box[1]}], got [{low}, {high}]")
 
 
-class Run:
-    """One call. clean: the images as iterates are kept; the model sees `dtype`."""
+class Call:
+    """One call of an attack, its arguments checked.
+
+    images: x in `dtype`, which the model sees. clean: the same in the dtype of iterates, float32 for 16-bit images.
+    """
 
     def __init__(self, op: str, model_fn: Model, x: Tensor, y: Tensor | None, norm: float, box: tuple[float, float],
                  targeted: bool, precision: str | None):
@@ -134,7 +142,7 @@ class Run:
                 raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
         self.op, self.model_fn, self.norm, self.targeted = op, model_fn, norm, targeted
         self.lo, self.hi = box
-        self.is_fast = is_fast(checked(op, precision))
+        self.is_fast = is_fast(check_precision(op, precision))
         self.module = model_fn if isinstance(model_fn, nn.Module) else None
         tensors = () if self.module is None else (*self.module.parameters(), *self.module.buffers())
         own = next((t.dtype for t in tensors if t.is_floating_point()), None)
@@ -143,28 +151,29 @@ class Run:
             self.x, self.labels = for_autograd(x), for_autograd(y)
             self.images = self.x.detach().to(self.dtype)
             self.clean = widen(self.images)
-        self.how: dict[str, Any] = {"targeted": targeted, "lo": self.lo, "hi": self.hi}
+        self.options: dict[str, Any] = {"targeted": targeted, "lo": self.lo, "hi": self.hi}
 
-    def result(self, fast: Callable[[], attacks.Attack], exact: Callable[[], Tensor], eps: float,
+    def result(self, make_attack: Callable[[], attacks.Attack], take_exact: Callable[[], Tensor], eps: float,
                why: str | None) -> Tensor:
-        """By our attack where that is wanted and can be, else by the exact steps; detached, in `dtype`."""
+        """The adversarial images in `dtype`, detached: by our attack where fast is chosen and possible, else by the
+        exact steps. why: a reason against our attack that the caller knows, or None."""
         with torch.inference_mode(False), torch.no_grad():
             if self.is_fast:
                 why = why or self._why_exact()
                 if why is None:
-                    assert self.module is not None  # or _why_exact had said so
-                    return fast()(source_cache.prepared(self.module), self.images, self.labels)
+                    assert self.module is not None  # otherwise _why_exact gives a reason
+                    return make_attack()(source_cache.get_source(self.module), self.images, self.labels)
                 warnings.warn(f"{self.op}: is exact, not fast, since {why}", stacklevel=3)
             with still(self.module):
-                point = exact()
+                point = take_exact()
             if point.dtype == self.dtype:
                 return point
-            # In 16 bits within eps: an L1 ball lies in the L2 ball of its size.
+            # 16-bit results are rounded within eps. For norm 1 the L2 ball does: the L1 ball of this size lies in it.
             return ops.project(point, self.clean, float(eps), norm="linf" if self.norm == np.inf else "l2", lo=self.lo,
                                hi=self.hi, out=torch.empty_like(self.images))
 
     def _why_exact(self) -> str | None:
-        """What our sources could not do, or None."""
+        """Why a source cannot do this call, or None."""
         if self.module is None:
             return "its model is no torch.nn.Module"
         if any(m.training for m in self.module.modules()):
@@ -175,64 +184,66 @@ class Run:
             return "it is targeted, without labels" if self.targeted else None
         return "its labels are not int64 [N]" if self.labels.dtype != torch.int64 or self.labels.dim() != 1 else None
 
-    def _labelled(self) -> Tensor:
-        """Predictions stand in for labels that are not given. A pass of its own, as the library makes: a model may draw
-        random numbers."""
+    def _choose_labels(self) -> Tensor:
+        """The labels given, or the predictions. These take a forward pass of their own, as in the library: a model may
+        draw random numbers."""
         return torch.max(self.model_fn(self.images), 1).indices if self.labels is None else self.labels
 
     def gradient(self, point: Tensor, labels: Tensor) -> Tensor:
-        """Of the mean cross-entropy by the point; of its negative where targeted."""
+        """The gradient of the mean cross-entropy by the point; where targeted, of its negative."""
         with torch.enable_grad():
             leaf = point.detach().to(self.dtype).requires_grad_()
             cost = F.cross_entropy(self.model_fn(leaf), labels)
             (grad,) = torch.autograd.grad(-cost if self.targeted else cost, leaf)
         return grad
 
-    def single_step(self, eps: float) -> Tensor:
-        grad = self.gradient(self.images, self._labelled())
+    def take_single_step(self, eps: float) -> Tensor:
+        """One step of length eps from the images, clipped."""
+        grad = self.gradient(self.images, self._choose_labels())
         if self.norm == np.inf:
             return ops.sign_step(self.images, grad, float(eps), lo=self.lo, hi=self.hi)
-        return self._moved(self.clean, grad, eps, torch.empty_like(self.clean))
+        return self._move(self.clean, grad, eps, torch.empty_like(self.clean))
 
-    def steps(self, eps: float, eps_iter: float, nb_iter: int, rand_init: bool, rand_minmax: float) -> Tensor:
-        point = self._projected(self._noise(rand_minmax) if rand_init else torch.zeros_like(self.clean), eps)
-        labels, other = self._labelled(), torch.empty_like(point)
+    def take_steps(self, eps: float, eps_iter: float, nb_iter: int, reach: float | None) -> Tensor:
+        """Steps of length eps_iter, each projected on the ball. reach: of the random start, None for none."""
+        point = self._project(torch.zeros_like(self.clean) if reach is None else self._draw_noise(reach), eps)
+        labels, other = self._choose_labels(), torch.empty_like(point)
         for _ in range(nb_iter):
-            moved = self._moved(point, self.gradient(point, labels), eps_iter, other)
-            point, other = self._projected(moved.sub_(self.clean), eps), point
+            moved = self._move(point, self.gradient(point, labels), eps_iter, other)
+            point, other = self._project(moved.sub_(self.clean), eps), point
         return point
 
-    def _noise(self, reach: float) -> Tensor:
-        """U(-reach, reach), drawn in x's dtype as the library does."""
+    def _draw_noise(self, reach: float) -> Tensor:
+        """U(-reach, reach) in the dtype of iterates, drawn in x's dtype as the library does."""
         return torch.empty_like(self.x, dtype=None if self.x.is_floating_point() else self.dtype,
                                 requires_grad=False).uniform_(-reach, reach).to(self.clean.dtype)
 
-    def _moved(self, point: Tensor, grad: Tensor, length: float, out: Tensor) -> Tensor:
-        """clamp(point + length * direction), written to `out`, which is not the point."""
+    def _move(self, point: Tensor, grad: Tensor, length: float, out: Tensor) -> Tensor:
+        """clamp(point + length * direction), written into `out`, which is not the point."""
         grad = grad.to(self.clean.dtype)
         if self.norm == np.inf:
             torch.sign(grad, out=out).nan_to_num_(nan=0.0).mul_(length)
         elif self.norm == 2:
-            grad = grad.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+            grad = zero_nan(grad)
             torch.div(grad, _norms(grad), out=out).mul_(length)
         else:
-            library("cleverhans")
+            import_library("cleverhans")
             out.copy_(importlib.import_module("cleverhans.torch.utils").optimize_linear(grad, length, 1))
-        return self._clamped(out.add_(point))
+        return self._clamp(out.add_(point))
 
-    def _projected(self, delta: Tensor, eps: float) -> Tensor:
-        """clamp(x + delta projected on the ball), in delta's memory: the library's order, which rounds otherwise than
-        our kernel's."""
+    def _project(self, delta: Tensor, eps: float) -> Tensor:
+        """clamp(x + delta projected on the ball), written into delta. This is the library's order, which rounds
+        otherwise than our kernel's."""
         if self.norm == np.inf:
             delta.clamp_(-eps, eps)
         else:
             delta.mul_((eps / _norms(delta)).clamp_(max=1.0))
-        return self._clamped(delta.add_(self.clean))
+        return self._clamp(delta.add_(self.clean))
 
-    def _clamped(self, point: Tensor) -> Tensor:
+    def _clamp(self, point: Tensor) -> Tensor:
         return point if self.lo == -torch.inf else point.clamp_(self.lo, self.hi)
 
 
 def _norms(t: Tensor) -> Tensor:
-    """L2 norm per sample, shaped to broadcast, not less than a millionth; summed as the library does."""
+    """L2 norm of each sample, shaped to broadcast, at least 1e-6; summed as the library does."""
     return t.square().sum(list(range(1, t.dim())), keepdim=True).clamp_(min=TINY).sqrt_()

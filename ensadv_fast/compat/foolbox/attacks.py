@@ -1,10 +1,10 @@
-"""``foolbox.attacks`` with our classes in it, subclasses of the library's, made when the first is asked for."""
+"""``foolbox.attacks`` with our classes: subclasses of the library's, made when one is first asked for."""
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-from ..installing import library
+from ..installing import import_library
 from .descent import GradientDescent, Kin
 
 NAMES = tuple(norm + kind for norm in ("Linf", "L2")
@@ -21,8 +21,8 @@ ALIASES = {"FGM": "L2FastGradientAttack", "FGSM": "LinfFastGradientAttack",
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    own = made().get(ALIASES.get(name, name))
-    return getattr(library("foolbox").attacks, name) if own is None else own
+    own = make_classes().get(ALIASES.get(name, name))
+    return getattr(import_library("foolbox").attacks, name) if own is None else own
 
 
 def __dir__() -> list[str]:
@@ -30,14 +30,15 @@ def __dir__() -> list[str]:
 
 
 @functools.cache
-def made() -> dict[str, Kin]:
+def make_classes() -> dict[str, Kin]:
     """Our classes by name. Raises an ImportError where the library is not installed."""
-    theirs = library("foolbox").attacks
+    theirs = import_library("foolbox").attacks
     plain = theirs.LinfProjectedGradientDescentAttack.get_optimizer
-    return {name: _made(getattr(theirs, name), plain) for name in NAMES if hasattr(theirs, name)}
+    return {name: _make_class(getattr(theirs, name), plain) for name in NAMES if hasattr(theirs, name)}
 
 
-def _made(theirs: Any, plain: Callable) -> Kin:
+def _make_class(theirs: Any, plain: Callable) -> Kin:
+    """Our subclass of one of the library's attacks. plain: the library's ``get_optimizer`` of plain gradient steps."""
     def __init__(self: Any, *, precision: str | None = None, **arguments: Any) -> None:
         theirs.__init__(self, **arguments)
         self.precision = precision

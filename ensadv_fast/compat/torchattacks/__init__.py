@@ -1,14 +1,16 @@
 """torchattacks 3.5.1's interface: the same classes, constructor arguments, defaults, modes and return types.
 
 Ours are FGSM, BIM, RFGSM, FFGSM, PGD, PGDL2, MIFGSM, NIFGSM, DIFGSM, TIFGSM, SINIFGSM, VMIFGSM, VNIFGSM, MultiAttack
-and their base class; every other name is the installed library's own, asked for when it is used (an ImportError where
-it is not installed). Each of ours takes one keyword and has one attribute more, ``precision``.
+and their base class. Every other name is the installed library's own, looked up when it is used (an ImportError where
+the library is not installed). Each of ours takes one keyword and has one attribute more, ``precision``.
 
-Exact: the module as it is, the library's loss and its mean over the batch, its order of projection, and torch's
-generators drawn from in its order, so that ``torch.manual_seed`` gives the library's own results: on one device the
-same bits but for what summing in another order changes. Fast: the attacks of :mod:`ensadv_fast.attacks` on a
-:class:`ensadv_fast.Source` (:mod:`ensadv_fast.compat.source_cache`), noise by :func:`ensadv_fast.manual_seed`; what a
-source cannot do runs exactly, with a warning that says why.
+Exact: the module as it is, the library's loss and its mean over the batch, its order of projection, and its draws from
+torch's generators in its order. So ``torch.manual_seed`` gives the library's own results: on one device the same bits,
+except where sums are taken in another order.
+
+Fast: the attacks of :mod:`ensadv_fast.attacks` on a :class:`ensadv_fast.Source`, with noise from
+:func:`ensadv_fast.manual_seed`. The source is made once per model (:func:`ensadv_fast.compat.forget`). What it cannot
+do runs exactly, with a warning that says why.
 
 Where ours differ on purpose:
 
@@ -39,7 +41,7 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from ..installing import library
+from ..installing import import_library
 from .attack import Attack, Kin
 from .multiattack import MultiAttack
 from .projected import BIM, FFGSM, FGSM, PGD, PGDL2, RFGSM
@@ -55,7 +57,7 @@ PASSED = ("APGD", "APGDT", "AutoAttack", "CW", "DeepFool", "EADEN", "EADL1", "EO
 
 def __getattr__(name: str) -> Any:
     if name in PASSED:
-        return getattr(library("torchattacks"), name)
+        return getattr(import_library("torchattacks"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

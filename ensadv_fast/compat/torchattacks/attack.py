@@ -8,24 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from ..model_mode import model_mode
-from ..precisions import checked, is_fast
+from ..precisions import check_precision, is_fast
 from .saving import Saving
 
 _Method = TypeVar("_Method", bound=Callable[..., None])
 
 
-def _fanned_out(method: _Method) -> _Method:
-    """Do it here, then on every attack that this one holds."""
+def _also_on_held(method: _Method) -> _Method:
+    """A setter that sets this attack, and then every attack that this one holds."""
     @functools.wraps(method)
-    def both(self: "Attack", *args: Any, **kwargs: Any) -> None:
+    def on_all(self: "Attack", *args: Any, **kwargs: Any) -> None:
         method(self, *args, **kwargs)
         for attack in self._attacks.values():
             getattr(attack, method.__name__)(*args, **kwargs)
-    return cast(_Method, both)
+    return cast(_Method, on_all)
 
 
 class Kin(type):
-    """While torchattacks is replaced, its own attacks count as ours: programs ask isinstance of its base class."""
+    """While ours are installed, isinstance of our base class is true of torchattacks' own attacks too: programs ask for
+    it by the library's name."""
 
     theirs: tuple[type, ...] = ()
 
@@ -36,9 +37,9 @@ class Kin(type):
 class Attack(Saving, metaclass=Kin):
     """Base class of all attacks, with the interface of torchattacks' own. Subclasses override :meth:`forward`.
 
-    name: shown by repr. model: a module that gives logits [N, C] of images [N, C, H, W] in [0, 1], or normalised ones
-    (:meth:`set_normalization_used`); during an attack in the mode of :meth:`set_model_training_mode`, afterwards as it
-    was. Images and labels are brought to the attribute `device`, that of the model's first parameter.
+    name: shown by repr. model: a module that gives logits [N, C] for images [N, C, H, W] in [0, 1], or normalised ones
+    (:meth:`set_normalization_used`). During an attack it is in the mode of :meth:`set_model_training_mode`, afterwards
+    in its own. Images and labels are moved to :attr:`device`, that of the model's first parameter.
     """
 
     def __init__(self, name: str, model: nn.Module) -> None:
@@ -67,8 +68,8 @@ class Attack(Saving, metaclass=Kin):
         raise NotImplementedError
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        """Adversarial images like `inputs`, on the attack's device, without autograd history; also where autograd is
-        off. With normalisation, both are normalised images."""
+        """Adversarial images in the shape of `inputs`, on the attack's device, without autograd history. With
+        normalisation, inputs and results are normalised images. It works where autograd is off, too."""
         mode = model_mode(self.model, self._model_training, self._batchnorm_training, self._dropout_training)
         with torch.inference_mode(False), torch.enable_grad(), mode:
             if self._normalization_applied is not True:
@@ -79,16 +80,16 @@ class Attack(Saving, metaclass=Kin):
             finally:
                 self._set_normalization_applied(True)
 
-    # What computes: exactly, or on our sources.
+    # Exact, or fast on our sources.
 
     @property
     def precision(self) -> str | None:
-        """"exact", "fast", or None: as :func:`ensadv_fast.compat.precision` says. Ours alone."""
+        """"exact", "fast", or None for what :func:`ensadv_fast.compat.precision` chose. torchattacks has none."""
         return self._precision
 
     @precision.setter
     def precision(self, which: str | None) -> None:
-        self._precision = checked(self.attack, which)
+        self._precision = check_precision(self.attack, which)
         for attack in self._attacks.values():
             if isinstance(type(attack), Kin):  # not torchattacks' own
                 attack.precision = which
@@ -98,37 +99,39 @@ class Attack(Saving, metaclass=Kin):
         return is_fast(self._precision)
 
     def _change_model_mode(self, given_training: bool) -> None:
-        """torchattacks' own attacks ask this of those that they hold; ours see to the mode in each call."""
+        """Do nothing. torchattacks' own attacks call this on attacks that they hold; ours set the mode in each call."""
 
     _recover_model_mode = _change_model_mode
 
     # The model, and what its images are.
 
-    @_fanned_out
+    @_also_on_held
     def set_model(self, model: nn.Module) -> None:
-        """Attack this model from now on; the device stays."""
+        """Attack this model from now on. The device stays the same."""
         self.model = model
         self.model_name = type(model).__name__
 
-    @_fanned_out
+    @_also_on_held
     def set_device(self, device: torch.device | str) -> None:
         """Bring images and labels to this device."""
         self.device = device
 
-    @_fanned_out
+    @_also_on_held
     def set_model_training_mode(self, model_training: bool = False, batchnorm_training: bool = False,
                                 dropout_training: bool = False) -> None:
-        """Attack the model in training mode; its batch normalisations and dropouts only where said so, too. Batches'
-        statistics are then used; the running ones do not move."""
+        """Attack the model in training mode, its batch normalisations and dropouts only where these are set, too.
+
+        Batch normalisations in training mode use the batch's statistics; the running ones do not move.
+        """
         self._model_training = model_training
         self._batchnorm_training = batchnorm_training
         self._dropout_training = dropout_training
 
     def get_logits(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        """Logits of images in [0, 1]. May be overridden; the attack then is exact."""
+        """Logits [N, C] of images in [0, 1]. It may be overridden; the attack is then exact."""
         return self.model(self.normalize(inputs) if self._normalization_applied is False else inputs)
 
-    @_fanned_out
+    @_also_on_held
     def set_normalization_used(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
         """Take and return images that are normalised by these numbers per channel."""
         self.normalization_used = {
@@ -136,12 +139,12 @@ class Attack(Saving, metaclass=Kin):
             for name, values in (("mean", mean), ("std", std))}
         self._normalization_applied = True
 
-    @_fanned_out
+    @_also_on_held
     def _set_normalization_applied(self, flag: bool) -> None:
         self._normalization_applied = flag
 
     def _set_rmodel_normalization_used(self, model: nn.Module) -> None:
-        """MAIR's models say themselves what normalisation they have."""
+        """Use the normalisation that a model of MAIR says it has."""
         mean, std = (getattr(model, name, None) for name in ("mean", "std"))
         if mean is None or std is None:
             return
@@ -166,26 +169,26 @@ class Attack(Saving, metaclass=Kin):
         """"default", "targeted(custom)", "targeted(random)", "targeted(least-likely)" or "targeted(label)"."""
         return self.attack_mode
 
-    @_fanned_out
+    @_also_on_held
     def set_mode_default(self) -> None:
         """Away from the labels given."""
         self.attack_mode = "default"
         self.targeted = False
         print("Attack mode is changed to 'default.'")
 
-    @_fanned_out
+    @_also_on_held
     def set_mode_targeted_by_function(self, target_map_function: Callable[..., Tensor], quiet: bool = False) -> None:
         """Toward ``target_map_function(images, labels)``."""
         self._set_mode_targeted("targeted(custom)", quiet)
         self._target_map_function = target_map_function
 
-    @_fanned_out
+    @_also_on_held
     def set_mode_targeted_random(self, quiet: bool = False) -> None:
         """Toward a class drawn uniformly from those other than the label."""
         self._set_mode_targeted("targeted(random)", quiet)
         self._target_map_function = self.get_random_target_label
 
-    @_fanned_out
+    @_also_on_held
     def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
         """Toward the class of the kth smallest logit among those other than the label."""
         if kth_min < 1:
@@ -194,13 +197,14 @@ class Attack(Saving, metaclass=Kin):
         self._kth_min = kth_min
         self._target_map_function = self.get_least_likely_label
 
-    @_fanned_out
+    @_also_on_held
     def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
         """Toward the labels given."""
         self._set_mode_targeted("targeted(label)", quiet)
-        self._target_map_function = _labels_themselves
+        self._target_map_function = _keep_labels
 
     def _set_mode_targeted(self, mode: str, quiet: bool) -> None:
+        """Raises ValueError, nothing changed, where this attack or one that it holds cannot be targeted."""
         for attack in (self, *self._attacks.values()):
             if "targeted" not in attack.supported_mode:
                 raise ValueError("Targeted mode is not supported.")
@@ -223,7 +227,7 @@ class Attack(Saving, metaclass=Kin):
 
     @torch.no_grad()
     def get_least_likely_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Labels [N] of the kth smallest logits, the labels given (or predicted) left out. No host sync."""
+        """Classes [N] of the kth smallest logits, without the labels given (or predicted). No host sync."""
         outputs = self.get_output_with_eval_nograd(inputs)
         labels = outputs.argmax(1) if labels is None else labels.to(outputs.device)
         if self._kth_min >= outputs.shape[1]:
@@ -241,7 +245,7 @@ class Attack(Saving, metaclass=Kin):
         drawn = ((outputs.shape[1] - 1) * torch.rand(len(labels))).long().to(outputs.device, non_blocking=True)
         return (drawn + (drawn >= labels)).to(self.device)
 
-    # What is shown and held.
+    # What repr shows, and which attacks this one holds.
 
     def __repr__(self) -> str:
         shown = {name: value for name, value in vars(self).items()
@@ -251,7 +255,7 @@ class Attack(Saving, metaclass=Kin):
         return f"{self.attack}({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
     def __setattr__(self, name: str, value: object) -> None:
-        """Attacks among the values (in lists and dicts too) are held: setters reach them."""
+        """Note the attacks in the value, also in lists and dicts: these are held, and setters reach them."""
         object.__setattr__(self, name, value)
         held = self.__dict__.get("_attacks")
         if held is None or name == "_attacks":
@@ -264,11 +268,12 @@ class Attack(Saving, metaclass=Kin):
                 held[f"{name}.{key}"] = inner
 
 
-def _labels_themselves(inputs: Tensor, labels: Tensor) -> Tensor:
+def _keep_labels(inputs: Tensor, labels: Tensor) -> Tensor:
     return labels
 
 
 def _attacks_in(value: Any, seen: set[int]) -> Iterator[Any]:
+    """The attacks, ours or torchattacks' own, in a value, in its lists and dicts. seen: ids of values looked at."""
     if id(value) in seen:
         return
     seen.add(id(value))

@@ -1,4 +1,4 @@
-"""Several attacks in turn, each on what the ones before left standing."""
+"""Several attacks in turn, each on the images that resisted those before."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +10,11 @@ from .attack import Attack
 
 
 class MultiAttack(Attack):
-    """Attack with each of `attacks`, ours or torchattacks' own, all of one model, those images that the model still
-    classifies right. The result holds, per image, the example that fooled it, or the image itself."""
+    """Attack with each of `attacks` in turn the images that the model still classifies right.
+
+    attacks: ours or torchattacks' own, all of one model. The result holds for each image the example that fooled the
+    model, or the image itself.
+    """
 
     def __init__(self, attacks: list[Any], verbose: bool = False) -> None:
         super().__init__("MultiAttack", attacks[0].model)
@@ -23,7 +26,7 @@ class MultiAttack(Attack):
         self._multi_atk_records = [0.0]
 
     def check_validity(self) -> None:
-        """Raises a ValueError for fewer than two attacks, or such of several models."""
+        """Raises ValueError for fewer than two attacks, or attacks of several models."""
         if len(self.attacks) < 2:
             raise ValueError("More than two attacks should be given.")
         if any(attack.model is not self.attacks[0].model for attack in self.attacks):
@@ -53,8 +56,8 @@ class MultiAttack(Attack):
     def save(  # type: ignore[override]  # the library's signature
             self, data_loader: DataLoader[Any], save_path: Any = None, verbose: bool = True,
             return_verbose: bool = False, save_predictions: bool = False, save_clean_images: bool = False) -> Any:
-        """As `Attack.save`; return_verbose gives (robust accuracy, success rates in % after each attack, mean L2
-        norm, seconds of the last batch)."""
+        """As `Attack.save`, but return_verbose gives (robust accuracy, success rates in % after each attack, mean
+        L2 norm, seconds of the last batch)."""
         before, self.verbose = self.verbose, False
         self._multi_atk_records = [0.0] * (1 + len(self.attacks))
         self._accumulate_multi_atk_records = True

@@ -3,7 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from ... import attacks, ops
-from .gradient import GradientAttack, Run, Size, flat
+from ..steps import sample_norms
+from .gradient import GradientAttack, Iteration, Size, flatten_size
 
 
 class FGSM(GradientAttack):
@@ -13,10 +14,10 @@ class FGSM(GradientAttack):
         super().__init__("FGSM", model, eps, precision)
         self.supported_mode = ["default", "targeted"]
 
-    def _exact(self, run: Run) -> Tensor:
-        return ops.sign_step(run.images, run.gradient(run.images), flat(run.eps))
+    def _run_exact(self, iteration: Iteration) -> Tensor:
+        return ops.sign_step(iteration.images, iteration.gradient(iteration.images), flatten_size(iteration.eps))
 
-    def _fast(self) -> attacks.Attack:
+    def _make_fast(self) -> attacks.Attack:
         return attacks.fgsm(float(self.eps), targeted=self.targeted)
 
 
@@ -29,12 +30,13 @@ class FFGSM(GradientAttack):
         self.alpha = alpha
         self.supported_mode = ["default", "targeted"]
 
-    def _exact(self, run: Run) -> Tensor:
-        noise = run.noise_uniform(run.eps, torch.randn_like(run.images))  # the normal draws move the generator
-        point = noise.add_(run.clean).clamp_(0, 1)
-        return run.sign_step(point, run.gradient(point))
+    def _run_exact(self, iteration: Iteration) -> Tensor:
+        # The normal draws move the generator as the library's do.
+        noise = iteration.draw_uniform(iteration.eps, torch.randn_like(iteration.images))
+        point = noise.add_(iteration.clean).clamp_(0, 1)
+        return iteration.sign_step(point, iteration.gradient(point))
 
-    def _fast(self) -> attacks.Attack:
+    def _make_fast(self) -> attacks.Attack:
         return attacks.Attack("ffgsm", float(self.eps), start="uniform", step=float(self.alpha), targeted=self.targeted)
 
 
@@ -46,13 +48,14 @@ class _Steps(GradientAttack):
         self.alpha = alpha
         self.steps = steps
 
-    def _start(self, run: Run) -> Tensor:
-        return run.clean
+    def _start(self, iteration: Iteration) -> Tensor:
+        """The point of the first step: the images, unless a subclass says otherwise."""
+        return iteration.clean
 
-    def _exact(self, run: Run) -> Tensor:
-        point = self._start(run)
+    def _run_exact(self, iteration: Iteration) -> Tensor:
+        point = self._start(iteration)
         for _ in range(self.steps):
-            point = run.sign_step(point, run.gradient(point))
+            point = iteration.sign_step(point, iteration.gradient(point))
         return point
 
 
@@ -65,14 +68,15 @@ class BIM(_Steps):
         super().__init__("BIM", model, eps, alpha, steps, precision)
         self.supported_mode = ["default", "targeted"]
 
-    def _exact(self, run: Run) -> Tensor:
-        point = run.clean
-        for _ in range(self.steps):  # the library's comparisons are the kernel's min and max, to the bit
-            point = ops.sign_step(point, run.gradient(point), flat(run.alpha), center=run.clean, eps=flat(run.eps),
-                                  out=None if point is run.clean else point)
+    def _run_exact(self, iteration: Iteration) -> Tensor:
+        clean, alpha, eps = iteration.clean, flatten_size(iteration.alpha), flatten_size(iteration.eps)
+        point = clean
+        for _ in range(self.steps):  # the library's comparisons give the bits of the kernel's min and max
+            point = ops.sign_step(point, iteration.gradient(point), alpha, center=clean, eps=eps,
+                                  out=None if point is clean else point)
         return point
 
-    def _fast(self) -> attacks.Attack:
+    def _make_fast(self) -> attacks.Attack:
         return attacks.ifgsm(float(self.eps), float(self.alpha), self.steps, targeted=self.targeted)
 
 
@@ -85,10 +89,11 @@ class RFGSM(_Steps):
         super().__init__("RFGSM", model, eps, alpha, steps, precision)
         self.supported_mode = ["default", "targeted"]
 
-    def _start(self, run: Run) -> Tensor:
-        return torch.randn_like(run.images).sign_().to(run.clean.dtype).mul_(run.alpha).add_(run.clean).clamp_(0, 1)
+    def _start(self, iteration: Iteration) -> Tensor:
+        noise = torch.randn_like(iteration.images).sign_().to(iteration.clean.dtype)
+        return noise.mul_(iteration.alpha).add_(iteration.clean).clamp_(0, 1)
 
-    def _fast(self) -> attacks.Attack:
+    def _make_fast(self) -> attacks.Attack:
         return attacks.Attack("rfgsm", float(self.eps), start="rademacher", alpha=float(self.alpha),
                               step=float(self.alpha), steps=self.steps, targeted=self.targeted)
 
@@ -106,10 +111,10 @@ class PGD(_Steps):
         self.random_start = random_start
         self.supported_mode = ["default", "targeted"]
 
-    def _start(self, run: Run) -> Tensor:
-        return run.uniform_start() if self.random_start else run.clean
+    def _start(self, iteration: Iteration) -> Tensor:
+        return iteration.start_uniformly() if self.random_start else iteration.clean
 
-    def _fast(self) -> attacks.Attack:
+    def _make_fast(self) -> attacks.Attack:
         return attacks.pgd(float(self.eps), float(self.alpha), self.steps, self.random_start, targeted=self.targeted)
 
 
@@ -127,31 +132,26 @@ class PGDL2(_Steps):
         self.eps_for_division = eps_for_division
         self.supported_mode = ["default", "targeted"]
 
-    def _start(self, run: Run) -> Tensor:
+    def _start(self, iteration: Iteration) -> Tensor:
         if not self.random_start:
-            return run.clean
-        noise = torch.empty_like(run.images).normal_()
-        norms = _norms(noise)
+            return iteration.clean
+        noise = torch.empty_like(iteration.images).normal_()
+        norms = sample_norms(noise)
         lengths = torch.zeros_like(norms).uniform_(0, 1)
-        noise = noise.to(run.clean.dtype).mul_((lengths / norms).to(run.clean.dtype) * run.eps)
-        return noise.add_(run.clean).clamp_(0, 1)
+        noise = noise.to(iteration.clean.dtype).mul_((lengths / norms).to(iteration.clean.dtype) * iteration.eps)
+        return noise.add_(iteration.clean).clamp_(0, 1)
 
-    def _exact(self, run: Run) -> Tensor:
-        point = self._start(run)
+    def _run_exact(self, iteration: Iteration) -> Tensor:
+        point = self._start(iteration)
         for _ in range(self.steps):
-            grad = run.gradient(point)
-            grad = grad / (_norms(grad) + self.eps_for_division)
-            delta = grad.mul_(run.alpha).add_(point).sub_(run.clean)
-            norms = _norms(delta)
-            delta *= torch.where(norms > run.eps, run.eps / norms, 1.0)  # no NaN where both are 0
-            point = delta.add_(run.clean).clamp_(0, 1)
+            grad = iteration.gradient(point)
+            grad = grad / (sample_norms(grad) + self.eps_for_division)
+            delta = grad.mul_(iteration.alpha).add_(point).sub_(iteration.clean)
+            norms = sample_norms(delta)
+            delta *= torch.where(norms > iteration.eps, iteration.eps / norms, 1.0)  # no NaN where both are 0
+            point = delta.add_(iteration.clean).clamp_(0, 1)
         return point
 
-    def _fast(self) -> attacks.Attack:
+    def _make_fast(self) -> attacks.Attack:
         return attacks.pgd_l2(float(self.eps), float(self.alpha), self.steps, self.random_start,
                               targeted=self.targeted)
-
-
-def _norms(t: Tensor) -> Tensor:
-    """L2 norm per sample, shaped to broadcast."""
-    return torch.linalg.vector_norm(t.flatten(1), dim=1).view(-1, *[1] * (t.dim() - 1))

@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Saving:
-    """What attacks do with whole loaders; the files are torchattacks' own, either reads the other's."""
+    """What attacks do with whole loaders. Files are in torchattacks' own form: it reads ours, and we read its."""
 
-    if TYPE_CHECKING:  # what the attack has that this is a part of
+    if TYPE_CHECKING:  # members of the attack, which is a subclass
         device: torch.device | str | None
         normalization_used: dict[str, Tensor] | None
 
@@ -24,8 +24,8 @@ class Saving:
     def save(self, data_loader: DataLoader[Any], save_path: Any = None, verbose: bool = True,
              return_verbose: bool = False, save_predictions: bool = False, save_clean_inputs: bool = False,
              save_type: str = "float") -> Any:
-        """Attack every batch of the loader; write the images [N, C, H, W] in [0, 1], labels [N] and what else is asked
-        for to `save_path`, where given.
+        """Attack every batch of the loader. Write the images [N, C, H, W] in [0, 1], labels [N] and what else is asked
+        for to `save_path`, where it is given.
 
         save_type: "float", or "int": uint8, rounded. verbose prints, and return_verbose returns, the robust accuracy in
         %, the mean L2 norm of the perturbations that fooled the model (of what the attack takes and returns), and the
@@ -33,24 +33,17 @@ class Saving:
         and at the end.
         """
         kept: dict[str, list[Tensor]] = {}
-        correct = total = 0
-        distances: list[Tensor] = []
+        tally, batches, is_watched = _Tally(), len(data_loader), verbose or return_verbose
         rates: tuple[float, float, float] | None = None
-        batches = len(data_loader)
-        watched = verbose or return_verbose
         for step, (inputs, labels) in enumerate(data_loader, 1):
             start = time.time()
             adv_inputs = self(inputs, labels)
             predicted = None
-            if watched or (save_path is not None and save_predictions):
+            if is_watched or (save_path is not None and save_predictions):
                 predicted = self.get_output_with_eval_nograd(adv_inputs).argmax(1)
-            if watched and predicted is not None:
-                right = predicted == labels.to(self.device)
-                total += len(labels)
-                correct += int(right.sum())
-                delta = (adv_inputs - inputs.to(self.device)).flatten(1)
-                distances.append(torch.linalg.vector_norm(delta[~right], dim=1))
-                rates = 100 * correct / total, torch.cat(distances).mean().item(), time.time() - start
+            if is_watched and predicted is not None:
+                delta = adv_inputs - inputs.to(self.device)
+                rates = *tally.add(predicted == labels.to(self.device), delta), time.time() - start
                 if verbose:
                     self._save_print(100 * step / batches, *rates, end="\r")
             if save_path is not None:
@@ -58,14 +51,15 @@ class Saving:
                          "clean_inputs": inputs if save_clean_inputs else None}
                 for name, value in asked.items():
                     if value is not None:
-                        kept.setdefault(name, []).append(self._as_saved(name, value.detach().cpu(), save_type))
+                        kept.setdefault(name, []).append(self._convert_for_file(name, value.detach().cpu(), save_type))
                 if step == batches or not step & (step - 1):
                     torch.save({**{k: torch.cat(v) for k, v in kept.items()}, "save_type": save_type}, save_path)
         if verbose and rates is not None:  # the last line stays
             self._save_print(100.0, *rates, end="\n")
         return rates if return_verbose else None
 
-    def _as_saved(self, name: str, value: Tensor, save_type: str) -> Tensor:
+    def _convert_for_file(self, name: str, value: Tensor, save_type: str) -> Tensor:
+        """Images without their normalisation, in the dtype of the file; other values as they are."""
         if not name.endswith("inputs"):
             return value
         value = value if self.normalization_used is None else self.inverse_normalize(value)
@@ -73,7 +67,7 @@ class Saving:
 
     @staticmethod
     def to_type(inputs: Tensor, type: str) -> Tensor:
-        """"int": images in [0, 1] as uint8, the nearest level; "float": uint8 as float32. Others stay as they are."""
+        """"int": floats in [0, 1] as uint8, the nearest level; "float": uint8 as float32. Others stay as they are."""
         if type not in ("int", "float"):
             raise ValueError(f"{type} is not a valid type. [Options: float, int]")
         if type == "int" and inputs.is_floating_point():
@@ -91,7 +85,7 @@ class Saving:
     def load(load_path: Any, batch_size: int = 128, shuffle: bool = False,
              normalize: dict[str, Sequence[float]] | None = None, load_predictions: bool = False,
              load_clean_inputs: bool = False) -> DataLoader[Any]:
-        """A loader of (images, labels[, predictions][, clean images]) of a saved file; images are float32 in [0, 1],
+        """A loader of (images, labels[, predictions][, clean images]) from a saved file. Images are float32 in [0, 1],
         or normalised by ``{"mean": [...], "std": [...]}``."""
         saved = torch.load(load_path)
         names = ["adv_inputs", "labels"] + ["preds"] * load_predictions + ["clean_inputs"] * load_clean_inputs
@@ -104,3 +98,21 @@ class Saving:
         loader = DataLoader(TensorDataset(*(saved[name] for name in names)), batch_size=batch_size, shuffle=shuffle)
         print(f"Data is loaded in the following order: [{', '.join(names)}]")
         return loader
+
+
+class _Tally:
+    """The robust accuracy and the mean perturbation over the batches so far."""
+
+    def __init__(self) -> None:
+        self.correct = self.total = 0
+        self.distances: list[Tensor] = []
+
+    def add(self, is_right: Tensor, delta: Tensor) -> tuple[float, float]:
+        """Take in a batch: which images are still classified right (bool [N]), and their perturbations [N, ...].
+
+        Returns the robust accuracy in % and the mean L2 norm of the perturbations that fooled the model.
+        """
+        self.total += len(is_right)
+        self.correct += int(is_right.sum())
+        self.distances.append(torch.linalg.vector_norm(delta.flatten(1)[~is_right], dim=1))
+        return 100 * self.correct / self.total, torch.cat(self.distances).mean().item()

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from ... import attacks
 from ...attacks.transforms import ti
-from .gradient import GradientAttack, Run, Size
+from .gradient import GradientAttack, Iteration, Size
 
-# (point, momentum, is it the last step) -> the gradient that the momentum takes in
-Followed = Callable[[Tensor, Tensor, bool], Tensor]
+# (point, momentum, is it the last step) -> the gradient that is added to the momentum
+Gradient = Callable[[Tensor, Tensor, bool], Tensor]
 
 
 class MIFGSM(GradientAttack):
-    """Sign steps along a momentum of gradients over their mean absolute value (Dong et al. 2018)."""
+    """Sign steps along a momentum of gradients, each divided by its mean absolute value (Dong et al. 2018)."""
 
     _name = "MIFGSM"
 
@@ -28,31 +28,33 @@ class MIFGSM(GradientAttack):
         self.alpha = alpha
         self.supported_mode = ["default", "targeted"]
 
-    def _start(self, run: Run) -> Tensor:
-        return run.uniform_start() if getattr(self, "random_start", False) else run.clean
+    def _start(self, iteration: Iteration) -> Tensor:
+        return iteration.start_uniformly() if getattr(self, "random_start", False) else iteration.clean
 
-    def _exact(self, run: Run) -> Tensor:
-        point, momentum = self._start(run), torch.zeros_like(run.clean)
-        gradient = self._gradients(run)
+    def _run_exact(self, iteration: Iteration) -> Tensor:
+        point, momentum = self._start(iteration), torch.zeros_like(iteration.clean)
+        gradient = self._make_gradient(iteration)
         for i in range(self.steps):
             grad = gradient(point, momentum, i == self.steps - 1)
             mean = grad.abs().mean(dim=tuple(range(1, grad.dim())), keepdim=True)
             momentum.mul_(self.decay).add_(grad / mean.masked_fill_(mean == 0, 1))  # no NaN where nothing moves
-            point = run.sign_step(point, momentum)
+            point = iteration.sign_step(point, momentum)
         return point
 
-    def _gradients(self, run: Run) -> Followed:
-        return lambda point, momentum, last: run.gradient(point)
+    def _make_gradient(self, iteration: Iteration) -> Gradient:
+        """What this attack adds to the momentum; subclasses differ in it."""
+        return lambda point, momentum, last: iteration.gradient(point)
 
-    def _ahead(self, point: Tensor, momentum: Tensor, run: Run) -> Tensor:
-        """Where Nesterov's momentum looks."""
-        return point + self.decay * run.alpha * momentum
+    def _look_ahead(self, point: Tensor, momentum: Tensor, iteration: Iteration) -> Tensor:
+        """The point where Nesterov's momentum takes the gradient."""
+        return point + self.decay * iteration.alpha * momentum
 
-    def _fast(self) -> attacks.Attack:
-        return self._like(attacks.mifgsm)
+    def _make_fast(self) -> attacks.Attack:
+        return self._make(attacks.mifgsm)
 
-    def _like(self, make: Callable[..., attacks.Attack], **kw: Any) -> attacks.Attack:
-        return make(float(self.eps), float(self.alpha), self.steps, self.decay, targeted=self.targeted, **kw)
+    def _make(self, constructor: Callable[..., attacks.Attack], **kw: Any) -> attacks.Attack:
+        """Our attack with the options that all attacks along a momentum have."""
+        return constructor(float(self.eps), float(self.alpha), self.steps, self.decay, targeted=self.targeted, **kw)
 
 
 class NIFGSM(MIFGSM):
@@ -60,11 +62,11 @@ class NIFGSM(MIFGSM):
 
     _name = "NIFGSM"
 
-    def _gradients(self, run: Run) -> Followed:
-        return lambda point, momentum, last: run.gradient(self._ahead(point, momentum, run))
+    def _make_gradient(self, iteration: Iteration) -> Gradient:
+        return lambda point, momentum, last: iteration.gradient(self._look_ahead(point, momentum, iteration))
 
-    def _fast(self) -> attacks.Attack:
-        return self._like(attacks.nifgsm)
+    def _make_fast(self) -> attacks.Attack:
+        return self._make(attacks.nifgsm)
 
 
 class DIFGSM(MIFGSM):
@@ -96,12 +98,12 @@ class DIFGSM(MIFGSM):
         resized = F.interpolate(x, size=[size, size], mode="bilinear", align_corners=False)
         return F.pad(resized, [left, large - size - left, top, large - size - top])
 
-    def _gradients(self, run: Run) -> Followed:
-        return lambda point, momentum, last: run.gradient(point, self.input_diversity)
+    def _make_gradient(self, iteration: Iteration) -> Gradient:
+        return lambda point, momentum, last: iteration.gradient(point, self.input_diversity)
 
-    def _fast(self) -> attacks.Attack:
+    def _make_fast(self) -> attacks.Attack:
         start = "uniform" if self.random_start else None
-        return self._like(attacks.difgsm, rate=self.resize_rate, prob=self.diversity_prob, start=start)
+        return self._make(attacks.difgsm, rate=self.resize_rate, prob=self.diversity_prob, start=start)
 
     def _why_exact(self, images: Tensor, labels: Tensor) -> str | None:
         own = type(self).input_diversity is DIFGSM.input_diversity and "input_diversity" not in vars(self)
@@ -110,7 +112,7 @@ class DIFGSM(MIFGSM):
 
 class TIFGSM(DIFGSM):
     """DIFGSM whose gradients are convolved with a kernel (Dong et al. 2019). kernel_name: "gaussian", "linear" or
-    "uniform"."""
+    "uniform". len_kernel: its side in pixels. nsig: half of it in standard deviations of the normal."""
 
     _name = "TIFGSM"
 
@@ -126,7 +128,7 @@ class TIFGSM(DIFGSM):
         self.stacked_kernel = torch.from_numpy(self.kernel_generation())
 
     def kernel_generation(self) -> np.ndarray:
-        """float32 [3, 1, len_kernel, len_kernel], each of sum 1."""
+        """The kernel for 3 channels, float32 [3, 1, len_kernel, len_kernel], each of sum 1."""
         if self.kernel_name == "gaussian":
             kernel = self.gkern(self.len_kernel, self.nsig)
         elif self.kernel_name == "linear":
@@ -139,35 +141,36 @@ class TIFGSM(DIFGSM):
         return np.stack([kernel.astype(np.float32)[None]] * 3)
 
     def gkern(self, kernlen: int = 15, nsig: float = 3) -> np.ndarray:
-        """The normal density over [-nsig, nsig]."""
+        """[kernlen, kernlen], of sum 1: the normal density over [-nsig, nsig]."""
         at = np.linspace(-nsig, nsig, kernlen)
-        return _product(np.exp(-at**2 / 2) / np.sqrt(2 * np.pi))
+        return _outer(np.exp(-at**2 / 2) / np.sqrt(2 * np.pi))
 
     def ukern(self, kernlen: int = 15) -> np.ndarray:
+        """[kernlen, kernlen], of sum 1: all alike."""
         return np.full((kernlen, kernlen), 1.0) / (kernlen * kernlen)
 
     def lkern(self, kernlen: int = 15) -> np.ndarray:
-        """A roof that reaches 0 one pixel beyond the kernel."""
-        return _product(1 - np.abs(np.linspace((1 - kernlen) / 2, (kernlen - 1) / 2, kernlen) / (kernlen + 1) * 2))
+        """[kernlen, kernlen], of sum 1: falls linearly from the middle, to 0 one pixel beyond the kernel."""
+        return _outer(1 - np.abs(np.linspace((1 - kernlen) / 2, (kernlen - 1) / 2, kernlen) / (kernlen + 1) * 2))
 
-    def _gradients(self, run: Run) -> Followed:
-        channels = run.clean.shape[1]
-        kernel = self.stacked_kernel[:1].to(run.clean).expand(channels, -1, -1, -1)
-        diverse = super()._gradients(run)
+    def _make_gradient(self, iteration: Iteration) -> Gradient:
+        channels = iteration.clean.shape[1]
+        kernel = self.stacked_kernel[:1].to(iteration.clean).expand(channels, -1, -1, -1)
+        diverse = super()._make_gradient(iteration)
         return lambda *step: F.conv2d(diverse(*step), kernel, padding="same", groups=channels)
 
-    def _fast(self) -> attacks.Attack:
+    def _make_fast(self) -> attacks.Attack:
         start = "uniform" if self.random_start else None
         smooth = ti(self.kernel_name, self.len_kernel, float(self.nsig))
-        return self._like(attacks.difgsm, rate=self.resize_rate, prob=self.diversity_prob, start=start,
+        return self._make(attacks.difgsm, rate=self.resize_rate, prob=self.diversity_prob, start=start,
                           transforms=[smooth])
 
     def _why_exact(self, images: Tensor, labels: Tensor) -> str | None:
         return "len_kernel is even" if self.len_kernel % 2 == 0 else super()._why_exact(images, labels)
 
 
-def _product(row: np.ndarray) -> np.ndarray:
-    """row times row, of sum 1."""
+def _outer(row: np.ndarray) -> np.ndarray:
+    """The outer product of the row with itself, divided by its sum."""
     kernel = np.outer(row, row)
     return kernel / kernel.sum()
 
@@ -182,23 +185,23 @@ class SINIFGSM(MIFGSM):
         super().__init__(model, eps, alpha, steps, decay, precision=precision)
         self.m = m
 
-    def _gradients(self, run: Run) -> Followed:
+    def _make_gradient(self, iteration: Iteration) -> Gradient:
         def mean(point: Tensor, momentum: Tensor, last: bool) -> Tensor:
-            ahead = self._ahead(point, momentum, run)
+            ahead = self._look_ahead(point, momentum, iteration)
             total = torch.zeros_like(ahead)
             for i in range(self.m):
-                total += run.gradient(ahead / 2**i).mul_(2.0**-i)
+                total += iteration.gradient(ahead / 2**i).mul_(2.0**-i)
             return total / self.m
 
         return mean
 
-    def _fast(self) -> attacks.Attack:
-        return self._like(attacks.sinifgsm, m=self.m)
+    def _make_fast(self) -> attacks.Attack:
+        return self._make(attacks.sinifgsm, m=self.m)
 
 
 class VMIFGSM(MIFGSM):
-    """MIFGSM with variance tuning: to each gradient is added the mean gradient of N neighbours of the step before,
-    uniform within beta eps, minus that step's own (Wang & He 2021)."""
+    """MIFGSM with variance tuning (Wang & He 2021). To each step's gradient is added, of the step before, the mean
+    gradient at N neighbours, uniform within beta eps, minus that step's own gradient."""
 
     _name = "VMIFGSM"
 
@@ -208,38 +211,39 @@ class VMIFGSM(MIFGSM):
         self.N = N
         self.beta = beta
 
-    def _seen(self, point: Tensor, momentum: Tensor, run: Run) -> Tensor:
-        """Where the step's own gradient is taken."""
+    def _choose_point(self, point: Tensor, momentum: Tensor, iteration: Iteration) -> Tensor:
+        """The point where the step's own gradient is taken."""
         return point
 
-    def _gradients(self, run: Run) -> Followed:
-        tuned = torch.zeros_like(run.clean)
+    def _make_gradient(self, iteration: Iteration) -> Gradient:
+        tuned = torch.zeros_like(iteration.clean)
 
-        def followed(point: Tensor, momentum: Tensor, last: bool) -> Tensor:
-            own = run.gradient(self._seen(point, momentum, run))
+        def gradient(point: Tensor, momentum: Tensor, last: bool) -> Tensor:
+            own = iteration.gradient(self._choose_point(point, momentum, iteration))
             followed = own + tuned
             total = torch.zeros_like(own)
             for _ in range(self.N):
-                # The normal draws only move the generator; after the last step nothing else of this is needed.
-                noise = run.noise_uniform(run.eps * self.beta, torch.randn_like(run.images))
+                # The normal draws only move the generator, as the library's do. After the last step the gradients are
+                # not needed, unless a pass in training mode draws random numbers too.
+                noise = iteration.draw_uniform(iteration.eps * self.beta, torch.randn_like(iteration.images))
                 if not last or self._model_training:
-                    total += run.gradient(noise.add_(point))
+                    total += iteration.gradient(noise.add_(point))
             torch.sub(total / self.N, own, out=tuned)
             return followed
 
-        return followed
+        return gradient
 
-    def _fast(self) -> attacks.Attack:
-        return self._like(attacks.vmifgsm, n=self.N, beta=self.beta)
+    def _make_fast(self) -> attacks.Attack:
+        return self._make(attacks.vmifgsm, n=self.N, beta=self.beta)
 
 
 class VNIFGSM(VMIFGSM):
-    """VMIFGSM with the step's gradient taken ahead, as NIFGSM's (Wang & He 2021)."""
+    """VMIFGSM with the step's gradient taken ahead, as in NIFGSM (Wang & He 2021)."""
 
     _name = "VNIFGSM"
 
-    def _seen(self, point: Tensor, momentum: Tensor, run: Run) -> Tensor:
-        return self._ahead(point, momentum, run)
+    def _choose_point(self, point: Tensor, momentum: Tensor, iteration: Iteration) -> Tensor:
+        return self._look_ahead(point, momentum, iteration)
 
-    def _fast(self) -> attacks.Attack:
-        return self._like(attacks.vnifgsm, n=self.N, beta=self.beta)
+    def _make_fast(self) -> attacks.Attack:
+        return self._make(attacks.vnifgsm, n=self.N, beta=self.beta)

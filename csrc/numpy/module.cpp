@@ -1,5 +1,5 @@
-// ensadv_kernels: layer 1 on numpy arrays, so that the kernels are tested (and run under sanitizers) without
-// torch. Thin on purpose: arguments go to the launchers as they are; sizes are checked, semantics are not.
+// ensadv_kernels: layer 1 on numpy arrays, for tests without torch and under sanitizers. It passes arguments to the
+// launchers as they are, and checks only sizes.
 #include <cmath>
 #include <variant>
 
@@ -47,7 +47,7 @@ void null(const Array& x, Array& out, const Range& range) {
   run(range, x.size(), [&](int64_t begin, int64_t end) { null_cpu(args, begin, end); });
 }
 
-// What the steps have in common; `grad` may be absent where the op allows it.
+// The arguments that the steps share. `grad` may be absent if the op allows it.
 template <class Args>
 Args step_args(const Array& x, const Array* grad, Array& out, const Size& step, const Array* center, const Size& eps,
                double lo, double hi, int64_t inner) {
@@ -128,13 +128,13 @@ Dense<uint32_t> philox_of(const std::array<uint32_t, 4>& c, const std::array<uin
   return Dense<uint32_t>(4, words.w);
 }
 
-// The loops' own conversion to the compute type, float or double.
+// Converts as the loops do, to float or double.
 template <class A>
 Dense<A> load_all(const Array& x) {
   Dense<A> result(x.size());
   A* dst = result.mutable_data();
-  for (int64_t i = 0; i < x.size(); i += kChunk) {
-    const int n = int(std::min<int64_t>(kChunk, x.size() - i));
+  for (int64_t i = 0; i < x.size(); i += kStrip) {
+    const int n = int(std::min<int64_t>(kStrip, x.size() - i));
     const A* src = load(x.in(), i, n, dst + i);
     if (src != dst + i) std::copy(src, src + n, dst + i);
   }

@@ -1,4 +1,4 @@
-// What layer 1's launchers take, from numpy.
+// From numpy arrays to what layer 1's launchers take.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -34,7 +34,7 @@ inline Dtype dtype_named(const std::string& name) {
   throw std::invalid_argument("dtype must be float32, float64, float16, bfloat16 or uint8");
 }
 
-// A numpy array read as `dtype`; 16-bit types come as uint16. The memory is the caller's, whatever its alignment.
+// A numpy array read as `dtype`; 16-bit types come as uint16. The memory stays the caller's, at any alignment.
 struct Array {
   Array(py::array array, const std::string& dtype) : memory(std::move(array)), dtype(dtype_named(dtype)) {
     require(memory.itemsize() == size_of(this->dtype), "the array's item size does not fit its dtype");
@@ -58,7 +58,7 @@ inline const int64_t* index_data(const std::optional<Dense<int64_t>>& index, int
   return index ? index->data() : nullptr;
 }
 
-// The range [begin, end) of a launcher; in `threads` pieces at once, as torch's parallel_for does it.
+// The range [begin, end) of a launcher, run in `threads` pieces at once, as torch's parallel_for does.
 struct Range {
   int64_t begin = 0;
   std::optional<int64_t> end;
@@ -78,7 +78,7 @@ void run(const Range& range, int64_t numel, Launch launch) {
   for (std::thread& t : threads) t.join();
 }
 
-// In files of their own, by op.
+// Each in a file of its own.
 void bind_bias_act(py::module_& m);
 void bind_ensemble_linear(py::module_& m);
 void bind_logit_grad(py::module_& m);

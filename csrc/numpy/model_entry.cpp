@@ -13,7 +13,7 @@ Pixels pixels(const Array* array, bool last, const ModelEntryArgs& args) {
 
 const void* per_channel(const Array& array, const ModelEntryArgs& args) {
   require(array.size() == args.channels, "one number per channel is wanted");
-  require(array.dtype == (args.wide ? Dtype::f64 : Dtype::f32), "mean and std must both be float32, or float64");
+  require(array.dtype == (args.in_double ? Dtype::f64 : Dtype::f32), "mean and std must both be float32, or float64");
   return array.in().data;
 }
 
@@ -25,8 +25,8 @@ ModelEntryArgs arguments(Array& out, const Array& std, int64_t spatial, bool out
   require(args.channels > 0 && spatial > 0 && out.size() % (args.channels * spatial) == 0, "no such images");
   args.batch = out.size() / (args.channels * spatial);
   args.out = out.out();
-  args.out_last = out_last;
-  args.wide = std.dtype == Dtype::f64;
+  args.out_channels_last = out_last;
+  args.in_double = std.dtype == Dtype::f64;
   args.std = per_channel(std, args);
   args.clamp = clamp;
   return args;
@@ -48,7 +48,7 @@ void model_entry_grad(const Array& grad, const Array* x, const Array* delta, Arr
   require(clamp == bool(x), "x is wanted where there is a clamp");
   args.grad = pixels(&grad, grad_last, args);
   args.x = pixels(x, out_last, args);
-  args.x.last = out_last;
+  args.x.channels_last = out_last;
   args.delta = pixels(x ? delta : nullptr, delta_last, args);
   run(range, args.batch * spatial, [&](int64_t begin, int64_t end) { model_entry_grad_cpu(args, begin, end); });
 }

@@ -16,8 +16,9 @@ uint8_t* mask_data(Array* mask, int64_t numel) {
 
 // `range` counts blocks.
 void bias_act(const Array& x, const Array* bias, const Array* residual, Array& out, Array* mask, int64_t channels,
-              int64_t run_length, const std::string& act, double low, double high, double slope, const Range& range) {
-  require(channels > 0 && run_length > 0 && x.size() % (channels * run_length) == 0, "no such channels");
+              int64_t channel_stride, const std::string& act, double low, double high, double slope,
+              const Range& range) {
+  require(channels > 0 && channel_stride > 0 && x.size() % (channels * channel_stride) == 0, "no such channels");
   const std::map<std::string, Act> acts = {
       {"relu", Act::relu}, {"hardtanh", Act::hardtanh}, {"leaky_relu", Act::leaky_relu}};
   require(acts.count(act) == 1, "no such act");
@@ -28,7 +29,7 @@ void bias_act(const Array& x, const Array* bias, const Array* residual, Array& o
           "one bias per channel, of the compute type, is wanted");
   const BiasActArgs args{x.in(),     residual ? residual->in() : In{},
                          bias ? bias->in().data : nullptr, out.out(), mask_data(mask, x.size()),
-                         x.size(), channels, run_length, acts.at(act), low, high, slope};
+                         x.size(), channels, channel_stride, acts.at(act), low, high, slope};
   run(range, mask_blocks(x.size()), [&](int64_t begin, int64_t end) { bias_act_cpu(args, begin, end); });
 }
 
@@ -45,7 +46,7 @@ void act_grad(const Array& grad, Array& mask, Array& out, std::optional<double> 
 void bind_bias_act(py::module_& m) {
   const auto range = py::arg("range") = Range{};
   m.def("bias_act", &bias_act, py::arg("x"), py::arg("bias"), py::arg("residual"), py::arg("out"), py::arg("mask"),
-        py::kw_only(), py::arg("channels"), py::arg("run") = 1, py::arg("act") = "relu",
+        py::kw_only(), py::arg("channels"), py::arg("channel_stride") = 1, py::arg("act") = "relu",
         py::arg("low") = 0.0, py::arg("high") = 0.0, py::arg("slope") = 1.0, range);
   m.def("act_grad", &act_grad, py::arg("grad"), py::arg("mask"), py::arg("out"), py::kw_only(),
         py::arg("slope") = py::none(), range);

@@ -9,12 +9,12 @@ using Mask = std::optional<Dense<uint8_t>>;
 
 uint8_t* mask_data(Mask& mask, int64_t rows, int64_t cols) {
   if (!mask) return nullptr;
-  require(mask->size() == rows * bytes_of(cols), "the mask must hold whole bytes for each row");
+  require(mask->size() == rows * mask_bytes(cols), "the mask must hold whole bytes for each row");
   return mask->mutable_data();
 }
 
 void ensemble_linear(const Array& a, const Array& b, Array& out, int64_t members, int64_t batch, int64_t cols,
-                     int64_t inner, const Array* bias, Mask mask, Mask keep, bool shared, bool turned, bool reduce,
+                     int64_t inner, const Array* bias, Mask mask, Mask keep, bool shared, bool inner_first, bool reduce,
                      bool tiles, const Range& range) {
   require(a.size() == (shared ? 1 : members) * batch * inner && b.size() == members * cols * inner &&
               out.size() == (reduce ? 1 : members) * batch * cols && (!bias || bias->size() == members * cols),
@@ -32,7 +32,7 @@ void ensemble_linear(const Array& a, const Array& b, Array& out, int64_t members
   args.cols = int32_t(cols);
   args.inner = int32_t(inner);
   args.shared = shared;
-  args.turned = turned;
+  args.inner_first = inner_first;
   args.reduce = reduce;
   const auto kernel = tiles ? &ensadv::ensemble_linear_cpu : &ensadv::ensemble_linear_plain_cpu;
   run(range, linear_blocks(args), [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
@@ -62,7 +62,7 @@ void bind_ensemble_linear(py::module_& m) {
   m.attr("LINEAR_BLOCK") = kLinearBlock;
   m.def("ensemble_linear", &ensemble_linear, py::arg("a"), py::arg("b"), py::arg("out"), py::kw_only(),
         py::arg("members"), py::arg("batch"), py::arg("cols"), py::arg("inner"), py::arg("bias") = py::none(), mask,
-        keep, py::arg("shared") = false, py::arg("turned") = false, py::arg("reduce") = false,
+        keep, py::arg("shared") = false, py::arg("inner_first") = false, py::arg("reduce") = false,
         py::arg("tiles") = true, py::arg("range") = Range{});
   m.def("ensemble_linear_act", &ensemble_linear_act, py::arg("out"), py::kw_only(), py::arg("members"),
         py::arg("cols"), py::arg("a") = py::none(), py::arg("bias") = py::none(), mask, keep,

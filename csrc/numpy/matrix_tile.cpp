@@ -1,5 +1,5 @@
-// The block of the CUDA matrix product, walked through on the CPU: the index arithmetic is the kernels' own
-// (kernels/matrix_tile.h); what ldmatrix and mma do with it is written here from their description in the PTX ISA.
+// A block of the CUDA matrix product, emulated on the CPU. The index arithmetic is the kernels' own
+// (kernels/matrix_tile.h); ldmatrix and mma are written here from their description in the PTX ISA.
 #include "../kernels/matrix_tile.h"
 
 #include <array>
@@ -10,7 +10,7 @@
 namespace ensadv {
 namespace {
 
-// Elements are kept as floats whatever T is; chunk c is the elements from c * kElements on.
+// Shared memory. Elements are floats for every T; chunk c holds the elements from c * per_chunk on.
 struct Memory {
   std::vector<float> values;
   std::vector<bool> filled;
@@ -22,7 +22,7 @@ struct Memory {
 };
 
 template <class Shared>
-Memory copied(const Dense<float>& matrix) {
+Memory copy_to_tile(const Dense<float>& matrix) {
   require(matrix.ndim() == 2 && matrix.shape(0) == Shared::kRows &&
               matrix.shape(1) == Shared::kChunks * Shared::kElements,
           "the operand must fill the tile");
@@ -36,8 +36,8 @@ Memory copied(const Dense<float>& matrix) {
   return memory;
 }
 
-// Lane l's word q is two elements. The eight lanes from 8q on point to the rows of matrix q, of which lane l gets those
-// at row l / 4, columns 2 (l % 4) and the next; transposed, at column l / 4 and those rows.
+// Word q of lane l is two elements of matrix q. The eight lanes from 8q on give the addresses of the matrix's rows.
+// Lane l gets row l / 4, columns 2 (l % 4) and the next; if transposed, column l / 4 and those rows.
 using Words = std::array<std::array<std::array<float, 2>, 4>, kWarpLanes>;
 
 template <class ChunkOf>
@@ -72,7 +72,7 @@ void mma(std::array<std::array<float, 4>, kWarpLanes>& c, const Words& a, const 
         c[size_t(l)][size_t(v)] += left[l / 4 + v / 2 * 8][k] * right[k][l % 4 * 2 + v % 2];
 }
 
-// Results by the place that a block stores them to, each written once.
+// The results, each of which must be written once.
 struct Results {
   Dense<float> out;
   std::vector<bool> filled;
@@ -88,7 +88,7 @@ struct Results {
 
 template <class Tile>
 Dense<float> multiply(const Dense<float>& a, const Dense<float>& b) {
-  Memory left = copied<typename Tile::A>(a), right = copied<typename Tile::B>(b);
+  Memory left = copy_to_tile<typename Tile::A>(a), right = copy_to_tile<typename Tile::B>(b);
   Results results(Tile::kM, Tile::kN);
   if constexpr (sizeof(typename Tile::T) == 4) {
     using Share = PlainShare<Tile>;
@@ -99,7 +99,7 @@ Dense<float> multiply(const Dense<float>& a, const Dense<float>& b) {
           float sum = 0.0f;
           for (int k = 0; k < Tile::kK; ++k)
             sum += left.chunk(Tile::A::at(row, k / 4))[k % 4] *
-                   (Tile::kTurned ? right.chunk(Tile::B::at(k, col / 4))[col % 4]
+                   (Tile::kInnerFirst ? right.chunk(Tile::B::at(k, col / 4))[col % 4]
                                   : right.chunk(Tile::B::at(col, k / 4))[k % 4]);
           results.put(row, col, sum);
         }
@@ -110,7 +110,7 @@ Dense<float> multiply(const Dense<float>& a, const Dense<float>& b) {
           std::array<std::array<float, 4>, kWarpLanes> sum{};
           for (int step = 0; step < Tile::kSteps; ++step)
             mma(sum, load_matrices(left, false, [&](int l) { return Tile::a_chunk(warp, l, i, step); }),
-                load_matrices(right, Tile::kTurned, [&](int l) { return Tile::b_chunk(warp, l, j / 2, step); }),
+                load_matrices(right, Tile::kInnerFirst, [&](int l) { return Tile::b_chunk(warp, l, j / 2, step); }),
                 j % 2 * 2);
           for (int l = 0; l < kWarpLanes; ++l)
             for (int v = 0; v < 4; ++v)
@@ -121,19 +121,20 @@ Dense<float> multiply(const Dense<float>& a, const Dense<float>& b) {
 }
 
 template <class T>
-Dense<float> multiply_by(const std::string& tile, bool turned, const Dense<float>& a, const Dense<float>& b) {
+Dense<float> multiply_by(const std::string& tile, bool inner_first, const Dense<float>& a, const Dense<float>& b) {
   if constexpr (sizeof(T) == 2)
-    if (tile == "large") return turned ? multiply<LargeTile<T, true>>(a, b) : multiply<LargeTile<T, false>>(a, b);
+    if (tile == "large") return inner_first ? multiply<LargeTile<T, true>>(a, b) : multiply<LargeTile<T, false>>(a, b);
   require(tile == "small", "no such tile");
-  return turned ? multiply<SmallTile<T, true>>(a, b) : multiply<SmallTile<T, false>>(a, b);
+  return inner_first ? multiply<SmallTile<T, true>>(a, b) : multiply<SmallTile<T, false>>(a, b);
 }
 
 Dense<float> matrix_tile(const Dense<float>& a, const Dense<float>& b, const std::string& dtype,
-                         const std::string& tile, bool turned) {
-  return dtype == "float32" ? multiply_by<float>(tile, turned, a, b) : multiply_by<half_t>(tile, turned, a, b);
+                         const std::string& tile, bool inner_first) {
+  if (dtype == "float32") return multiply_by<float>(tile, inner_first, a, b);
+  return multiply_by<half_t>(tile, inner_first, a, b);
 }
 
-// A chunk of which the kernels keep the elements that `keep` has bits for.
+// The chunk as the kernels mask it: elements whose bit in `keep` is 0 become 0.
 template <class T>
 Dense<T> kept(Dense<T> chunk, uint32_t keep) {
   require(chunk.nbytes() == 16, "a chunk has 16 bytes");
@@ -148,7 +149,8 @@ Dense<T> kept(Dense<T> chunk, uint32_t keep) {
 }  // namespace
 
 void bind_matrix_tile(py::module_& m) {
-  m.def("matrix_tile", &matrix_tile, py::arg("a"), py::arg("b"), py::arg("dtype"), py::arg("tile"), py::arg("turned"));
+  m.def("matrix_tile", &matrix_tile, py::arg("a"), py::arg("b"), py::arg("dtype"), py::arg("tile"),
+        py::arg("inner_first"));
   m.def("kept", &kept<float>, py::arg("chunk").noconvert(), py::arg("keep"));
   m.def("kept", &kept<uint16_t>, py::arg("chunk").noconvert(), py::arg("keep"));
 }
