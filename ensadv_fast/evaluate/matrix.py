@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from ..report import table
 from ..system import files
 from .statistics import Rate, ties, wilson
 
@@ -146,6 +145,8 @@ class TransferMatrix:
                 f"targets, {len(self)} test inputs)")
 
     def __str__(self) -> str:
+        from ..report import table  # the package itself loads no reports
+
         def row(r: Mapping[str, Any]) -> list[str]:
             transfer = None if r["white_box"] else r["transfer_rate"]
             return [r["target"], "itself (white-box)" if r["white_box"] else r["source"] or "-", r["attack"],
