@@ -1,8 +1,9 @@
 """Fast, correct adversarial examples for PyTorch classifiers, and ensemble adversarial training on them."""
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from . import compat, diagnose, evaluate, ops
+from . import diagnose, evaluate, ops
 from .adversary.adversary import EnsembleAdversary
 from .adversary.batches import AdversarialBatch, EpsDistribution
 from .adversary.loss import mixed_cross_entropy
@@ -42,6 +43,9 @@ from .sources.calibration import Agreement
 from .sources.ensemble import Ensemble
 from .sources.source import Source
 
+if TYPE_CHECKING:
+    from . import compat, data, models, train  # noqa: F401 - names of the package, imported by __getattr__
+
 __all__ = [
     "AdversarialBatch", "Agreement", "Attack", "AttackResult", "AutoAttack", "CwLinf", "Ensemble", "EnsembleAdversary",
     "EpsDistribution", "InputGrad", "LogitGrad", "Source", "autoattack", "compat", "cw_linf", "di", "diagnose",
@@ -53,7 +57,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """The training driver, networks by name and data sets are imported where they are first asked for."""
-    if name in ("data", "models", "train"):
+    """The training driver, networks by name, data sets and drop-in backends are imported when they are first named."""
+    if name in ("compat", "data", "models", "train"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

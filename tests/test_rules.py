@@ -306,12 +306,14 @@ def test_no_file_is_over_350_lines(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_function_is_over_40_lines(folder):
-    """From `def` to the last line, with docstring and nested functions, without decorators."""
+    """From `def` to the last line, nested functions included, without decorators and docstring: that of a public op is
+    its specification."""
     long = {}
     for path in modules_of(folder):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = node.end_lineno - node.lineno + 1
+                doc = node.body[0] if ast.get_docstring(node) is not None else None
+                lines = node.end_lineno - node.lineno + 1 - (doc.end_lineno - doc.lineno + 1 if doc else 0)
                 if lines > 40:
                     long[f"{path}:{node.lineno} {node.name}"] = lines
     assert long == {}

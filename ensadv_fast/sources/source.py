@@ -94,9 +94,7 @@ class Source(BaseSource):
         if live and (dtype not in ("auto", None, *checks.NARROW) or channels_last is True or compile):
             raise ValueError(f"{op}: a live model is used as it is; channels_last, compile and a dtype of more than 16 "
                              "bits do not apply")
-        while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        self._refuse_inference(model)
+        model = self._unwrap(model)
         self.live, self.crafting, self.fold, self.compile = live, crafting, fold, compile
         self.keeps_bits = fold and crafting == "eval" and not (live or compile)
         self._relu_plan, self._packs = relus.NOTHING_FUSED, Packs()
@@ -119,13 +117,17 @@ class Source(BaseSource):
                 self._original = _detached(model).to("cpu")
 
     @staticmethod
-    def _refuse_inference(model: nn.Module) -> None:
+    def _unwrap(model: nn.Module) -> nn.Module:
+        """The model without wrappers of data parallelism. ValueError where no gradient can flow through it."""
+        while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
         for name, t in itertools.chain(model.named_parameters(), model.named_buffers()):
             if t.is_inference():
                 raise ValueError(
                     f"Source: model was created in torch.inference_mode ({name} is an inference tensor), so no "
                     "gradient can flow through it: create or load it outside that mode"
                 )
+        return model
 
     def _statistics(self, values: Sequence[float] | Tensor | None, name: str) -> Tensor | None:
         if values is None:
