@@ -90,8 +90,8 @@ class BaseAttack(ABC):
                 its own dtype) and left exactly as it was; or another callable from images to logits.
             x: float32, float16, bfloat16, float64, or uint8 (level / 255), on the source's device. Iterates are
                 float32 (float64 for float64 x) and rounded once at the end.
-            y: true labels int64 [N]; where absent the prediction on the clean x stands in. For a callable loss:
-                whatever that takes.
+            y: true labels, integers or bools [N] or [N, 1]; where absent the prediction on the clean x stands in. For a
+                callable loss: whatever that takes.
             key: int64 [2]; the same key, the same result. Default: the next of the package's own stream.
             eps: overrides the attack's, a number or one per sample ([N], [N, 1, 1, 1]); what was left None follows it.
             index: int64 [N] sample indices (positions in the data set): noise is a function of (key, index).

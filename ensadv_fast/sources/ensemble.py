@@ -88,6 +88,9 @@ class Ensemble(BaseSource):
         if self.follows:
             self._weights = {dtype: None if w is None else w.to(x.device) for dtype, w in self._weights.items()}
 
+    def __repr__(self) -> str:
+        return f"Ensemble({', '.join(map(repr, self.sources))}, fuse={self.fuse!r})"
+
     @contextmanager
     def session(self, key: Tensor | None = None) -> Iterator["Ensemble"]:
         with ExitStack() as stack:

@@ -118,6 +118,13 @@ class Source(BaseSource):
             if (self.dtype, fold, self.channels_last, compile) != (torch.float32, False, False, False):
                 self._original = _detached(model).to("cpu")
 
+    def __repr__(self) -> str:
+        dtype = "the model's dtype" if self.dtype is None else checks.names([self.dtype])
+        normalised = ["normalised"] if self.mean is not None or self.std is not None else []
+        how = ["live" if self.live else "frozen", dtype, *normalised, f"crafting={self.crafting!r}",
+               str(self.device)]
+        return f"Source({type(self.module).__name__}: {', '.join(how)})"
+
     @staticmethod
     def _unwrap(model: nn.Module) -> nn.Module:
         """The model without wrappers of data parallelism. ValueError where no gradient can flow through it."""
@@ -170,7 +177,7 @@ class Source(BaseSource):
         Args:
             x: images [N, C, H, W] in [0, 1], float, on the source's device: some hundreds that the model was not
                 trained on. They are looked at 64 at a time.
-            y: int64 [N], the true labels; default: the exact model's predictions.
+            y: integers or bools [N] or [N, 1], the true labels; default: the exact model's predictions.
             eps: size of the FGSM step that the two are compared by, in image units.
 
         Returns:
@@ -183,8 +190,7 @@ class Source(BaseSource):
         op = "calibrate"
         if self.live:
             raise ValueError(f"{op}: source must not be live: its model is used as it is, in the caller's precision")
-        x = checks.images(op, x, checks.FLOATS)
-        if x.dim() != 4 or not len(x):
+        if (x := checks.images(op, x, checks.FLOATS)).dim() != 4 or not len(x):
             raise ValueError(f"{op}: x must have shape [N, C, H, W], N >= 1, got {tuple(x.shape)}")
         self.check_device(op, x)
         if y is not None:
