@@ -95,6 +95,19 @@ class BaseSource(ABC):
                                              rescale=rescale)
 
 
+def gradient(end: Tensor, leaf: Tensor, start: Tensor) -> Tensor:
+    """The gradient of `end` by `leaf`, begun with `start`; no other tensor gets one."""
+    try:
+        (grad,) = torch.autograd.grad(end, leaf, start)
+    except RuntimeError as e:
+        if "use_reentrant" not in str(e):
+            raise
+        raise RuntimeError("Source: model must checkpoint with use_reentrant=False, or not at all while it is "
+                           "attacked: torch.utils.checkpoint(..., use_reentrant=True) gives gradients to all "
+                           "parameters only, and an attack needs those of the images alone") from e
+    return grad
+
+
 def for_autograd(t: _Given) -> _Given:
     """Tensors made in inference mode cannot take part in a backward pass; their copies can."""
     return t.clone() if t is not None and t.is_inference() else t
