@@ -76,7 +76,7 @@ def stepped_over(wrappers: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def detached(model: nn.Module) -> nn.Module:
-    """A copy that no gradient is computed for and that has no wrappers of data parallelism.
+    """A copy that no gradient is computed for and that has no wrappers of data parallelism or torch.compile.
 
     Tensors with a history that modules keep in attributes, or in lists, tuples and dicts of these (a feature map, the
     weight that a hook computes), are copied without it. TypeError, naming the attribute, where one cannot be copied.
@@ -88,7 +88,7 @@ def detached(model: nn.Module) -> nn.Module:
                 if name not in _OWN:
                     _cut(value, memo)
         try:
-            for wrapper in reversed([m for m in model.modules() if isinstance(m, PARALLEL)]):  # the inner ones first
+            for wrapper in reversed([m for m in model.modules() if wrapped_in(m) is not None]):  # the inner ones first
                 memo[id(wrapper)] = copy.deepcopy(wrapped_in(wrapper), memo)
             alone: nn.Module = copy.deepcopy(model, memo)
         except Exception as e:

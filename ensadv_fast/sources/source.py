@@ -34,9 +34,9 @@ class Source(BaseSource):
 
     Args:
         model: maps [N, C, H, W] to logits [N, classes]; a tuple or list is read as (logits, ...), as Inception's
-            auxiliary head gives in train mode. Wrappers of data parallelism are taken off: crafting never
-            communicates.
-        mean, std: per-channel normalisation that the model expects, applied here, so that x is always an image in
+            auxiliary head gives in train mode. Wrappers of data parallelism are taken off, or stepped over where they
+            are inside of a live model: crafting never communicates. A frozen copy has no torch.compile wrappers either.
+        mean, std: normalisation along dimension 1 that the model expects, applied here, so that x is always an image in
             [0, 1]. Default: none.
         dtype: "auto" (:func:`fast_dtype`: bfloat16 where the device is faster at this model in it, else float32), a
             float dtype, or None: the model's own, and the caller's autocast with it. Normalisation layers keep float32
@@ -51,10 +51,12 @@ class Source(BaseSource):
         fold: multiply batch normalisations that follow a convolution or linear layer into its weights, in the
             frozen copy, where crafting is "eval" (:func:`ensadv_fast.sources.frozen.folding.fold_batch_norms` says
             which; the others stay). Where a part of the model cannot be traced by torch.fx, it stays as it is, and a
-            warning says so, once per source. What its forward pass then keeps for the backward pass is weights and
-            bits, not activations (:class:`ensadv_fast.sources.frozen.frozen_pass.FrozenPass`, without compile):
-            gradients by the images, once. On the CPU convolutions' weights are then held in oneDNN's order as well,
-            twice (:mod:`ensadv_fast.sources.frozen.packing`).
+            warning says so, once per source. At the first forward pass the copy is compared with the model, once, on
+            random images in float64; one that differs is not used, and a warning says so. What its forward pass then
+            keeps for the backward pass is weights and bits, not activations
+            (:class:`ensadv_fast.sources.frozen.frozen_pass.FrozenPass`, without compile): gradients by the images,
+            once. On the CPU convolutions' weights are then held in oneDNN's order as well, twice
+            (:mod:`ensadv_fast.sources.frozen.packing`).
         compile: pass the frozen copy through torch.compile.
         cuda_graph: whether attacks on this source are captured in CUDA graphs, whole, and replayed on new data and keys
             (:mod:`ensadv_fast.sources.cuda_graphs`). "auto": for a frozen source on CUDA, crafting "eval", not
@@ -68,10 +70,13 @@ class Source(BaseSource):
     A source that is not live and not exact keeps the model as it came, a second frozen copy in host memory, for
     :meth:`calibrate`: as many bytes as its parameters and buffers have.
 
+    Several threads may use one source at once. Those of live sources, and of crafting "train", take turns.
+
     Exact mode, ``Source(model, dtype=torch.float32, fold=False, channels_last=False)``, gives plain PyTorch's values.
 
     Raises:
-        TypeError, ValueError: naming the argument; also for a model whose parameters were created in inference mode.
+        TypeError, ValueError: naming the argument; also for a model whose parameters were created in inference mode,
+            that is lazy and has none yet, or that cannot be copied (live=True is the way out).
     """
 
     dtype: torch.dtype | None

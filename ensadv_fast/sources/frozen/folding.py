@@ -29,8 +29,8 @@ def fold_batch_norms(model: nn.Module, dtype: torch.dtype | None = None) -> dict
     rounded once to `dtype` (None: the layer's own). An nn.Identity takes the normalisation's place; where it did more,
     as timm's BatchNormAct2d does dropout and an activation, that stays. Layer and normalisation must be in eval mode,
     of exactly the classes known here, without hooks, registered and called once, and the normalisation must be all that
-    uses the layer's output. Nothing else may read their tensors, and the code of a part that could not be traced may not
-    name such tensors. A second trace must find that the forward still makes the same calls.
+    uses the layer's output. Nothing else may read their tensors, nor may the code of a part that could not be traced
+    name such ones. A second trace must find that the forward still makes the same calls.
 
     Returns the parts that still hold normalisations because they could not be traced: name -> reason.
     """
