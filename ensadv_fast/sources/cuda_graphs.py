@@ -11,7 +11,6 @@ stream of its own, with cuBLAS workspaces of its own; one memory pool serves all
 them may run beside another; other threads may go on meanwhile ("thread_local").
 """
 import sys
-import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -24,6 +23,7 @@ from torch import Tensor
 from ..ops import checks, memory
 from .base import BaseSource
 from .capturable import Snapshot, members, rehearse
+from .modes import exclusive
 
 KEPT = 16  # graphs of one source; the one that was not used for longest goes first
 REMEMBERED = 64  # signatures that came once
@@ -148,7 +148,7 @@ class Replays:
     """
 
     def __init__(self, device: torch.device, allowed: bool | str) -> None:
-        self.device, self.allowed, self.lock = device, allowed, threading.RLock()
+        self.device, self.allowed = device, allowed
         self.graphs: OrderedDict[Hashable, _Captured] = OrderedDict()
         self.seen: OrderedDict[Hashable, None] = OrderedDict()
         self._lane: CudaLane | None = None
@@ -260,7 +260,7 @@ def run(source: BaseSource, attack: Hashable, work: Callable[[BaseSource, Any], 
     # Where out has the dtype that results have anyway, the graph need not write there: its result is copied.
     rounds = call.out is not None and call.out.dtype != memory.result_dtype(call.x)
     signature = (attack, *call.signature(), rounds, *_numerics())
-    with replays.lock:  # graphs share one memory pool: threads take turns
+    with exclusive:  # graphs share one memory pool: threads take turns
         captured = replays.find(source, signature)
         if captured is None and replays.due(signature):
             captured = replays.capture(source, signature, partial(work, source),

@@ -9,7 +9,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..ops import keys
 
-# Held by whoever changes for a while what all threads share: the flags of a live model, torch's generators, nn.Module.
+# Held by whoever changes for a while what all threads share: the flags of a live model, torch's generators, nn.Module,
+# memory of CUDA graphs. It is one lock, so that no two threads can each wait for what the other holds.
 exclusive = threading.RLock()
 
 

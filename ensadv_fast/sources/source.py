@@ -252,11 +252,12 @@ class Source(BaseSource):
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
     def _normalised(self, x: Tensor) -> Tensor:
-        if self.mean is not None:
-            x = x - self.mean.view(1, -1, *[1] * (x.dim() - 2)).to(x.dtype)
-        if self.std is not None:
-            x = x / self.std.view(1, -1, *[1] * (x.dim() - 2)).to(x.dtype)
-        return x
+        mean, std = self.mean, self.std  # of four dimensions
+        if x.dim() != 4:
+            mean, std = (None if v is None else v.view(1, -1, *[1] * (x.dim() - 2)) for v in (mean, std))
+        if mean is not None:
+            x = x - mean.to(x.dtype)
+        return x if std is None else x / std.to(x.dtype)
 
     def precision_context(self) -> AbstractContextManager:
         """Autocast as this source wants it: its own, none where it has a dtype, else the caller's."""
