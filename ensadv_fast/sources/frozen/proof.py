@@ -37,8 +37,8 @@ def first_right(original: nn.Module, shape: torch.Size, normalise: Callable[[Ten
     run to the next cannot be judged, and keeps the first. Raises :class:`Unfit`.
     """
     for dtype, n in ((torch.float64, min(IMAGES, shape[0])), (torch.float32, shape[0])):
-        g = torch.Generator().manual_seed(0)
-        x = normalise(torch.rand((n, *shape[1:]), generator=g, dtype=dtype).to(device))
+        g = torch.Generator("cpu").manual_seed(0)
+        x = normalise(torch.rand((n, *shape[1:]), generator=g, dtype=dtype, device="cpu").to(device))
         plain = tries[0]._replace(fold=False, bits=False)
 
         def passed(how: Preparation, x: Tensor = x, dtype: torch.dtype = dtype) -> _Passed:
@@ -66,7 +66,7 @@ def _pass(prepared: Prepared, how: Preparation, x: Tensor) -> _Passed:
                 getattr(module, name).clear()
     leaf = x.clone().requires_grad_()
     with (torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False), _keeping(),
-          forked_generators(x.device, torch.zeros(2, dtype=torch.int64)), warnings.catch_warnings()):
+          forked_generators(x.device, torch.zeros(2, dtype=torch.int64, device="cpu")), warnings.catch_warnings()):
         warnings.simplefilter("ignore")
         if how.bits:
             with FrozenPass(prepared.relu_plan):
