@@ -113,9 +113,17 @@ def check_differentiable(outputs: Tensor) -> None:
 
 
 def gradient(leaf: Tensor, outputs: Tensor, start: Tensor) -> Tensor:
-    """Gradient of sum(start * outputs) by the images `leaf`. ValueError where none reaches them."""
+    """Gradient of sum(start * outputs) by the images `leaf`, and by no other tensor. ValueError where none reaches
+    them."""
     check_differentiable(outputs)
-    (grad,) = torch.autograd.grad(outputs, leaf, start.to(outputs.dtype), allow_unused=True)
+    try:
+        (grad,) = torch.autograd.grad(outputs, leaf, start.to(outputs.dtype), allow_unused=True)
+    except RuntimeError as e:
+        if "use_reentrant" not in str(e):
+            raise
+        raise RuntimeError("Source: model must checkpoint with use_reentrant=False, or not at all while it is "
+                           "attacked: torch.utils.checkpoint(..., use_reentrant=True) gives gradients to all "
+                           "parameters only, and an attack needs those of the images alone") from e
     if grad is None:
         raise ValueError(_NO_GRADIENT)
     return grad

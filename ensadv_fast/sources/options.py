@@ -1,5 +1,8 @@
 """The options of a source: what they may be."""
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from ..ops import checks
 
@@ -21,3 +24,13 @@ def check_options(crafting: str, dtype: torch.dtype | str | None, channels_last:
     if flags["live"] and (dtype not in ("auto", None, *checks.NARROW) or channels_last is True or flags["compile"]):
         raise ValueError(f"{op}: a live model is used as it is; channels_last, compile and a dtype of more than 16 "
                          "bits do not apply")
+
+
+def per_channel(name: str, values: Sequence[float] | Tensor | None, device: torch.device) -> Tensor | None:
+    """mean or std as float32 [1, C, 1, 1]; None where there is none. ValueError where std is not positive."""
+    if values is None:
+        return None
+    values = torch.as_tensor(values, dtype=torch.float32, device=device).reshape(-1)
+    if name == "std" and not bool((values > 0).all()):
+        raise ValueError(f"Source: std must be > 0, got {values.tolist()}")
+    return values.view(1, -1, 1, 1)
