@@ -125,6 +125,7 @@ def test_a_weak_dtype_is_switched_to_float32_from_the_weights_as_they_came(train
     assert source.calibrate(x, y, eps=EPS).loss_increase == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:attack. the gradient of the loss by x is zero")  # it is so made
 def test_nothing_to_compare_with_is_nan_and_switches_nothing(images):
     torch.manual_seed(0)
     flat = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))

@@ -363,6 +363,7 @@ def leaking(s):
     return 1 + (s - 0.5) - 100 * torch.relu(s - 0.58)
 
 
+@pytest.mark.filterwarnings("ignore:attack. the model returns probabilities")  # it is so made
 def test_labels_leak_where_the_true_label_tells_the_model_the_class():
     """At 0.5 the model says 1. With the true label 0, FGSM goes to 0.6, where it says 0; without it, to 0.4."""
     x, y = torch.full((10, 1, 1, 1), 0.5), torch.tensor([0] * 4 + [1] * 6)
