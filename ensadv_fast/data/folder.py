@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from .decode import need_pillow, try_decode
 from .sets import Dataset
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+SAMPLE, FIRST = 256, 1 << 16  # files whose contents tell a folder from others, and how many bytes of each
 SIZE = 224  # the default height and width of the images that networks take
 
 
@@ -59,6 +62,12 @@ class FolderSplit:
         start = int(self._ends[i - 1]) if i else 0
         return os.path.join(self.root, os.fsdecode(self._names[start:int(self._ends[i])].numpy().tobytes()))
 
+    def contents(self) -> list[Any]:
+        """Names and labels of all files; size and first bytes of `SAMPLE` of them, evenly spread."""
+        some = range(0, len(self), -(-len(self) // SAMPLE))
+        begin = [_first_bytes(self.path(i)) for i in some]
+        return [self._names, self._ends, self.labels, self.size, self.resize, begin]
+
     def to(self, device: torch.device | str) -> FolderSplit:
         """The split whose batches are on `device`."""
         moved = copy.copy(self)
@@ -94,6 +103,17 @@ class FolderSplit:
         index). :class:`ensadv_fast.data.Stream` decodes in many processes, and leaves out corrupt files."""
         for index in torch.arange(len(self), device=self.device).split(size):
             yield *self.batch(index), index
+
+
+def _first_bytes(path: str) -> tuple[int, str] | None:
+    """(size, SHA-256 of the first bytes) of a regular file; None of anything else, which is never opened."""
+    try:
+        if not os.path.isfile(path):
+            return None
+        with open(path, "rb") as f:
+            return os.fstat(f.fileno()).st_size, hashlib.sha256(f.read(FIRST)).hexdigest()
+    except OSError:
+        return None
 
 
 def cut_middle(images: Tensor, size: int) -> Tensor:

@@ -17,12 +17,12 @@ import torch
 
 from .. import report
 from ..report import examples
-from ..system import files, machine, processes, ranks, signals
+from ..system import machine, processes, ranks, signals
 from .assessment import assess_all, draw_examples
 from .config import Config, open_folder
 from .job import Job, Run
 from .loop import fit
-from .plan import Plan, forget_unsaved, make_plan
+from .plan import Plan, make_plan, settle
 from .results import results_of, text
 
 
@@ -72,15 +72,14 @@ def check_ranks(setup: Run) -> None:
         if k not in ("device", "threads", "loaders"):
             setup.ranks.same(f"--{k.replace('_', '-')}", v)
     setup.ranks.same("the version of torch", machine.versions()["torch"])
-    contents = [[split.labels, getattr(split, "images", None)] for split in (setup.dataset.train, setup.dataset.test)]
-    setup.ranks.same(f"the data set {setup.config.data}", files.digest(contents)[:12])
+    setup.ranks.same(f"the data set {setup.config.data}", setup.dataset.digest()[:12])
 
 
 def open_run(setup: Run, plan: Plan, resume: bool) -> None:
     """Start the run folder or go on with it: rank 0 makes it ready, then the others read it."""
     if setup.ranks.main:
-        open_folder(setup.config, setup.folder, resume)
-        forget_unsaved(setup.folder, plan.jobs())
+        open_folder(setup.config, setup.folder, resume, setup.dataset.digest())
+        settle(setup.folder, plan.jobs())
     setup.ranks.barrier()
     if not setup.ranks.main:
         open_folder(setup.config, setup.folder, True)
