@@ -132,7 +132,8 @@ def _list_images(folder: str) -> list[str]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.name.lower().endswith(EXTENSIONS):
+        # A link that leads nowhere is a damaged file, which will be named. A pipe or a device is none.
+        if entry.name.lower().endswith(EXTENSIONS) and (entry.is_file() or entry.is_symlink() and not entry.is_dir()):
             found.append(entry.name)
         elif entry.is_dir():
             found += (os.path.join(entry.name, inside) for inside in _list_images(entry.path))

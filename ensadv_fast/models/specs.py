@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import importlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from .cifar import CIFAR
 from .mnist import MNIST, Shape
+from .weights import fit_weights
 
 AUX = "+aux"
 
@@ -162,11 +162,12 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a file of weights into `model`, in place.
 
     The file is a state_dict as torch.save writes it, or a dict that holds one under 'model' (checkpoints of
-    `ensadv-fast train`), 'state_dict' or 'model_state_dict'; a 'module.' prefix (DDP) is dropped. Where a checkpoint
+    `ensadv-fast train`), 'state_dict' or 'model_state_dict'; a wrapper's prefix is dropped. Where a checkpoint
     of `ensadv-fast train` has averaged weights (--ema), these are loaded; FILE#model names those that are not averaged.
     The file is read with weights_only=True: no code in it runs.
 
-    Raises FileNotFoundError, and ValueError for a file that is corrupt or does not fit the model.
+    Raises FileNotFoundError, and ValueError for a file that is corrupt or does not fit the model, and for weights that
+    are not finite.
     """
     path, averaged = Path(path), True
     if path.name.endswith("#model") and not path.is_file():
@@ -183,13 +184,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
             break
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"model: {path} holds no state_dict")
-    state = OrderedDict((k.removeprefix("module."), v) for k, v in state.items())
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as e:
-        raise ValueError(f"model: the weights in {path} do not fit {type(model).__name__}: {e}") from e
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise ValueError(f"model: {path} holds no state_dict: its keys must be names, and its values tensors")
+    fit_weights(model, state, path)
 
 
 def unique_names(specs: tuple[str, ...], taken: dict[str, Any], by_file: bool = False) -> dict[str, str]:
