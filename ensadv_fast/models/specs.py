@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from .cifar import CIFAR
 from .mnist import MNIST, Shape
+from .names import did_you_mean
 from .weights import fit_weights
 
 AUX = "+aux"
+FAMILIES = ("mnist", "cifar", "timm", "torchvision")
 
 
 class Normalized(nn.Module):
@@ -114,7 +116,8 @@ def _given(sizes: dict[str, Any]) -> dict[str, Any]:
 def _make_own(known: Mapping[str, Callable[..., nn.Module]], spec: str, **sizes: Any) -> nn.Module:
     family, name, _ = parse(spec)
     if name not in known:
-        raise ValueError(f"model: spec must be {family}: and one of {', '.join(known)}, got {spec!r}")
+        raise ValueError(f"model: spec must be {family}: and one of {', '.join(known)}, got {spec!r}"
+                         f"{did_you_mean(name, known)}")
     return known[name](**_given(sizes))
 
 
@@ -123,7 +126,7 @@ def _make_timm(name: str, pretrained: bool, **sizes: Any) -> Made:
     if name.endswith(AUX):
         name, sizes["aux_logits"] = name.removesuffix(AUX), True
     if not timm.is_model(name):
-        raise ValueError(f"model: timm has no network named {name!r}")
+        raise ValueError(f"model: timm has no network named {name!r}{did_you_mean(name, timm.list_models())}")
     model = timm.create_model(name, pretrained=pretrained, **_given(sizes))
     return model, model.pretrained_cfg.get("mean"), model.pretrained_cfg.get("std")
 
@@ -131,7 +134,7 @@ def _make_timm(name: str, pretrained: bool, **sizes: Any) -> Made:
 def _make_torchvision(name: str, pretrained: bool, **sizes: Any) -> Made:
     tv = _import_library("torchvision").models
     if name not in tv.list_models():
-        raise ValueError(f"model: torchvision has no network named {name!r}")
+        raise ValueError(f"model: torchvision has no network named {name!r}{did_you_mean(name, tv.list_models())}")
     # torchvision refuses another width together with pretrained weights, which have their own.
     model = tv.get_model(name, **{"weights": "DEFAULT"} if pretrained else {"weights": None, **_given(sizes)})
     made_for = tv.get_model_weights(name).DEFAULT.transforms()
@@ -146,13 +149,34 @@ def _import_library(name: str) -> Any:
                           f"({type(e).__name__}: {e}); pip install {name}") from e
 
 
+def _find(module: str, name: str) -> Callable[[], Any]:
+    """The callable that a user names."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise ValueError(f"model: '{module}:{name}' cannot be found ({e}); networks by name are mnist:, cifar:, timm: "
+                         f"and torchvision:{did_you_mean(module, FAMILIES)}") from e
+
+
+def check(spec: str, num_classes: int | None = None, in_shape: Shape | None = None) -> None:
+    """Raise what `build` raises for a name that does not exist and a file that is not there, in no time: networks are
+    made without memory (on the meta device), and a `package.module:callable` is found, not called."""
+    family, name, checkpoint = parse(spec)
+    if checkpoint is not None and not any(Path(f).is_file() for f in (checkpoint, checkpoint.removesuffix("#model"))):
+        raise FileNotFoundError(f"model: no checkpoint at {checkpoint}")
+    if family not in FAMILIES:
+        _find(family, name)
+        return
+    try:
+        with torch.device("meta"):
+            build(f"{family}:{name}", num_classes, in_shape)
+    except RuntimeError:  # the name exists, and its network computes with numbers that are not there on this device
+        pass
+
+
 def _call(module: str, name: str) -> nn.Module:
     """The module that a user's own function returns."""
-    try:
-        make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e:
-        raise ValueError(f"model: '{module}:{name}' cannot be found ({e})") from e
-    model = make()
+    model = _find(module, name)()
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: {module}:{name}() must return an nn.Module, got {type(model).__name__}")
     return model

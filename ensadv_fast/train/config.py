@@ -151,7 +151,7 @@ class Config:
         names = MAIN if self.preset == "main" else tuple(self.preset.split(","))
         if unknown := [n for n in names if n not in PRESETS]:
             raise ValueError(f"train: preset must be main or one or more of {', '.join(PRESETS)} (a whole run comes "
-                             f"from train.make_config), got {unknown[0]!r}")
+                             f"from train.make_config), got {unknown[0]!r}{models.did_you_mean(unknown[0], PRESETS)}")
         given = {f.name: getattr(self, f.name) for f in fields(Recipe)
                  if f.name not in ("suffix", "static") and getattr(self, f.name) is not None}
         return {n: PRESETS[n] if PRESETS[n].attack is None else replace(PRESETS[n], **given) for n in names}

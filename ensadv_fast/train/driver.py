@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .. import report
+from .. import models, report
 from ..report import examples
 from ..system import machine, processes, ranks, signals
 from .assessment import assess_all, draw_examples
@@ -43,6 +43,7 @@ def run(config: Config, folder: str | Path, *, resume: bool = False, progress: b
         config.check_weights()
         setup = Run.open(config, Path(folder), progress)
         check_ranks(setup)
+        check_models(setup)
         plan = make_plan(config, setup.folder)
         open_run(setup, plan, resume)
         workers, threads = divide_cores(setup, plan)
@@ -62,6 +63,15 @@ def run(config: Config, folder: str | Path, *, resume: bool = False, progress: b
         write_report(setup, plan, results)
         say(text(results))
         return setup.ranks.tell(results)
+
+
+def check_models(setup: Run) -> None:
+    """Raise for a network that cannot be found, before any other is trained."""
+    config = setup.config
+    for spec in dict.fromkeys((config.model, *config.static, *config.held_out)):
+        models.check(spec, setup.dataset.classes, setup.dataset.in_shape)
+    if config.init is not None and not Path(config.init.removesuffix("#model")).is_file():
+        raise FileNotFoundError(f"model: no checkpoint at {config.init}")
 
 
 def check_ranks(setup: Run) -> None:
