@@ -495,7 +495,7 @@ BAD = [
     (lambda: ea.cw_linf(abort_early=1), TypeError, "abort_early must be a bool, got int"),
     (lambda: ea.fgsm()(lambda x: x, X, Y), TypeError, "source must be a Source or a torch.nn.Module, got function"),
     (lambda: ea.fgsm()(NET, X.int(), Y), TypeError, "x must be float32.*got int32"),
-    (lambda: ea.fgsm()(NET, X, Y.int()), TypeError, "y must be int64, got int32"),
+    (lambda: ea.fgsm()(NET, X, Y.float()), TypeError, "y must be int64, .*got float32"),
     (lambda: ea.fgsm()(NET, X, Y[:2]), ValueError, r"y must have shape \[N\] = \[4\], got \(2,\)"),
     (lambda: ea.fgsm()(NET, X, Y + 10), ValueError, r"y must lie in \[0, 10\), the model's classes, got"),
     (lambda: ea.fgsm()(NET, X, Y - 10), ValueError, r"y must lie in \[0, 10\)"),

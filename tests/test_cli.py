@@ -385,3 +385,18 @@ def test_options_are_in_groups():
     text = commands.choices["train"].format_help()
     for title in GROUPS.values():
         assert f"\n{title}:\n" in text
+
+
+@pytest.mark.parametrize("command", ["evaluate", "diagnose"])
+def test_a_network_of_other_classes_than_the_datas_is_refused(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "many_classes.py").write_text(
+        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 1000))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import many_classes
+
+    torch.save({"model": many_classes.net().state_dict()}, tmp_path / "net.pt")
+    argv = [command, "--model", f"many_classes:net={tmp_path / 'net.pt'}", "--data", "digits", "--device", "cpu",
+            "--out", str(tmp_path / "out")]
+    assert cli.main(argv) == 1
+    said = capsys.readouterr().err
+    assert "must give a logit for each of the 10 classes of the data, got 1000" in said

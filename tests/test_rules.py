@@ -115,6 +115,8 @@ def defined(body: list[ast.stmt], owner: str = "") -> set[str]:
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             found |= {owner + name.id for t in targets for name in ast.walk(t) if isinstance(name, ast.Name)}
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not owner:
+            found |= defined(node.body)  # compat's face imports such names when they are asked for
     return found
 
 

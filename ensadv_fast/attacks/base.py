@@ -66,7 +66,7 @@ class BaseAttack(ABC):
                 meanwhile) and left exactly as it was.
             x: float32, float16, bfloat16, float64, or uint8 (level / 255), on the source's device. Iterates are
                 float32 (float64 for float64 x) and rounded once at the end.
-            y: true labels int64 [N]; where absent the prediction on the clean x stands in.
+            y: true labels, integers or bools [N] or [N, 1]; where absent the prediction on the clean x stands in.
             key: int64 [2]; the same key, the same result. Default: the next of the package's own stream.
             eps: overrides the attack's, a number or one per sample [N]; what was left None follows it.
             index: int64 [N] sample indices (positions in the data set): noise is a function of (key, index).

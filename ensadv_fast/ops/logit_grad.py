@@ -86,8 +86,10 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
     checks.choice(op, "loss", loss, LOSSES)
     members, n, classes = _check_shape(op, logits, fuse)
     if labels is not None:
-        labels = checks.labels(op, "labels", labels, n, logits.device, classes, shape="[B]",
-                               of="logits'", whose="")
+        labels = checks.tensor(op, "labels", labels, (torch.int64,))
+        if labels.shape != (n,):
+            raise ValueError(f"{op}: labels must have shape [B] = [{n}], got {tuple(labels.shape)}")
+        checks.labels(op, "labels", labels, n, logits.device, classes, of="logits'", whose="")
     if weights is not None and fuse is None:
         raise ValueError(f"{op}: weights must be None for logits [B, C], got {type(weights).__name__} for shape "
                          f"{tuple(logits.shape)}")

@@ -70,7 +70,7 @@ class BaseSource(ABC):
 
         Args:
             x: images [N, ...] in [0, 1], float, on the source's device.
-            labels: int64 [N], or None: then the prediction stands in for the true label.
+            labels: integers or bools [N] or [N, 1], or None: then the prediction stands in for the true label.
             rule, targeted, loss, kappa: see :func:`ensadv_fast.ops.losses.choose_labels` and
                 :func:`ensadv_fast.ops.losses.sample_losses`.
             key, index: for rule "random" and for crafting "train".

@@ -78,6 +78,9 @@ class Ensemble(BaseSource):
         self._sides = SideStreams(self.device) if self.device.type == "cuda" and not sequential else None
         self._alone = self.sources[0] if len(self.sources) == 1 and weights is None else None
 
+    def __repr__(self) -> str:
+        return f"Ensemble({', '.join(map(repr, self.sources))}, fuse={self.fuse!r})"
+
     @contextmanager
     def session(self, key: Tensor | None = None) -> Iterator["Ensemble"]:
         with ExitStack() as stack:

@@ -116,6 +116,13 @@ class Source(BaseSource):
             if (self.dtype, fold, self.channels_last, compile) != (torch.float32, False, False, False):
                 self._original = _detached(model).to("cpu")
 
+    def __repr__(self) -> str:
+        dtype = "the model's dtype" if self.dtype is None else checks.names([self.dtype])
+        how = ["live" if self.live else "frozen", dtype, *["normalised"] * (self.mean is not None or
+                                                                             self.std is not None),
+               f"crafting={self.crafting!r}", str(self.device)]
+        return f"Source({type(self.module).__name__}: {', '.join(how)})"
+
     @staticmethod
     def _unwrap(model: nn.Module) -> nn.Module:
         """The model without wrappers of data parallelism. ValueError where no gradient can flow through it."""
@@ -168,7 +175,7 @@ class Source(BaseSource):
         Args:
             x: images [N, C, H, W] in [0, 1], float, on the source's device: some hundreds that the model was not
                 trained on. They are looked at 64 at a time.
-            y: int64 [N], the true labels; default: the exact model's predictions.
+            y: integers or bools [N] or [N, 1], the true labels; default: the exact model's predictions.
             eps: size of the FGSM step that the two are compared by, in image units.
 
         Returns:
