@@ -38,7 +38,7 @@ def first_right(original: nn.Module, shape: torch.Size, normalise: Callable[[Ten
     """
     for dtype, n in ((torch.float64, min(IMAGES, shape[0])), (torch.float32, shape[0])):
         g = torch.Generator().manual_seed(0)
-        x = normalise(torch.rand((n, *shape[1:]), generator=g, dtype=dtype).to(device))
+        x = normalise(torch.rand((n, *shape[1:]), generator=g, dtype=dtype, device="cpu").to(device))
         plain = tries[0]._replace(fold=False, bits=False)
 
         def passed(how: Preparation, x: Tensor = x, dtype: torch.dtype = dtype) -> _Passed:
@@ -79,7 +79,7 @@ def _pass(prepared: Prepared, how: Preparation, x: Tensor) -> _Passed:
         if not ends:
             return _Passed(outputs, None)
         g = torch.Generator().manual_seed(1)
-        starts = [torch.rand(t.shape, generator=g, dtype=torch.float64).to(t) for t in ends]
+        starts = [torch.rand(t.shape, generator=g, dtype=torch.float64, device="cpu").to(t) for t in ends]
         (grad,) = torch.autograd.grad(ends, leaf, starts, allow_unused=True)
     return _Passed([t.detach() for t in outputs], grad)
 
