@@ -90,3 +90,11 @@ BAD = [
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_too_few_classes_are_refused(monkeypatch, classes):
+    """The packages end in an IndexError there."""
+    monkeypatch.setattr(adapter, "_package", lambda name: adapter)
+    with pytest.raises(ValueError, match=f"source must have at least 4 classes.*got {classes}: take pgd"):
+        ea.autoattack()(small_net(classes=classes), *batch(2, classes=classes))

@@ -11,7 +11,7 @@ from html_reader import read
 
 from ensadv_fast import Source, cli, data, diagnose, models, ops, train
 from ensadv_fast.attacks import fgsm
-from ensadv_fast.cli.options import DEFAULTS
+from ensadv_fast.cli.options import DEFAULTS, GROUPS
 from ensadv_fast.evaluate import TransferMatrix
 from ensadv_fast.ops import keys
 from ensadv_fast.report import examples as samples
@@ -296,3 +296,107 @@ def test_the_module_is_the_command(folder, tmp_path):  # noqa: F811
     assert run.returncode == 0, run.stderr
     assert "Errors in %" in run.stdout and str(tmp_path / "run") in run.stdout
     assert checkpoints.load(tmp_path / "run" / "models" / "D-seed0.pt")["step"] == 2
+
+
+# ----------------------------------------------------------------------------------------- what users write wrong
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["train", "--epoch", "3"], "unrecognized arguments: --epoch 3 (did you mean --epochs"),
+    (["train", "--batchsize=3"], "unrecognized arguments: --batchsize=3 (did you mean --batch-size"),
+    (["diagnose", "--modle", "mnist:D=x", "--model", "mnist:D=x"], "(did you mean --model"),
+    (["trian"], "invalid choice: 'trian'")])
+def test_a_misspelt_option_is_told_its_neighbour(argv, message, capsys):
+    with pytest.raises(SystemExit) as e:
+        cli.main(argv)
+    assert e.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["train", "--model", "mnist:F"], "got 'mnist:F'"),
+    (["train", "--model", "cifar:resnet19"], "got 'cifar:resnet19' (did you mean resnet18"),
+    (["train", "--model", "minst:D"], "'minst:D' cannot be found (No module named 'minst'); networks by name are "
+     "mnist:, cifar:, timm: and torchvision: (did you mean mnist?)"),
+    (["train", "--held-out", "mnist:A=nowhere.pt"], "no checkpoint at nowhere.pt"),
+    (["train", "--init", "nowhere.pt"], "no checkpoint at nowhere.pt"),
+    (["train", "--preset", "tramerr"], "got 'tramerr' (did you mean tramer?)")])
+def test_what_cannot_be_found_is_said_before_anything_is_trained(argv, message, folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ensadv_fast.train.driver.train_all", None)
+    assert cli.main([*argv, "--data", f"mnist:{folder}", "--out", "run"]) == 1
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "mps", "gpu", ""])
+def test_a_device_that_is_not_here(device, capsys, tmp_path):
+    for argv in (["train", "--out", str(tmp_path / "r")], ["evaluate", "--model", "mnist:D=x.pt"],
+                 ["diagnose", "--model", "mnist:D=x.pt"]):
+        assert cli.main([*argv, "--device", device]) == 1
+        assert "device" in (err := capsys.readouterr().err) and f"got {device!r}" in err and "Traceback" not in err
+
+
+def test_cuda_where_there_is_none(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert cli.main(["evaluate", "--model", "mnist:D=x.pt", "--device", "cuda"]) == 1
+    assert "must be that of a device of this machine, where torch finds 0 GPUs, got 'cuda'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--steps"])
+@pytest.mark.parametrize("command", ["evaluate", "diagnose"])
+def test_none_of_what_must_be_some(command, option, capsys):
+    assert cli.main([command, "--model", "mnist:D=x.pt", option, "0"]) == 1
+    err = capsys.readouterr().err
+    assert f"{command}: {option[2:].replace('-', '_')} must be" in err and "got 0" in err
+
+
+def test_a_module_in_the_working_directory(tmp_path):
+    """With the console script too, whose own folder stands where `python -m` has the working directory."""
+    (tmp_path / "lite_network.py").write_text("from ensadv_fast.models import mnist_d as lite\n")
+    code = ("import sys; sys.path[0] = '/nowhere'; from ensadv_fast import cli, models; "
+            "assert cli.main(['info']) == 0; models.check('lite_network:lite')")
+    script = tmp_path / "bin" / "script.py"
+    script.parent.mkdir()
+    script.write_text(code)
+    ended = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_watch_and_monitor_are_one(asked, tmp_path):
+    for flag in ("--watch", "--monitor"):
+        assert cli.main(["train", "--out", str(tmp_path / flag), flag, "7"]) == 0
+        assert asked[-1][0].monitor == 7
+
+
+@pytest.mark.parametrize("argv, resumes", [(["train"], True), (["diagnose", "--model", "x"], False),
+                                           (["evaluate", "--model", "x"], False),
+                                           (["evaluate", "--model", "x", "--out", "d"], True)])
+def test_ctrl_c_speaks_of_resume_where_there_is_one(argv, resumes, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "make_parser", interrupted)
+    assert cli.main(argv) == 130
+    assert ("--resume" in capsys.readouterr().err) == resumes
+
+
+def test_options_are_in_groups():
+    (commands,) = (a for a in cli.make_parser("train")._actions if isinstance(a.choices, dict))
+    text = commands.choices["train"].format_help()
+    for title in GROUPS.values():
+        assert f"\n{title}:\n" in text
+
+
+@pytest.mark.parametrize("command", ["evaluate", "diagnose"])
+def test_a_network_of_other_classes_than_the_datas_is_refused(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "many_classes.py").write_text(
+        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 1000))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import many_classes
+
+    torch.save({"model": many_classes.net().state_dict()}, tmp_path / "net.pt")
+    argv = [command, "--model", f"many_classes:net={tmp_path / 'net.pt'}", "--data", "digits", "--device", "cpu",
+            "--out", str(tmp_path / "out")]
+    assert cli.main(argv) == 1
+    said = capsys.readouterr().err
+    assert "must give a logit for each of the 10 classes of the data, got 1000" in said

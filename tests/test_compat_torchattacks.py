@@ -457,6 +457,31 @@ def test_fast_normalises():
     assert ((adv - wanted).abs() < 1e-3).double().mean() > 0.8  # 16 bits may turn small gradients' signs
 
 
+def changed_in_turn(net):
+    """Yields after each change of a trained network."""
+    with torch.no_grad():
+        net[0].weight.mul_(1.1)
+    yield
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    net[0].weight.grad = torch.ones_like(net[0].weight)
+    optimizer.step()
+    yield
+    optimizer = torch.optim.Adam(net.parameters(), fused=True)
+    net[0].weight.grad = torch.ones_like(net[0].weight)
+    optimizer.step()
+    yield
+    net.load_state_dict(small_net(1, size=28).state_dict())
+    yield
+    net[0] = nn.Conv2d(3, 8, 3, padding=1)
+    yield
+    net[1].running_mean.add_(1)
+    yield
+    net[2] = nn.GELU()
+    yield
+    net[0].register_forward_hook(lambda *_: None)
+    yield
+
+
 def test_a_source_is_made_once_and_noticed_when_it_is_old():
     net, x, y = trained()
     attack = ours.FGSM(net, precision="fast")
@@ -465,30 +490,7 @@ def test_a_source_is_made_once_and_noticed_when_it_is_old():
     assert source_cache.get_source(net) is first and not first.live
     assert source_cache.get_source(net, torch.tensor([0.5]), torch.tensor([0.5])) is not first
 
-    def changes():
-        with torch.no_grad():
-            net[0].weight.mul_(1.1)
-        yield
-        optimizer = torch.optim.SGD(net.parameters(), 0.1)
-        net[0].weight.grad = torch.ones_like(net[0].weight)
-        optimizer.step()
-        yield
-        optimizer = torch.optim.Adam(net.parameters(), fused=True)
-        net[0].weight.grad = torch.ones_like(net[0].weight)
-        optimizer.step()
-        yield
-        net.load_state_dict(small_net(1, size=28).state_dict())
-        yield
-        net[0] = nn.Conv2d(3, 8, 3, padding=1)
-        yield
-        net[1].running_mean.add_(1)
-        yield
-        net[2] = nn.GELU()
-        yield
-        net[0].register_forward_hook(lambda *_: None)
-        yield
-
-    for _ in changes():
+    for _ in changed_in_turn(net):
         moved = source_cache.get_source(net)
         assert moved.live and moved.module is net
         settled = source_cache.get_source(net)

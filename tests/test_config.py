@@ -95,7 +95,8 @@ def test_the_command_says_it_in_a_line(argv, message, capsys, monkeypatch, tmp_p
     assert message in err and "Traceback" not in err and not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "{", '{"no_such_option": 1}', '{"keep": 0}'])
+@pytest.mark.parametrize("text", ["[]", "3", "null", "{", "", "[" * 100_000, '{"a":' * 100_000, '{"static": {}}',
+                                  '{"no_such_option": 1}', '{"keep": 0}'], ids=lambda text: text[:20])
 def test_a_damaged_config_is_named(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match="config.json is corrupt or of another version"):

@@ -1,6 +1,7 @@
 """The data sets in memory, their damaged files, and the order of batches."""
 import gzip
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -111,6 +112,66 @@ def test_idx_files(tmp_path, names, inside):
     assert np.array_equal(sets.train.images[:, 0].numpy(), arrays[0])
     assert np.array_equal(sets.train.labels.numpy(), arrays[1])
     assert np.array_equal(sets.test.images[:, 0].numpy(), arrays[2])
+
+
+def header(*shape):
+    return bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+
+
+@pytest.mark.parametrize("raw", [header(2**31, 2**31, 4), header(2**31, 2**31, 2**31), header(2**32 - 1, 2**32 - 1, 2),
+                                 header(12, 2**30, 2**30), header(2**31, 2**16, 2**17) + bytes(100)])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_header_that_promises_too_much_is_named(tmp_path, raw, ending):
+    """Also where the product of the sizes is 0 modulo 2^64."""
+    write_idx(tmp_path)
+    (tmp_path / NAMES["official"][0]).unlink()
+    path = tmp_path / (NAMES["official"][0] + ending)
+    path.write_bytes(gzip.compress(raw) if ending else raw)
+    with pytest.raises(ValueError, match=f"{path} is truncated or corrupt: it must have .* bytes"):
+        data.load(f"mnist:{tmp_path}")
+
+
+def test_a_bomb_is_unpacked_no_further_than_its_header_says(tmp_path, monkeypatch):
+    write_idx(tmp_path)
+    (tmp_path / NAMES["official"][0]).unlink()
+    path, unpacked = tmp_path / (NAMES["official"][0] + ".gz"), []
+    path.write_bytes(gzip.compress(header(12, 28, 28) + bytes(50_000_000)))
+    read = gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda self, n=-1: (unpacked.append(n), read(self, n))[1])
+    with pytest.raises(ValueError, match=f"{path} is truncated or corrupt: it must have 9424 bytes .*, got more"):
+        data.load(f"mnist:{tmp_path}")
+    assert all(0 <= n <= 9425 for n in unpacked) and sum(unpacked) < 20_000
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+    write_idx(tmp_path)
+    (tmp_path / NAMES["official"][0]).unlink()
+    os.mkfifo(tmp_path / NAMES["official"][0])
+    with pytest.raises(FileNotFoundError, match="mnist not found"):
+        data.load(f"mnist:{tmp_path}")
+
+
+@pytest.mark.parametrize("train, test, message", [
+    ((12, 28, 28), (5, 14, 14), r"test images must have the shape of training .*28, 28\), got \(1, 14, 14\)"),
+    ((12, 0, 0), (5, 0, 0), r"images must have pixels, got shape \(1, 0, 0\)"),
+    ((12, 28, 0), (5, 28, 0), r"images must have pixels, got shape \(1, 28, 0\)")])
+def test_images_of_other_sizes_or_none(tmp_path, train, test, message):
+    write_idx(tmp_path)
+    for name, shape in zip(NAMES["official"][::2], (train, test), strict=True):
+        (tmp_path / name).write_bytes(idx(np.zeros(shape, np.uint8)))
+    with pytest.raises(ValueError, match=f"data: mnist: {message}"):
+        data.load(f"mnist:{tmp_path}")
+
+
+def test_the_digest_is_of_contents(tmp_path):
+    write_idx(tmp_path)
+    before = data.load(f"mnist:{tmp_path}").digest()
+    assert data.load(f"mnist:{tmp_path}").digest() == before
+    for name in NAMES["official"]:
+        raw = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+        assert data.load(f"mnist:{tmp_path}").digest() != before
+        (tmp_path / name).write_bytes(raw)
 
 
 def test_a_missing_folder_is_named_with_what_is_wanted(tmp_path):
@@ -290,6 +351,41 @@ def test_damaged_and_hostile_pickles(tmp_path, monkeypatch, content):
     with pytest.raises(ValueError, match="data_batch_2"):
         data.load(f"cifar10:{tmp_path}")
     assert not (tmp_path / "pwned").exists()
+
+
+def endless():
+    found = [1]
+    for _ in range(40):
+        found = [found] * 10
+    return found
+
+
+BAD_LABELS = {"floats": [0.0, 1.0, 2.0, 3.0], "nan": [float("nan")] * 4, "2-d": [[0], [1], [2], [3]],
+              "strings": ["0", "1", "2", "3"], "dict": {0: 0, 1: 1, 2: 2, 3: 3}, "none": None, "of none": [None] * 4,
+              "bools": [True, False, True, False], "a number": 3, "ragged": [[0], [1, 2], [3], [4]],
+              "endless": endless(), "large": [0, 1, 2, 2**70], "float array": np.arange(4.0),
+              "array of arrays": np.zeros((4, 1), np.int64), "objects": np.array([None] * 4),
+              "negative": [0, 1, 2, -1], "too few": [1, 2], "empty": []}
+
+
+@pytest.mark.parametrize("labels", BAD_LABELS.values(), ids=BAD_LABELS)
+def test_labels_of_other_kinds(tmp_path, labels):
+    write_pickles(tmp_path)
+    (tmp_path / "data_batch_4").write_bytes(pickle.dumps({b"data": cifar_arrays()[3][0], b"labels": labels}, 2))
+    with pytest.raises(ValueError, match="data_batch_[14]"):
+        data.load(f"cifar10:{tmp_path}")
+
+
+@pytest.mark.parametrize("text", ["{}", "null", "3", '"0123"', "[0, 1, 2, 3.0]", "[0, 1, NaN, 2]", "[[0], [1]]",
+                                  '["0", "1"]', "[true, false, true, true]", "[" * 100_000], ids=lambda t: t[:20])
+def test_labels_of_other_kinds_in_the_png_form(tmp_path, text):
+    Image = pytest.importorskip("PIL.Image")
+    for name in CIFAR:
+        Image.fromarray(np.zeros((4, 1024, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "train_labels.json").write_text(json.dumps([0] * 20))
+    (tmp_path / "test_labels.json").write_text(text)
+    with pytest.raises(ValueError, match="test_labels.json"):
+        data.load(f"cifar10:{tmp_path}")
 
 
 # ------------------------------------------------------------------------------------------------- sampler

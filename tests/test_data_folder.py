@@ -19,9 +19,10 @@ import torch
 from pictures import write_pictures
 
 from ensadv_fast import data
-from ensadv_fast.data.decode import decode
-from ensadv_fast.data.folder import FolderSplit
+from ensadv_fast.data.decode import decode, try_decode
+from ensadv_fast.data.folder import FolderSplit, _list_images
 from ensadv_fast.evaluate import example_images
+from ensadv_fast.system import files
 
 Image = pytest.importorskip("PIL.Image")
 TRAIN, VAL, CLASSES, PX = 46, 11, 4, 40
@@ -182,14 +183,51 @@ DAMAGE = {
     "large": lambda raw: png(10000, 10000),  # Pillow only warns
     "header alone": lambda raw: png(30, 30),
 }
+HOSTILE = {
+    "a line": lambda raw: png(1, 80_000_000),
+    "program": lambda raw: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n",
+}
 
 
 def damage(split, how):
     """Damage files; their positions."""
     for i, kind in how.items():
         path = Path(split.path(i))
-        path.unlink() if kind == "gone" else path.write_bytes(DAMAGE[kind](path.read_bytes()))
+        path.unlink() if kind == "gone" else path.write_bytes((DAMAGE | HOSTILE)[kind](path.read_bytes()))
     return set(how)
+
+
+def test_pipes_are_passed_over_and_never_opened(own):
+    """What cannot be listed as a file is not; a link to it is damaged, and named."""
+    split = data.load(f"imagefolder:{own}", size=8).train
+    folder = Path(split.path(0)).parent
+    os.mkfifo(folder / "pipe.jpeg")
+    assert "pipe.jpeg" not in _list_images(str(folder))
+    assert try_decode(str(folder / "pipe.jpeg"), 8) == "ValueError: it must be a regular file"
+    (folder / "gone.jpeg").symlink_to(folder / "nowhere.jpeg")
+    assert "gone.jpeg" in _list_images(str(folder))
+    assert "FileNotFoundError" in try_decode(str(folder / "gone.jpeg"), 8)
+    assert len(data.load(f"imagefolder:{own}", size=8).train) == len(split) + 1
+
+
+def test_a_postscript_file_starts_no_program(own, monkeypatch):
+    started, split = [], data.load(f"imagefolder:{own}", size=8).train
+    monkeypatch.setattr("subprocess.check_call", lambda *args, **options: started.append(args))
+    damage(split, {0: "program", 1: "a line"})
+    assert "sides of at most 65535 pixels, got 1 x 80000000" in try_decode(split.path(1), 8)
+    assert try_decode(split.path(0), 8) == (
+        f"UnidentifiedImageError: cannot identify image file '{Path(split.path(0)).name}'")
+    assert started == []
+
+
+def test_the_digest_of_a_folder(own):
+    """It changes with names, labels and contents."""
+    split = data.load(f"imagefolder:{own}", size=8).train
+    before = split.contents()
+    assert files.digest(split.contents()) == files.digest(before)
+    path = Path(split.path(3))
+    path.write_bytes(path.read_bytes() + b" ")
+    assert files.digest(split.contents()) != files.digest(before)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

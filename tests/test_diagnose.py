@@ -137,7 +137,7 @@ def test_errors_name_the_argument(measure):
     for args, kw, kind, message in [
         ((net, x), {}, TypeError, f"{name}: y must be a torch.Tensor, got NoneType"),
         ((net, x, y[:3]), {}, ValueError, f"{name}: y must have shape"),
-        ((net, x.byte(), y), {}, TypeError, f"{name}: x must be float32"),
+        ((net, x.long(), y), {}, TypeError, f"{name}: x must be float32"),
         ((net, 5), {}, TypeError, f"{name}: x must be a tensor or an iterable"),
         ((net, [(x, y)], y), {}, ValueError, f"{name}: y and index must be in the loader's batches"),
         ((net, [x]), {}, ValueError, f"{name}: x must give batches"),
@@ -302,8 +302,9 @@ def test_the_ratio_is_the_mean_of_the_samples_ratios():
 
 
 def test_losses_of_zero_are_left_out_of_the_ratio():
-    found = diagnose.approximation_ratio(Linear(torch.full((4,), 1e4)), torch.full((3, 1, 2, 2), 0.5),
-                                         torch.zeros(3, dtype=torch.int64), eps=0.1)
+    with pytest.warns(UserWarning, match="gradient of the loss by x is zero"):
+        found = diagnose.approximation_ratio(Linear(torch.full((4,), 1e4)), torch.full((3, 1, 2, 2), 0.5),
+                                             torch.zeros(3, dtype=torch.int64), eps=0.1)
     assert math.isnan(found.ratio) and found.undefined == 1 and found.to_dict()["ratio"] is None
     assert math.isnan(found.increase_ratio)
 
@@ -362,6 +363,7 @@ def leaking(s):
     return 1 + (s - 0.5) - 100 * torch.relu(s - 0.58)
 
 
+@pytest.mark.filterwarnings("ignore:attack. the model returns probabilities")  # it is so made
 def test_labels_leak_where_the_true_label_tells_the_model_the_class():
     """At 0.5 the model says 1. With the true label 0, FGSM goes to 0.6, where it says 0; without it, to 0.4."""
     x, y = torch.full((10, 1, 1, 1), 0.5), torch.tensor([0] * 4 + [1] * 6)
@@ -555,6 +557,23 @@ def test_few_samples_and_no_sources_decide_little(digits):
     assert "No held-out source" in found["black box against white box, FGSM"].sentence
     assert found["single step against many"].status == masking.UNDECIDED and found["unbounded eps"].status == "passed"
     assert found.masked is None and "4 images are too few" in found.verdict
+
+
+def test_an_open_check_leaves_it_open_and_says_what_is_missing(digits):
+    net, _, x, y, _ = digits
+    found = diagnose.masking_report(net, x, y, eps=0.1, key=KEY, noises=20)  # no held-out source
+    open_ = [c.name for c in found.checks if c.status == masking.UNDECIDED]
+    assert open_ == ["black box against white box, FGSM", "black box against white box, PGD"] and found.masked is None
+    assert "It takes a held-out network (--source) for black box against white box, FGSM; black" in found.verdict
+    some = diagnose.masking_report(net, x[:40], y[:40], eps=0.1, sources={"other": digits[1]}, key=KEY, noises=20)
+    assert some.masked is None and "Undecided whether" in some.verdict and "more images (--images) for" in some.verdict
+    for verdict in (found.verdict, some.verdict, report(net, digits).verdict):
+        assert verdict.startswith(("The model", "Nothing tried here makes it much worse"))  # robustness first
+
+
+def test_a_model_that_gives_nan_is_called_that(digits):
+    found = report(Wrapped(digits[0], after=lambda z: z * math.nan), digits)
+    assert "On 200 of 200 images the model's output is NaN" in found.verdict and found.masked is not False
 
 
 def test_one_step_that_beats_many_is_suspicious():

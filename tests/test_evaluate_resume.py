@@ -191,6 +191,102 @@ def test_fingerprints_tell_models_and_attacks_apart():
     assert len({fingerprint(a) for a in attacks}) == 5 and fingerprint(fgsm(0.1)) == fingerprint(fgsm(0.1))
 
 
+SCALE = 1.0
+
+
+def scaled(logits):
+    return SCALE * logits
+
+
+class Head(nn.Module):
+    """All that a forward pass may depend on beside layers and state."""
+
+    gain = 1.0
+
+    def __init__(self, shift=0.0, scale=1.0, listed=0, act=torch.relu):
+        super().__init__()
+        self.layer = net(0)
+        self.shift = shift * torch.arange(8)
+        self.options = {"scale": scale, "listed": [net(listed)]}
+        self.act = act
+        self.me = [self]  # a cycle
+
+    def forward(self, x):
+        logits = self.act(self.layer(x) + self.shift) * self.options["scale"] * self.gain
+        return scaled(logits) + self.options["listed"][0](x)
+
+
+class OtherHead(Head):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+def other_forward(self, x):
+    return self.layer(x) - 1
+
+
+def closed_over(by):
+    return lambda t: t * by
+
+
+def test_fingerprints_tell_look_alikes_apart(monkeypatch):
+    """Each differs in nothing that the state or the representation of its layers shows."""
+    def all_of_them():
+        yield Head()
+        yield Head(shift=0.1)
+        yield Head(scale=2.0)
+        yield Head(listed=1)
+        yield from (Head(act=closed_over(by)) for by in (1, 2))
+        yield OtherHead()
+        bound = Head()
+        bound.forward = other_forward.__get__(bound)
+        yield bound
+        hooked = Head()
+        hooked.layer[1].register_forward_hook(lambda m, given, made: made + 1)
+        yield hooked
+        plain = net(0)
+        yield plain
+        plain[1].scale = torch.tensor(2.0)
+        yield plain
+        plain[1].forward = lambda x: x[:, :12]
+        yield plain
+        with monkeypatch.context() as changed:
+            changed.setattr(Head, "gain", 2.0)
+            yield Head()
+        with monkeypatch.context() as changed:
+            changed.setitem(globals(), "SCALE", 2.0)
+            yield Head()
+        with monkeypatch.context() as changed:
+            changed.setitem(globals(), "scaled", lambda logits: logits + 1)
+            yield Head()
+
+    one, two = ([fingerprint(Source(m, live=True)) for m in all_of_them()] for _ in range(2))
+    assert one == two and len(set(one)) == len(one) == 15
+
+
+def test_losses_that_are_functions_are_told_apart_by_their_code():
+    assert describe(closed_over(1)) != describe(closed_over(2)) and describe(closed_over(1)) == describe(closed_over(1))
+    assert describe(scaled) != describe(other_forward)
+
+
+def test_networks_of_torchs_layers_are_described_as_before():
+    """So verdicts that are kept stay useful."""
+    assert set(describe(net(0))) == {"class", "layers", "sha256"}
+
+
+@pytest.mark.parametrize("change", ["attribute", "code"])
+def test_a_look_alike_is_judged_anew(tmp_path, change):
+    def targets(model):
+        return {"a": model, "b": net(1)}
+
+    evaluate(tmp_path, targets(Head()))
+    other = Head(shift=0.5) if change == "attribute" else OtherHead()
+    found, calls = evaluate(tmp_path, targets(other))
+    assert same(found, evaluate(None, targets(other))[0]) and calls == CALLS
+    assert not same(found, evaluate(None, targets(Head()))[0])
+    assert evaluate(tmp_path, targets(other))[1] == 0
+
+
 def test_describing_what_says_nothing_about_itself():
     class Own:
         def __init__(self):

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +18,9 @@ import torch
 
 from ensadv_fast import cli, train
 from ensadv_fast.system import files, ranks, signals
-from ensadv_fast.train import Config, checkpoints, logs
-from ensadv_fast.train.trainer import NONFINITE, Training
+from ensadv_fast.train import Config, checkpoints, job, logs
+from ensadv_fast.train.logs import NONFINITE
+from ensadv_fast.train.trainer import Training
 
 ENS = "D_ens-seed0"
 SERVER = multiprocessing.get_context("forkserver")
@@ -149,9 +151,18 @@ def assert_same_weights(a, b):
     assert not list(b.rglob("*.tmp")) and not list((b / "checkpoints").glob("*"))
     one, two = (json.loads((d / "results.json").read_text())["models"] for d in (a, b))
     assert one == two
-    one, two = (sorted((r["job"], r["step"], r["lr"], r["source"]) for r in map(
-        json.loads, (d / "metrics.jsonl").read_text().splitlines())) for d in (a, b))
-    assert one == two  # no line lost, none twice
+    one, two = (lines_of(d) for d in (a, b))
+    assert list(one) == list(two)  # no line lost, none twice
+    for at in one:  # and each covers all of its steps; ranks add up in another order after a resume
+        assert two[at] == pytest.approx(one[at], rel=1e-12), at
+
+
+def lines_of(run):
+    """The lines of metrics.jsonl by job and step, without those of time."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len({(r["job"], r["step"]) for r in lines}) == len(lines)
+    return {at: logs.numbers(r) for at, r in sorted(((r["job"], r["step"]), {
+        k: v for k, v in r.items() if not k.startswith("share_") and k != "images_per_second"}) for r in lines)}
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +178,80 @@ def unbroken(small, tmp_path_factory):
 def test_one_process_killed_again_and_again(small, unbroken, tmp_path):
     run = tmp_path / "run"
     for fault in (("kill", "source-D", 3, 0), ("kill_while_writing", ENS, 4, 0), ("kill", ENS, 7, 0),
-                  ("kill_before_it_is_published", ENS, 10, 0), ("kill_while_writing", ENS, 18, 0)):
+                  ("kill_before_it_is_published", ENS, 10, 0), ("kill_while_writing", ENS, 18, 0),
+                  ("kill_before_it_is_published", ENS, 18, 0)):
         statuses, texts = launch(small, run, fault=fault)
         assert statuses == [-signal.SIGKILL], texts
     train.run(small, run, resume=True, progress=False, say=lambda text: None)
     assert_same_weights(unbroken[1], run)
+
+
+class Dead(BaseException):
+    """Instead of kill -9."""
+
+
+@contextlib.contextmanager
+def dying(monkeypatch, at):
+    """Within it this process dies at its write of number `at`, as by kill -9: neither that write nor any later one, be
+    it of an `except` or a `finally`, is done. It gives the list of all writes."""
+    writes = []
+
+    def counted(write):
+        def instead(*args, **options):
+            writes.append(write.__name__)
+            if 0 < at <= len(writes):
+                raise Dead
+            return write(*args, **options)
+        return instead
+
+    with monkeypatch.context() as m:
+        for module, name in ((os, "replace"), (os, "link"), (os, "unlink"), (os, "fsync"), (logs, "append")):
+            m.setattr(module, name, counted(getattr(module, name)))
+        if at:
+            with pytest.raises(Dead):
+                yield writes
+        else:
+            yield writes
+
+
+def assert_same_run(a, b):
+    """The same files, networks, lines and results, and nothing left over."""
+    assert sorted(p.relative_to(a) for p in a.rglob("*")) == sorted(p.relative_to(b) for p in b.rglob("*"))
+    assert not list(b.rglob("*.tmp")) and not list((b / "checkpoints").glob("*"))
+    one, two = ({p.name: checkpoints.load(p) for p in (d / "models").iterdir()} for d in (a, b))
+    for name in one:
+        assert one[name]["step"] == two[name]["step"] == 3
+        assert files.digest(one[name]["model"]) == files.digest(two[name]["model"]), name
+    assert lines_of(a) == lines_of(b)
+    one, two = (json.loads(p.read_text())["models"] if (p := d / "results.json").exists() else None for d in (a, b))
+    assert one == two
+
+
+def test_killed_at_any_write(small, tmp_path, monkeypatch):
+    """Every edge of the state machine of docs/training.md: what a kill leaves is gone on with."""
+    tiny = replace(small, preset="plain", static=(), epochs=1, batch_size=32, save_every=1, log_every=2, keep=1,
+                   eval_steps=1, evaluate=False)
+    quiet = {"progress": False, "say": lambda text: None}
+    with dying(monkeypatch, 0) as writes:
+        train.run(tiny, tmp_path / "trained", **quiet)
+    assert {"replace", "link", "unlink", "fsync", "append"} == set(writes)
+    for at in range(1, len(writes) + 1):
+        with dying(monkeypatch, at):
+            train.run(tiny, tmp_path / f"{at}", **quiet)
+        train.run(tiny, tmp_path / f"{at}", resume=True, **quiet)
+        assert_same_run(tmp_path / "trained", tmp_path / f"{at}")
+
+    evaluated = replace(tiny, evaluate=True)
+    shutil.copytree(tmp_path / "trained", tmp_path / "whole")
+    with dying(monkeypatch, 0) as writes:
+        train.run(evaluated, tmp_path / "whole", resume=True, **quiet)
+    for at in range(1, len(writes) + 1):
+        run = tmp_path / f"evaluated{at}"
+        shutil.copytree(tmp_path / "trained", run)
+        with dying(monkeypatch, at):
+            train.run(evaluated, run, resume=True, **quiet)
+        train.run(evaluated, run, resume=True, **quiet)
+        assert_same_run(tmp_path / "whole", run)
 
 
 def test_two_ranks_of_which_one_or_both_are_killed(small, unbroken, tmp_path):
@@ -361,3 +441,52 @@ def test_torchrun_killed_and_resumed(small, unbroken, tmp_path):
     assert status == 0, err
     assert out.count("Errors in %") == 1
     assert_same_weights(unbroken[2], run)
+
+
+# ------------------------------------------------------------------------------------------ other data, other logs
+
+
+def test_other_data_of_the_same_size_are_refused(small, folder, tmp_path):
+    """The same names, sizes and labels; other pixels."""
+    mine = shutil.copytree(folder, tmp_path / "data")
+    config = replace(small, data=f"mnist:{mine}", preset="plain", static=(), evaluate=False, epochs=1)
+    run = tmp_path / "run"
+    quiet = {"progress": False, "say": lambda text: None}
+    train.run(config, run, **quiet)
+    saved = json.loads((run / "config.json").read_text())
+    train.run(config, run, resume=True, **quiet)
+    path = mine / "t10k-images-idx3-ubyte"
+    raw = path.read_bytes()
+    path.write_bytes(raw[:16] + bytes(255 - b for b in raw[16:]))
+    job._load_dataset.cache_clear()
+    with pytest.raises(ValueError, match=f"data mnist:{mine} must be those that the run in {run} was started with"):
+        train.run(config, run, resume=True, **quiet)
+    del saved["data_sha256"]  # as 0.1 wrote it
+    (run / "config.json").write_text(json.dumps(saved))
+    train.run(config, run, resume=True, **quiet)
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "null", '{"job": "D-seed0"}', '{"job": [], "step": 1}', "[" * 100_000,
+                                  '{"job": "D-seed0", "step": "a"}', "\xff"], ids=lambda line: line[:20])
+def test_a_damaged_log_is_named(small, tmp_path, line):
+    config = replace(small, preset="plain", static=(), evaluate=False, epochs=1)
+    train.run(config, tmp_path, progress=False, say=lambda text: None)
+    with open(tmp_path / logs.METRICS, "ab") as f:
+        f.write(line.encode("latin1") + b"\n")
+    message = rf"train: line \d+ of {tmp_path / logs.METRICS} must be a record of this run"
+    with pytest.raises(ValueError, match=message):
+        train.run(config, tmp_path, resume=True, progress=False)
+
+
+def test_an_old_checkpoint_has_no_sums(small, unbroken, tmp_path, monkeypatch):
+    """Of 0.1: the line after the resume says which steps it covers."""
+    run = tmp_path / "run"
+    stopped_at(10, monkeypatch, small, run)
+    for path in (run / "checkpoints").glob(f"{ENS}-*.pt"):
+        state = checkpoints.load(path)
+        del state["meter"]
+        checkpoints.save(path, state)
+    train.run(small, run, resume=True, progress=False, say=lambda text: None)
+    one, two = lines_of(unbroken[1]), lines_of(run)
+    assert {at: r["since"] for at, r in two.items() if "since" in r} == {(ENS, 12): 10}
+    assert two[ENS, 16] == one[ENS, 16]

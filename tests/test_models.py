@@ -1,4 +1,5 @@
 """models.py: the MNIST networks, networks by name, and files of weights."""
+import pickle
 import sys
 import types
 
@@ -7,6 +8,8 @@ import torch
 from torch import nn
 
 from ensadv_fast import models
+from ensadv_fast.models import weights
+from ensadv_fast.train import checkpoints
 
 # Weights and biases counted by hand from the released code (A to D) and the paper's table (C_tanh).
 SIZES = {
@@ -84,6 +87,67 @@ def test_weights_are_loaded_without_running_code(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "pickled_module.pt")
     with pytest.raises(ValueError, match="pickled_module.pt"):
         models.build(f"mnist:D={tmp_path / 'pickled_module.pt'}")
+
+
+class Evil:
+    def __reduce__(self):
+        return eval, ("__import__('pathlib').Path('pwned').touch()",)
+
+
+@pytest.mark.parametrize("hostile", [
+    Evil(), {"model": Evil()}, {"ema": Evil()}, {"a": Evil()}, {Evil(): 1}, {1: torch.ones(2)}, {(1, 2): torch.ones(2)},
+    {"model": {1: torch.ones(2)}}, {None: torch.ones(2)}, {"a": None}, {"a": [torch.ones(2)]}, {"a": torch.ones(2)}, {},
+    None, 3, "text", torch.ones(3)])
+def test_hostile_files_of_weights_run_no_code_and_are_named(tmp_path, monkeypatch, hostile):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "hostile.pt"
+    torch.save(hostile, path)
+    with pytest.raises(ValueError, match=f"model: .*{path}"):
+        models.build(f"mnist:D={path}")
+    with pytest.raises(ValueError, match=f"checkpoint: {path} is corrupt or no checkpoint"):
+        checkpoints.load(path)
+    path.write_bytes(pickle.dumps(hostile))
+    with pytest.raises(ValueError, match=f"model: {path} is corrupt"):
+        models.build(f"mnist:D={path}")
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    state = models.build("mnist:D").state_dict()
+    name = next(iter(state))
+    state[name].view(-1)[3] = value
+    torch.save(state, path := tmp_path / "d.pt")
+    with pytest.raises(ValueError, match=f"the weights in {path} must be finite, got NaN or infinity in {name}"):
+        models.build(f"mnist:D={path}")
+
+
+def test_infinite_masks_are_taken():
+    class Masked(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.register_buffer("mask", torch.full((2,), -torch.inf))
+
+    weights.fit_weights(Masked(), Masked().state_dict(), "here")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "net.",
+                                    "backbone."])
+def test_a_wrappers_prefix_is_dropped(tmp_path, prefix):
+    model = models.build("mnist:D")
+    torch.save({prefix + k: v for k, v in model.state_dict().items()}, path := tmp_path / "d.pt")
+    again = models.build(f"mnist:D={path}").state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in model.state_dict().items())
+
+
+def test_a_misfit_is_told_in_a_few_lines(tmp_path):
+    torch.save({**models.build("mnist:A").state_dict(), "x": torch.ones(1)}, path := tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=f"the weights in {path} do not fit") as e:
+        models.build(f"mnist:D={path}")
+    assert len(str(e.value).splitlines()) <= 4 and max(map(len, str(e.value).splitlines()[1:])) < 200
+    assert "missing: " in str(e.value) and "unknown to it: " in str(e.value)
+    with pytest.raises(ValueError, match=r"1 have another shape: weight must be \[3, 2\], got \[4, 2\]$"):
+        weights.fit_weights(nn.Linear(2, 3), {"weight": torch.ones(4, 2), "bias": torch.ones(3)}, "here")
 
 
 @pytest.mark.parametrize("spec", ["A", "mnist:", ":A", "mnist:A=", ""])

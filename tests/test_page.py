@@ -346,6 +346,32 @@ def test_the_page_of_a_training_run_shows_the_numbers_of_its_results(run):
     assert [c.text in reader.text for c in train_page.claims_of(body)] == [True, True]
 
 
+def test_claims_of_the_papers_go_by_the_intervals_of_the_run(run):
+    body = results()
+    assert report.write(run).read_text().count("not decidable at this size") == 2  # of a run of version 0.1
+    body["claims"] = [{"text": f"Claim {holds}", "holds": holds, "numbers": "1 to 2"} for holds in (True, False, None)]
+    (run / "results.json").write_text(json.dumps(body))
+    reader = read(report.write(run).read_text())
+    for words in ("✓ holds Claim True", "✗ does not hold Claim False", "? not decidable at this size Claim None"):
+        assert words in reader.text, words
+
+
+@pytest.mark.parametrize("open_check, worst, outcome", [
+    (True, 1.0, "? undecided: more --images"), (False, 1.0, "✗ not robust"), (False, 0.3, "✓ not masked"),
+    (True, 0.3, "? undecided: more --images")])
+def test_nothing_green_stands_beside_an_open_check_or_an_error_of_everything(tmp_path, open_check, worst, outcome):
+    body = diagnosed(tmp_path)
+    (masking,) = {id(m["masking"]): m["masking"] for n, m in body["models"].items() if n == "D"}.values()
+    masking |= {"masked": False, "worst_case": {"value": worst, "low": worst - 0.1, "high": worst, "n": 40},
+                "checks": [{**c, "status": "passed"} for c in masking["checks"]]}
+    if open_check:
+        masking["checks"][1]["status"] = "not decidable at this sample size"
+    del body["models"][EVIL]
+    (tmp_path / "results.json").write_text(json.dumps(body))
+    reader = read(report.write(tmp_path).read_text())
+    assert f"{outcome} D: 10.0 % error on clean images, {100 * worst:.1f} % under attack" in reader.text
+
+
 def test_training_curves_are_those_of_the_metrics(run):
     report.write(run)
     text = (run / "report.html").read_text()
@@ -555,12 +581,12 @@ def test_the_page_of_a_diagnosis(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(diagnosed(tmp_path)))
     text = report.write(tmp_path).read_text()
     reader = read(text)
-    assert f"Masked gradients: {EVIL}. Undecided: D. Error under all attacks tried together: D 60.0 %. " in reader.text
-    assert f"Where gradients are masked, the error is at least: {EVIL} 60.0 %." in reader.text
+    assert ("Error under all attacks tried together: D 60.0 %. Where gradients are masked, the error is at least: "
+            f"{EVIL} 60.0 %. Masked gradients: {EVIL}. Undecided: D.") in reader.text  # robustness first
     for words in (f"{EVIL}: 10.0 % error on clean images, at least 60.0 % under attack", "D: 10.0 % error on clean "
                   "images, 60.0 % under attack"):
         assert words in reader.text
-    for words in ("✗ masked", "? undecided", "✗ suspicious", "✓ passed", "? not decidable", "It grows.",
+    for words in ("✗ masked", "? undecided: more --images", "✗ suspicious", "✓ passed", "? not decidable", "It grows.",
                   "40 test images", "2 s", f"{EVIL}: image 1, class 4, within eps 0.3",
                   f"{EVIL} around other images (1)", f"{EVIL}, single step against many", "Checks of D in words"):
         assert words in reader.text, words

@@ -38,7 +38,7 @@ def includes(folder: str) -> list[tuple[Path, str]]:
 
 STANDARD = r"<[a-z_]+>"  # of the C++ library: no directory, no extension
 ALLOWED = {
-    "kernels": [STANDARD, r"<immintrin\.h>", r"<cuda_\w+\.h>", r"kernels/.*"],
+    "kernels": [STANDARD, r"<(immintrin|cpuid)\.h>", r"<cuda_\w+\.h>", r"kernels/.*"],
     "ops": [STANDARD, r"<torch/csrc/stable/.*>", r"<torch/headeronly/.*>",
             r"<torch/csrc/inductor/aoti_torch/c/shim\.h>", r"kernels/[^/]*\.h", r"kernels/cuda/launch\.h", r"ops/.*"],
     "numpy": [STANDARD, r"<pybind11/.*>", r"kernels/.*", r"numpy/.*"],
@@ -58,6 +58,13 @@ def test_layers_include_downward_only(folder):
 
 def test_every_source_folder_has_its_rule():
     assert {path.name for path in CSRC.iterdir()} == set(ALLOWED)
+
+
+def test_one_file_knows_the_processor():
+    """Intrinsics, and questions to the processor, stand in cpu/x86.h alone; platform.h marks the loops' clones."""
+    words = r"immintrin\.h|cpuid\.h|__builtin_cpu|__(x86_64|SSE\w*|AVX\w*|aarch64|ARM\w*)__|\btarget(_clones)?\("
+    found = {str(path.relative_to(CSRC)) for path in CSRC.rglob("*.*") if re.search(words, path.read_text())}
+    assert found == {"kernels/cpu/x86.h", "kernels/platform.h"}
 
 
 def package_names() -> dict[str, str]:
@@ -117,6 +124,8 @@ def defined(body: list[ast.stmt], owner: str = "") -> set[str]:
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             found |= {owner + name.id for t in targets for name in ast.walk(t) if isinstance(name, ast.Name)}
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not owner:
+            found |= defined(node.body)  # compat's face imports such names when they are asked for
     return found
 
 

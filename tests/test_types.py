@@ -23,6 +23,9 @@ ea.fgsm(8 / 255)(model, [x])
 ea.pgd()(model, x, return_info="yes")
 ea.EnsembleAdversary(model)(x, x).images
 PGD(model, steps=0.5)
+ea.fgsm(8 / 255, rul="true")
+ea.pgd(8 / 255, targeted="yes")
+ea.fgsm(8 / 255, momentum=1.0)
 '''
 
 
@@ -71,4 +74,4 @@ def test_wrong_programs_are_found_out(strict):
     found = {int(line): code for line, code in re.findall(r"^program.py:(\d+): error: .*\[([a-z-]+)\]$", done.stdout,
                                                           re.M)}
     assert found == {7: "arg-type", 8: "attr-defined", 9: "call-overload", 10: "call-overload", 11: "attr-defined",
-                     12: "arg-type"}, done.stdout
+                     12: "arg-type", 13: "call-arg", 14: "arg-type", 15: "call-arg"}, done.stdout

@@ -20,6 +20,7 @@ assert_type(result, ea.AttackResult)
 assert_type(result.success, Tensor)
 assert_type(attack(model, x, y, return_info=len(y) > 3), Tensor | ea.AttackResult)
 assert_type(ea.pgd(eps=0.1, steps=2, transforms=[ea.ti(size=3)])(model, x, y), Tensor)
+assert_type(ea.mifgsm(0.1, rule="least_likely", targeted=True, loss="cw", kappa=1.0, lo=0.0, hi=1.0), ea.Attack)
 assert_type(ea.cw_linf(max_iterations=2, learning_rate=0.1)(model, x, y), Tensor)
 
 # Sources are taken wherever modules are.
@@ -46,6 +47,7 @@ assert_type(ops.sign_step(x, torch.randn_like(x), 0.1, center=x, eps=eps), Tenso
 assert_type(ops.logit_grad(model(x), y).loss, Tensor)
 matrix = evaluate.transfer_matrix({"ours": model}, {"other": source}, {"fgsm": attack}, [(x, y)])
 assert_type(matrix.error("fgsm", "other", "ours"), float)
+assert_type(evaluate.quick(model, x, y, 0.1), evaluate.TransferMatrix)
 
 # Other libraries' interfaces.
 theirs = PGD(model, eps=8 / 255, steps=2)

@@ -15,16 +15,7 @@ from ensadv_fast.evaluate import statistics
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "not decidable at this size"
 LEAST = 0.01  # an effect that is certainly smaller than one point is none
 Z = statistics.Z95
-# Student's t, 97.5 %, by degrees of freedom from 1 on.
-T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-
-
-def student(dof: int) -> float:
-    """The 97.5 % point of Student's t: the table, then Cornish and Fisher's expansion."""
-    if dof <= len(T):
-        return T[dof - 1]
-    return (Z + (Z**3 + Z) / (4 * dof) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * dof**2)
-            + (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / (384 * dof**3))
+student = statistics.student
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -239,7 +239,7 @@ ENSADV_HD int32_t step_inward(float r, float c, float eps, const Box<T>& box) {
   excess = by_far > excess ? by_far : excess;
   excess = by_near > excess ? by_near : excess;
   const int32_t inward = ~(int32_t(float_bits(far)) >> 31) | 1;
-  return (excess > 0.0f) & (r != (flip ? box.hi : box.lo)) ? inward : 0;
+  return ((excess > 0.0f) & (r != (flip ? box.hi : box.lo))) ? inward : 0;
 }
 
 // Clamps v to the box and rounds it to T so that |v - c| <= eps still holds. See the top of the file.

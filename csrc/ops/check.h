@@ -23,15 +23,17 @@ using torch::stable::Tensor;
 
 // ---- messages ------------------------------------------------------------------------------------------------------
 
+#define ENSADV_COLD [[gnu::noinline, gnu::cold]]  // keeps the making of messages out of the ops' code
+
 template <class... Parts>
-std::string text_of(const Parts&... parts) {
+ENSADV_COLD std::string text_of(const Parts&... parts) {
   std::ostringstream text;
   (text << ... << parts);
   return text.str();
 }
 
 template <class... Parts>
-[[noreturn, gnu::noinline, gnu::cold]] void fail(const char* op, const Parts&... parts) {
+[[noreturn]] ENSADV_COLD void fail(const char* op, const Parts&... parts) {
   throw std::runtime_error(text_of(op, ": ", parts...));
 }
 
@@ -41,7 +43,7 @@ template <class... Parts>
     if (!(ok)) [[unlikely]] ::ensadv::ops::fail(op, __VA_ARGS__); \
   } while (false)
 
-inline const char* dtype_name(ScalarType dtype) {
+ENSADV_COLD inline const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float: return "float32";
     case ScalarType::Half: return "float16";
@@ -55,23 +57,23 @@ inline const char* dtype_name(ScalarType dtype) {
   }
 }
 
-inline std::string device_name(const Tensor& t) {
+ENSADV_COLD inline std::string device_name(const Tensor& t) {
   if (t.is_cpu()) return "cpu";
   return t.is_cuda() ? text_of("cuda:", t.get_device_index()) : "another kind of device";
 }
 
 template <class Sizes>
-std::string shape_text(const Sizes& sizes) {
+ENSADV_COLD std::string shape_text(const Sizes& sizes) {
   std::ostringstream text;
   const char* separator = "(";
   for (const int64_t n : sizes) text << separator << n, separator = ", ";
   text << (sizes.size() == 0 ? "()" : sizes.size() == 1 ? ",)" : ")");
   return text.str();
 }
-inline std::string shape_of(const Tensor& t) { return shape_text(t.sizes()); }
+ENSADV_COLD inline std::string shape_of(const Tensor& t) { return shape_text(t.sizes()); }
 
 // A tensor as messages show it.
-inline std::string described(const Tensor& t) {
+ENSADV_COLD inline std::string described(const Tensor& t) {
   return text_of(dtype_name(t.scalar_type()), " ", shape_of(t), " on ", device_name(t),
                  t.is_contiguous() ? "" : ", not contiguous");
 }

@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+
 @dataclass
 class Branch:
     opcode: str = ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..sources.source import Source
 from ..system.streams import SideStream
 from .arguments import OP, EpsDist, Select, check_arguments, check_key, check_select, make_live, make_static
 from .batches import AdversarialBatch, Counts, EpsDistribution, Part
+from .incoming import hard_or_soft, read_items
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class EnsembleAdversary:
     def __call__(self, x: Tensor, y: Tensor, index: Tensor | None = None, part: Part | None = None) -> AdversarialBatch:
         """The training batch for clean images x [m, C, H, W] (float in [0, 1], or uint8, which becomes that) and y.
 
-        y: int64 [m], or soft labels [m, classes] (their argmax then stands for the true label in an attack).
+        y: integers or bools [m] or [m, 1], which the batch has as int64 [m]; or soft labels [m, classes] (their argmax
+        then stands for the true label in an attack, unless its loss is a callable: that gets y).
         index: int64 [m], dataset positions; the noise of a sample then depends on its position in the data set
         alone and not on the batch or the rank it is in.
         part: which part of a global batch the m samples are; None: they are the whole batch. The parts of all ranks
@@ -151,6 +153,7 @@ class EnsembleAdversary:
         m = len(x)
         if len(y) != m:
             raise ValueError(f"{OP}: y must have one label for each of the {m} images, got {len(y)} labels")
+        y = hard_or_soft(OP, y, m)
         x = x.detach().float().div_(255) if x.dtype == torch.uint8 else x.detach()
         if source < 0:
             return AdversarialBatch(x.clone(), y, torch.zeros(m, dtype=torch.bool, device=x.device), -1,
@@ -184,25 +187,29 @@ class EnsembleAdversary:
             eps = self.eps_dist(all_k, eps_key)[part.rank::part.world][:len(x)]
         else:
             eps = self.eps_dist
-        labels = y if y.dim() == 1 else y.argmax(1)
+        labels = y if y.dim() == 1 or callable(self.attack.loss) else y.argmax(1)
         self.attack(source, x, labels, key=attack_key, eps=eps, index=index, out=out)
 
-    def stream(self, loader: Iterable[Sequence[Any]]) -> Iterator[AdversarialBatch]:
+    def stream(self, loader: Iterable[Any], *,
+               batch: Callable[[Any], Sequence[Any]] | None = None) -> Iterator[AdversarialBatch]:
         """The adversarial batch of every (x, y), (x, y, index) or (x, y, index, part) that `loader` yields: the same
         that calling this object on each in turn gives.
+
+        batch: makes such a tuple of what the loader yields, where that has another form: dicts, rows, paths or metadata
+        beside the labels. TypeError, which names what came, where there is none.
 
         On the CPU a batch is crafted when it is asked for. On CUDA the loader is one batch ahead. A next batch whose
         source is frozen is crafted on a stream of its own while the caller's training step runs; one whose source is
         live is crafted when it is asked for, on the model as the step before has left it. Batches are in the current
         stream's order; `state_dict` never counts a batch that was not yielded.
         """
-        items = iter(loader)
+        items = read_items(OP, loader, batch)
         item = next(items, None)
         side: SideStream | None = None
         ahead: _Ahead | None = None
         try:
             while item is not None:
-                batch = self._take(item, ahead, side)
+                made = self._take(item, ahead, side)
                 ahead, failure = None, None
                 if self._overlaps(item[0]):
                     side = side or SideStream(item[0].device)
@@ -211,11 +218,11 @@ class EnsembleAdversary:
                         ahead = None if item is None else self._craft_ahead(side, item)
                     except Exception as e:  # noqa: BLE001 - what goes wrong belongs to the next batch, not to this one
                         failure = e
-                    yield batch
+                    yield made
                     if failure is not None:
                         raise failure
                 else:
-                    yield batch
+                    yield made
                     item = next(items, None)
         finally:
             if side is not None:

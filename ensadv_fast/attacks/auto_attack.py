@@ -60,6 +60,9 @@ class AutoAttack(BaseAttack):
         checks.labels(self.name, "y", labels, len(clean), clean.device, logits.shape[1])
         assert keys.start is not None
         seed = int(keys.start[0] ^ keys.start[1]) & (1 << 31) - 1
+        if logits.shape[1] < 4:
+            raise ValueError(f"{self.name}: source must have at least 4 classes, which AutoAttack's margin loss "
+                             f"needs, got {logits.shape[1]}: take pgd with loss 'ce' and 'cw', each with restarts")
         module, devices = _package(self.package), [clean.device] if clean.device.type == "cuda" else []
         with _alone(source) as net, torch.random.fork_rng(devices), torch.enable_grad():
             found = _RUNS[module.__name__](module, net, for_autograd(clean).float().contiguous(), for_autograd(labels),
@@ -155,7 +158,7 @@ def autoattack(eps: float = 8 / 255, *, norm: str = "linf", version: str = "stan
     The packages compute in float32, on `source.logits`; a source in 16 bits answers in its own precision: take an
     exact one for figures that are to be compared. They seed torch's generators, from the key here, and the caller's go
     on as if nothing had been drawn. The result is projected on the ball and the box in x's dtype, and one forward pass
-    more says what it does. It synchronises often. Fewer than four classes are too few for its margin loss.
+    more says what it does. It synchronises often. Fewer than four classes are too few for its margin loss: an error.
 
     Raises:
         ImportError: at the call, where no package is found; TypeError, ValueError as every attack.

@@ -1,21 +1,25 @@
 """What all attacks share: their sizes and rules, and what a call is checked for."""
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ops
 from ..ops import checks, memory
 from ..ops.keys import next_key
-from ..ops.losses import RULES, Objective, choose_labels
+from ..ops.losses import RULES, Objective, OwnLoss, choose_labels
 from ..sources import cuda_graphs
 from ..sources.base import BaseSource
 from ..sources.source import as_source
 from . import entropy
 from .request import AttackResult, Budget, Keys, Request, empty_result
+
+_EPS_UNITS = "the range of pixels; sizes are in its units: 8 / 255, not 8, for images in [0, 1]"
 
 
 @dataclass(frozen=True)
@@ -29,46 +33,67 @@ class BaseAttack(ABC):
     eps: float
     rule: str = "true"
     targeted: bool = False
-    loss: str | None = "ce"
+    loss: str | OwnLoss | None = "ce"
     kappa: float = 0.0
     lo: float = 0.0
     hi: float = 1.0
 
     def __post_init__(self) -> None:
         op = self.name
+        for name in ("eps", "lo", "hi"):
+            self._one_number(name)
         checks.size(op, "eps", self.eps)
         checks.choice(op, "rule", self.rule, RULES)
         checks.number(op, "kappa", self.kappa)
         checks.bounds(op, self.lo, self.hi, torch.float32)
+        if self.norm == "linf":
+            checks.at_most(op, "eps", self.eps, self.hi - self.lo, _EPS_UNITS)
+
+    def _one_number(self, name: str) -> None:
+        """The field `name` as a number, where it is a tensor of one; TypeError that says what to do with more."""
+        value = getattr(self, name)
+        if isinstance(value, Tensor) and value.dim() == 0:
+            object.__setattr__(self, name, value.item())  # the attack is frozen, and stays hashable
+        elif isinstance(value, Tensor | tuple | list):
+            way = ("sizes per sample are given at the call, attack(source, x, y, eps=...)" if name == "eps" else
+                   "for bounds per channel, of normalised images, give images in [0, 1] and declare the normalisation, "
+                   "Source(model, mean=..., std=...)")
+            raise TypeError(f"{self.name}: {name} must be a number, got a {type(value).__name__}: {way}")
+
+    @property
+    def norm(self) -> str:
+        """Of the ball: "linf" or "l2". An attack that has it as a field says so itself."""
+        return "linf"
 
     @overload
-    def __call__(self, source: "BaseSource | nn.Module", x: Tensor, y: Tensor | None = None, *,
+    def __call__(self, source: BaseSource | Callable[[Tensor], Any], x: Tensor, y: Any = None, *,
                  key: Tensor | None = None, eps: float | Tensor | None = None, index: Tensor | None = None,
                  out: Tensor | None = None, return_info: Literal[False] = False) -> Tensor: ...
 
     @overload
-    def __call__(self, source: "BaseSource | nn.Module", x: Tensor, y: Tensor | None = None, *,
+    def __call__(self, source: BaseSource | Callable[[Tensor], Any], x: Tensor, y: Any = None, *,
                  key: Tensor | None = None, eps: float | Tensor | None = None, index: Tensor | None = None,
                  out: Tensor | None = None, return_info: Literal[True]) -> AttackResult: ...
 
     @overload
-    def __call__(self, source: "BaseSource | nn.Module", x: Tensor, y: Tensor | None = None, *,
+    def __call__(self, source: BaseSource | Callable[[Tensor], Any], x: Tensor, y: Any = None, *,
                  key: Tensor | None = None, eps: float | Tensor | None = None, index: Tensor | None = None,
                  out: Tensor | None = None, return_info: bool) -> Tensor | AttackResult: ...
 
-    def __call__(self, source: "BaseSource | nn.Module", x: Tensor, y: Tensor | None = None, *,
+    def __call__(self, source: BaseSource | Callable[[Tensor], Any], x: Tensor, y: Any = None, *,
                  key: Tensor | None = None, eps: float | Tensor | None = None, index: Tensor | None = None,
                  out: Tensor | None = None, return_info: bool = False) -> Tensor | AttackResult:
         """Adversarial examples for images x [N, ...] in [lo, hi].
 
         Args:
-            source: a :class:`Source`, an :class:`Ensemble`, or a plain module, which is used as it is (in eval mode
-                meanwhile) and left exactly as it was.
+            source: a :class:`Source`, an :class:`Ensemble`, or a plain module, which is used as it is (in eval mode and
+                its own dtype) and left exactly as it was; or another callable from images to logits.
             x: float32, float16, bfloat16, float64, or uint8 (level / 255), on the source's device. Iterates are
                 float32 (float64 for float64 x) and rounded once at the end.
-            y: true labels int64 [N]; where absent the prediction on the clean x stands in.
+            y: true labels, integers or bools [N] or [N, 1]; where absent the prediction on the clean x stands in. For a
+                callable loss: whatever that takes.
             key: int64 [2]; the same key, the same result. Default: the next of the package's own stream.
-            eps: overrides the attack's, a number or one per sample [N]; what was left None follows it.
+            eps: overrides the attack's, a number or one per sample ([N], [N, 1, 1, 1]); what was left None follows it.
             index: int64 [N] sample indices (positions in the data set): noise is a function of (key, index).
             out: written and returned where given; x's shape and dtype, or float32 for uint8 x.
             return_info: return an :class:`AttackResult` instead.
@@ -91,16 +116,19 @@ class BaseAttack(ABC):
             result = self._crafted(source, request, return_info)
         return result if return_info or isinstance(result, Tensor) else result.x_adv
 
-    def _request(self, source: BaseSource, x: Tensor, y: Tensor | None, key: Tensor | None,
+    def _request(self, source: BaseSource, x: Tensor, y: Any, key: Tensor | None,
                  eps: float | Tensor | None, index: Tensor | None, out: Tensor | None) -> Request:
         """The call's arguments, checked."""
         op = self.name
         x = checks.images(op, x)
-        if x.device != source.device:
-            raise ValueError(f"{op}: x must be on the model's device {source.device}, got {x.device}")
-        if y is not None:
+        source.check_device(op, x)
+        if not source.look.images:
+            source.look.at_images(op, x, self.lo, self.hi)
+        if callable(self.loss):
+            y = y.detach() if isinstance(y, Tensor) else y
+        elif y is not None:
             y = checks.labels(op, "y", y, len(x), x.device)
-        elif self.targeted and self.rule == "true":
+        if y is None and self.targeted and self.rule == "true":
             raise ValueError(f"{op}: y must be the labels to reach, since targeted is True and rule 'true', got None")
         index = checks.index(op, index, len(x), x.device)
         if out is not None:
@@ -166,11 +194,27 @@ class BaseAttack(ABC):
         return source.losses_unchecked(x, labels, self.objective if self.loss else Objective(targeted=self.targeted))
 
     def succeeded(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """bool [N]: is the label left (targeted: reached) by the prediction from logits [N, C]?"""
+        """bool [N]: is the label left (targeted: reached) by the prediction from logits [N, C]?
+
+        With a callable loss the labels may be multi-hot, like the logits: then, is any of them left (all reached) by
+        the signs of the logits? Of other labels no success is known: False.
+        """
+        if callable(self.loss):
+            return self._own_success(logits, labels)
         return (logits.argmax(1) == labels) == self.targeted
 
+    def _own_success(self, logits: Tensor, labels: Any) -> Tensor:
+        n = len(logits)
+        if isinstance(labels, Tensor) and logits.dim() == 2 and labels.shape == (n,) and logits.shape[1] > 1:
+            return (logits.argmax(1) == labels) == self.targeted
+        if isinstance(labels, Tensor) and labels.shape == logits.shape:
+            return ((logits > 0) == (labels > 0.5)).flatten(1).all(1) == self.targeted
+        return torch.zeros(n, dtype=torch.bool, device=logits.device)
+
     def _budget(self, x: Tensor, eps: float | Tensor) -> Budget:
-        tensor, number = checks.per_sample(self.name, "eps", eps, x, is_size=True)
+        # No step in the L2 ball is longer than the box's diagonal.
+        most = (self.hi - self.lo) * (1.0 if self.norm == "linf" else math.sqrt(x.numel() / max(1, len(x))))
+        tensor, number = checks.per_sample(self.name, "eps", eps, x, is_size=True, most=most, units=_EPS_UNITS)
         return Budget(number if tensor is None else tensor)
 
     def _into_ball(self, x_adv: Tensor, request: Request, norm: str = "linf") -> Tensor:

@@ -1,7 +1,7 @@
 """The attack of Carlini & Wagner in the L-inf norm, as the black-box suite of Tramer et al. 2018 runs it."""
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +9,11 @@ from torch import Tensor
 from ..ops import checks, memory
 from ..sources.base import BaseSource, InputGrad
 from .base import BaseAttack
+from .options import SearchOptions
 from .request import AttackResult, Budget, Keys, Request
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # Adam's own, as TensorFlow's optimizer applies them
 _ENOUGH, _SLACK = 1e-4, 0.1
@@ -164,7 +168,7 @@ class _Samples(NamedTuple):
         self.change.addcdiv_(self.first, self.second.sqrt().add_(_EPSILON), value=-rate)
 
 
-def cw_linf(eps: float = 8 / 255, **kw: Any) -> CwLinf:
+def cw_linf(eps: float = 8 / 255, **kw: "Unpack[SearchOptions]") -> CwLinf:
     """C&W-L-inf: Carlini & Wagner 2017, section VI.C, with tau fixed at eps, as Tramer et al. 2018 ran it on MNIST.
 
     For each sample minimise c * max(0, Z_y - max_{i != y} Z_i + kappa) + sum_j max(0, abs(d_j) - eps) over d by Adam,

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from ..ops.losses import choose_labels
-from ..sources.base import BaseSource, InputGrad, for_autograd
+from ..sources.base import BaseSource, InputGrad, for_autograd, gradient
 
 
 def entropies(logits: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def input_grad(source: BaseSource, x: Tensor, labels: Tensor | None, rule: str, 
     largest = start.abs().amax(1)
     lift = torch.where(largest > 0, (1 - torch.frexp(largest).exponent).clamp(max=100), 0)
     scale = torch.ldexp(torch.ones_like(largest), lift)
-    (grad,) = torch.autograd.grad(logits, leaf, (start * scale[:, None]).to(logits.dtype))
+    grad = gradient(leaf, logits, start * scale[:, None])
     return InputGrad(grad, choose_labels(logits.detach(), labels, rule, key, index), value, logits.detach(), scale)
 
 

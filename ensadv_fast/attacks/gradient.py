@@ -42,8 +42,9 @@ class Attack(BaseAttack):
     from the budget; the others fill the ball. clip_start: clip to the box before the first gradient. steps: gradient
     steps; step: size of each. Where None, both follow from eps as the constructor says. direction: "sign"; "l2", the
     gradient over its L2 norm, in the L2 ball; "max", the gradient over its largest element. restarts: runs from
-    different starts, the worst kept per sample. loss: as everywhere, or "entropy", that of the predicted distribution,
-    or None: no gradient is followed, the start alone is the attack and takes the whole of eps.
+    different starts, the worst kept per sample. loss: as everywhere; a callable (logits [N, ...], y) -> [N]
+    that autograd follows, with whatever y it takes (BCE, focal, multi-hot targets); "entropy", that of the predicted
+    distribution; or None: no gradient is followed, the start alone is the attack and takes the whole of eps.
 
     What is iterated can be combined freely. With x_t the iterate, g_t the momentum and the signed step a (negative
     where targeted), g_0 = v_0 = 0:
@@ -77,7 +78,8 @@ class Attack(BaseAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         op = self.name
-        checks.choice(op, "loss", self.loss, (*LOSSES, "entropy", None))
+        if not callable(self.loss):
+            checks.choice(op, "loss", self.loss, (*LOSSES, "entropy", None))
         checks.choice(op, "start", self.start, STARTS)
         checks.choice(op, "direction", self.direction, DIRECTIONS)
         for name in ("step", "alpha"):
@@ -118,7 +120,7 @@ class Attack(BaseAttack):
 
     @property
     def capturable(self) -> bool:
-        return self.loss is not None
+        return self.loss is not None and not callable(self.loss)
 
     @property
     def norm(self) -> str:

@@ -24,7 +24,7 @@ class Request(NamedTuple):
     """
 
     x: Tensor
-    y: Tensor | None
+    y: Any  # int64 [N] or None; what the loss takes, where that is a callable
     key: Tensor | None
     index: Tensor | None  # type: ignore[assignment]  # a field here, not the method of tuples
     sizes: Any
@@ -65,9 +65,9 @@ class Budget(NamedTuple):
 class AttackResult(NamedTuple):
     """x_adv, and what the attack found without a further forward pass.
 
-    labels: int64 [N], those that the attack looked at. success: bool [N]: the prediction differs from the label
-    (targeted: equals it). loss: [N]. loss and success are those of the last gradient step's first forward pass, so of
-    the point before that step; with nesterov, di or si, of the transformed point.
+    labels: int64 [N], those that the attack looked at; for a callable loss, y as it came. success: bool [N]: the
+    prediction differs from the label (targeted: equals it). loss: [N]. loss and success are those of the last gradient
+    step's first forward pass, so of the point before that step; with nesterov, di or si, of the transformed point.
     """
 
     x_adv: Tensor

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,9 +33,10 @@ from .. import attacks, data, ops, report
 from ..attacks.by_name import make_attack
 from ..diagnose import batches, cone, gradients, masking, perturbations, surface
 from ..evaluate import example_images
+from ..evaluate.loader import Classes
 from ..ops import checks, keys
 from ..report.examples import Samples
-from ..sources.source import Source
+from ..sources.source import Source, as_source
 from ..system import files
 from ..system.machine import versions
 from .networks import Saved, add_options
@@ -72,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     test = given.dataset.test
     index = next(iter(data.Sampler(len(test), args.images, keys.derive_seed(args.seed, "diagnose"), given.device)))
     x, y = test.batch(index)
+    _compare_classes({**networks, **sources}, given.dataset.classes, x[:1])
     shown = {name: make_attack(name, args.eps, alpha=args.alpha, steps=args.steps) for name in EXAMPLES}
     found: dict[str, dict[str, Any]] = {}
     examples: dict[str, Samples] = {}
@@ -87,6 +90,14 @@ def run(args: argparse.Namespace) -> int:
     print(text(body))
     _write_folder(folder, body, examples, {k: v for k, v in vars(args).items() if k != "run"})
     return 0
+
+
+def _compare_classes(models: dict[str, nn.Module | Source], number: int, x: Tensor) -> None:
+    """ValueError where a model has another number of logits than the data has classes."""
+    classes = Classes("diagnose", number, None)
+    with torch.no_grad():
+        for name, model in models.items():
+            classes.check(name, as_source(model).logits(x.clone()).shape[1])
 
 
 def _measure(subject: _Subject, name: str, bar: tqdm) -> dict[str, Any]:

@@ -173,7 +173,8 @@ class _Evaluation:
     def measure(self, progress: Progress) -> tuple[Curves | None, TransferMatrix]:
         """The curves, where there are several eps, and the matrix at the largest."""
         args, largest = self.args, self.eps[-1]
-        common: dict[str, Any] = {"key": self.key, "progress": progress, "folder": self.folder}
+        common: dict[str, Any] = {"key": self.key, "progress": progress, "folder": self.folder,
+                                  "classes": self.dataset.classes}
         curves = None
         if len(self.eps) > 1:
             makers = {name: partial(self.make_attack, name) for name in args.attack}

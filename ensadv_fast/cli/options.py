@@ -27,6 +27,12 @@ class Defaults(NamedTuple):
 DEFAULTS = Defaults()
 
 
+# The group that begins with an option of train.
+GROUPS = {"preset": "what is trained", "epochs": "training", "attack": "adversarial training (default: the preset's)",
+          "eval_steps": "evaluation and seeds", "dtype": "precision and memory", "device": "the run"}
+ALIASES = {"monitor": ("--watch",)}  # torchrun takes --monitor for its own
+
+
 def number(text: str) -> float:
     """A float, or a fraction such as 8/255."""
     try:
@@ -38,17 +44,21 @@ def number(text: str) -> float:
 def add_config_options(parser: argparse.ArgumentParser, config: type) -> None:
     """Add one option for each field of the config; only those that are given end up in the namespace."""
     kinds = typing.get_type_hints(config)
+    target: Any = parser
     for f in fields(config):
-        flag, kind, text = "--" + f.name.replace("_", "-"), kinds[f.name], f.metadata["help"]
+        if f.name in GROUPS:
+            target = parser.add_argument_group(GROUPS[f.name])
+        kind, text = kinds[f.name], f.metadata["help"]
+        flags = [*ALIASES.get(f.name, ()), "--" + f.name.replace("_", "-")]
         optional = isinstance(kind, types.UnionType)
         if optional:
             kind = next(k for k in typing.get_args(kind) if k is not type(None))
         shown = " ".join(f.default) if isinstance(f.default, tuple) else f.default
         text = text.replace("%", "%%") + ("" if optional else f" (default: {shown})")
-        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS, "dest": f.name}
         if kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+            target.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
         elif typing.get_origin(kind) is tuple:
-            parser.add_argument(flag, nargs="*", metavar="SPEC", **options)
+            target.add_argument(*flags, nargs="*", metavar="SPEC", **options)
         else:
-            parser.add_argument(flag, type=number if kind is float else kind, metavar=f.name.upper(), **options)
+            target.add_argument(*flags, type=number if kind is float else kind, metavar=f.name.upper(), **options)

@@ -7,17 +7,21 @@ own numbers ("exact", the default) and our source engine ("fast"); :func:`forget
 made of a model. Importing this imports no other library.
 """
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from .installing import BACKENDS, Installation, install, uninstall
 from .precisions import current_precision, precision
-from .source_cache import forget
+
+if TYPE_CHECKING:
+    from .source_cache import forget
 
 __all__ = ["Installation", "current_precision", "forget", "install", "precision", "uninstall"]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """A backend is imported where it is first asked for."""
+def __getattr__(name: str) -> Any:
+    """Backends and the sources of their models are imported where they are first asked for."""
     if name in BACKENDS:
         return importlib.import_module(f".{name}", __name__)
+    if name == "forget":
+        return importlib.import_module(".source_cache", __name__).forget
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

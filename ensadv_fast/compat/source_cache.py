@@ -1,5 +1,4 @@
 """The fast sources of other libraries' models: made once per model, and not used when the model has changed."""
-import functools
 import operator
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -52,10 +51,7 @@ def _count_fused_steps(optimizer: Optimizer, *_: object) -> None:
                 _fused_steps[p] = _fused_steps.get(p, 0) + 1
 
 
-@functools.cache
-def _watch_optimizers() -> None:
-    """Have the steps of all optimizers counted, from the first source on."""
-    register_optimizer_step_post_hook(_count_fused_steps)
+register_optimizer_step_post_hook(_count_fused_steps)
 
 
 def get_source(model: nn.Module, mean: Tensor | None = None, std: Tensor | None = None) -> Source:
@@ -68,7 +64,6 @@ def get_source(model: nn.Module, mean: Tensor | None = None, std: Tensor | None 
     A call that finds the model changed gets a live source, the model itself: the model may be in training, and a copy
     would serve one call. When the next call finds the model as that call left it, a new frozen source is made.
     """
-    _watch_optimizers()
     key = tuple(None if v is None else tuple(v.flatten().tolist()) for v in (mean, std))
     entries = _entries.setdefault(model, {})
     entry, state = entries.get(key), _State.of(model)

@@ -35,13 +35,24 @@ def _read_pickle(path: Path, labels: str) -> Arrays:
     try:
         batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
         batch = {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}
-        images, y = batch["data"], np.asarray(batch[labels])
+        images, y = batch["data"], _as_labels(batch[labels])
     except Exception as e:  # a corrupt pickle raises almost anything
         raise ValueError(f"data: {path} is truncated, corrupt or no CIFAR batch ({type(e).__name__}: {e})") from e
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != (len(y), 3072):
         raise ValueError(f"data: {path}: data must be uint8 ({len(y)}, 3072), got "
                          f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}")
     return images.reshape(-1, 3, 32, 32), y
+
+
+def _as_labels(found: Any) -> np.ndarray:
+    """Labels [N] of a list or an array of integers; ValueError for anything else, which numpy is not asked about: of
+    lists that hold each other it would make an endless array."""
+    if isinstance(found, list) and all(type(v) is int for v in found):
+        found = np.asarray(found, None if found else np.int64)
+    if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype.kind not in "iu":
+        got = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else f"a {type(found).__name__}"
+        raise ValueError(f"labels must be one list of integers, got {got}")
+    return found
 
 
 def _read_binary(path: Path, labels: int) -> Arrays:
@@ -65,23 +76,21 @@ def _read_png(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            rows = np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError) as e:
+        with Image.open(path, formats=["PNG"]) as picture:
+            width = picture.width
+            rows = np.asarray(picture.convert("RGB")) if width == 1024 else None  # no other is decoded
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise ValueError(f"data: {path} is truncated or no PNG ({e})") from e
-    if rows.shape[1:] != (1024, 3):
-        raise ValueError(f"data: {path} must be a picture 1024 wide (one 32x32 image a row), got {rows.shape[1]}")
+    if rows is None:
+        raise ValueError(f"data: {path} must be a picture 1024 wide (one 32x32 image a row), got {width}")
     return rows.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
 
 
 def _read_labels(path: Path) -> np.ndarray:
     try:
-        labels = np.asarray(json.loads(path.read_text()))
-    except ValueError as e:
+        return _as_labels(json.loads(path.read_bytes()))
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"data: {path} is truncated or corrupt ({e})") from e
-    if labels.ndim != 1 or labels.dtype.kind != "i":
-        raise ValueError(f"data: {path} must hold one list of integers, got {labels.dtype} {labels.shape}")
-    return labels
 
 
 TRAIN, TEST = tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch"

@@ -9,6 +9,9 @@ import numpy as np
 
 # A file with more pixels is refused as a decompression bomb. Pillow warns at the same number.
 MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
+MAX_SIDE = 65_535  # JPEG's; a longer picture is a line of which the square in the middle shows nothing
+# What Pillow may take a file for: the formats of `folder.EXTENSIONS`. Others start programs (EPS) or fetch files.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
 
 
 def need_pillow() -> None:
@@ -24,15 +27,20 @@ def decode(path: str | os.PathLike, side: int) -> np.ndarray:
     The square is resized bilinearly with antialiasing, with the result of resizing the whole image and then cutting. A
     JPEG of at least twice the size is decoded at 1/2, 1/4 or 1/8 (libjpeg's scaled inverse DCT). The orientation tag is
     not followed, as is the custom for ImageNet. The result depends on the file alone. Raises whatever a broken file
-    makes Pillow raise, and ValueError for too many pixels.
+    makes Pillow raise, and ValueError for too many pixels and for what is no regular file, which is not opened.
     """
     from PIL import Image
 
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("it must be a regular file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"a picture must have at most {MAX_PIXELS} pixels, got {picture.width} x "
+                                 f"{picture.height}")
+            if max(picture.size) > MAX_SIDE:
+                raise ValueError(f"a picture must have sides of at most {MAX_SIDE} pixels, got {picture.width} x "
                                  f"{picture.height}")
             picture.draft("RGB", (side, side))
             short = min(picture.size)

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from .decode import need_pillow, try_decode
 from .sets import Dataset
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+SAMPLE, FIRST = 256, 1 << 16  # files whose contents tell a folder from others, and how many bytes of each
 SIZE = 224  # the default height and width of the images that networks take
 
 
@@ -42,9 +45,10 @@ class FolderSplit:
         if not names:
             raise ValueError(f"data: {self.root}: no images ({', '.join(EXTENSIONS)}) in {len(counts)} class folders")
         self.device = torch.device("cpu")
-        self.labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        self.labels = torch.repeat_interleave(torch.arange(len(counts), device="cpu"),
+                                              torch.tensor(counts, device="cpu"))
         self._names = torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8)
-        self._ends = torch.tensor([len(n) for n in names]).cumsum(0)
+        self._ends = torch.tensor([len(n) for n in names], device="cpu").cumsum(0)
 
     @property
     def in_shape(self) -> tuple[int, int, int]:
@@ -58,6 +62,12 @@ class FolderSplit:
         """The file of sample i."""
         start = int(self._ends[i - 1]) if i else 0
         return os.path.join(self.root, os.fsdecode(self._names[start:int(self._ends[i])].numpy().tobytes()))
+
+    def contents(self) -> list[Any]:
+        """Names and labels of all files; size and first bytes of `SAMPLE` of them, evenly spread."""
+        some = range(0, len(self), -(-len(self) // SAMPLE))
+        begin = [_first_bytes(self.path(i)) for i in some]
+        return [self._names, self._ends, self.labels, self.size, self.resize, begin]
 
     def to(self, device: torch.device | str) -> FolderSplit:
         """The split whose batches are on `device`."""
@@ -96,6 +106,17 @@ class FolderSplit:
             yield *self.batch(index), index
 
 
+def _first_bytes(path: str) -> tuple[int, str] | None:
+    """(size, SHA-256 of the first bytes) of a regular file; None of anything else, which is never opened."""
+    try:
+        if not os.path.isfile(path):
+            return None
+        with open(path, "rb") as f:
+            return os.fstat(f.fileno()).st_size, hashlib.sha256(f.read(FIRST)).hexdigest()
+    except OSError:
+        return None
+
+
 def cut_middle(images: Tensor, size: int) -> Tensor:
     """The `size` x `size` pixels in the middle of images [B, C, H, W], channels_last."""
     top, left = ((side - size) // 2 for side in images.shape[2:])
@@ -112,7 +133,8 @@ def _list_images(folder: str) -> list[str]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.name.lower().endswith(EXTENSIONS):
+        # A link that leads nowhere is a damaged file, which will be named. A pipe or a device is none.
+        if entry.name.lower().endswith(EXTENSIONS) and (entry.is_file() or entry.is_symlink() and not entry.is_dir()):
             found.append(entry.name)
         elif entry.is_dir():
             found += (os.path.join(entry.name, inside) for inside in _list_images(entry.path))

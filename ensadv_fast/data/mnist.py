@@ -3,13 +3,16 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import re
 from pathlib import Path
 
 import numpy as np
 
-from .files import candidate_folders, missing_error, read
+from .files import candidate_folders, missing_error, most_bytes, read
 from .sets import Dataset, make_split
+
+DIGITS_BYTES = 1 << 26  # the file of the digits has a fifth of it
 
 
 def digits() -> Dataset:
@@ -20,7 +23,7 @@ def digits() -> Dataset:
     """
     path = _find_digits()
     try:
-        table = np.loadtxt(io.BytesIO(read(path)), delimiter=",", dtype=np.uint8)
+        table = np.loadtxt(io.BytesIO(read(path, DIGITS_BYTES)), delimiter=",", dtype=np.uint8)
     except ValueError as e:
         raise ValueError(f"data: {path} is corrupt ({e})") from e
     if table.ndim != 2 or table.shape[1] != 785:
@@ -49,17 +52,20 @@ def _find_digits() -> Path:
 
 def _read_idx(path: Path, dims: int) -> np.ndarray:
     """The uint8 array of `dims` dimensions in an idx file of unsigned bytes (yann.lecun.com/exdb/mnist)."""
-    raw = read(path)
     header = 4 + 4 * dims
+    raw = read(path, header)
     magic = bytes([0, 0, 8, dims])
     if raw[:4] != magic:
         raise ValueError(f"data: {path} is no idx file of {dims} dimensions: it must start with {magic.hex()}, got "
                          f"{raw[:4].hex() or 'nothing'}")
-    shape = tuple(np.frombuffer(raw[4:header][:4 * dims], ">u4").tolist()) if len(raw) >= header else ()
-    size = header + int(np.prod(shape, dtype=np.int64))
+    shape = tuple(np.frombuffer(raw[4:], ">u4").tolist()) if len(raw) == header else ()
+    size = header + math.prod(shape)  # of Python's integers: nothing wraps
+    if shape and size <= most_bytes(path):
+        raw = read(path, size + 1)
     if not shape or len(raw) != size:
+        got = "more" if len(raw) > size else len(raw) if size <= most_bytes(path) else f"{most_bytes(path)} at most"
         raise ValueError(f"data: {path} is truncated or corrupt: it must have {size} bytes for shape {shape}, got "
-                         f"{len(raw)}")
+                         f"{got}")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
 
 
@@ -73,8 +79,8 @@ def idx_dataset(name: str, folder: str | Path | None = None) -> Dataset:
 
     def find(part: str, kind: str, dims: int) -> Path | None:
         pattern = re.compile(rf"({part})[-_.]?{kind}[-_.]idx{dims}[-_.]ubyte(\.gz)?", re.IGNORECASE)
-        return next((f for d in looked if d.is_dir() for f in sorted(d.iterdir()) if pattern.fullmatch(f.name)),
-                    None)
+        return next((f for d in looked if d.is_dir() for f in sorted(d.iterdir())
+                     if pattern.fullmatch(f.name) and f.is_file()), None)
 
     splits = []
     for part in ("train", "t10k|test"):

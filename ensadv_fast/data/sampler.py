@@ -68,9 +68,9 @@ class Sampler:
     def order(self, epoch: int) -> Tensor:
         """The order of this epoch, int64 [n] on the CPU: a permutation of 0..n-1."""
         if not self.shuffle:
-            return torch.arange(self.n)
+            return torch.arange(self.n, device="cpu")
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", epoch))
-        return torch.randperm(self.n, generator=generator)
+        return torch.randperm(self.n, generator=generator, device="cpu")
 
     def spans(self, position: int) -> Iterator[tuple[int, int]]:
         """(start, stop) of an epoch's global batches from `position` on; those without a sample of this rank are left

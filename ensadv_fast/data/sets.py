@@ -3,11 +3,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..system import files
 
 
 class ImageSplit(Protocol):
@@ -23,6 +25,9 @@ class ImageSplit(Protocol):
         """(channels, height, width) of an image as it comes in a batch."""
 
     def __len__(self) -> int: ...
+
+    def contents(self) -> list[Any]:
+        """What tells this split from others: tensors and plain values, alike on all devices."""
 
     def to(self, device: torch.device | str) -> ImageSplit:
         """The split whose batches are on `device`."""
@@ -50,6 +55,10 @@ class Split:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    def contents(self) -> list[Any]:
+        """Images and labels."""
+        return [self.images, self.labels]
+
     def to(self, device: torch.device | str) -> Split:
         """The split on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
@@ -66,12 +75,27 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set: its training and test splits and its number of classes."""
+    """A named data set: its training and test splits and its number of classes.
+
+    Raises ValueError where images of the two splits have different shapes, or no pixels.
+    """
 
     name: str
     train: ImageSplit
     test: ImageSplit
     classes: int
+
+    def __post_init__(self) -> None:
+        if self.train.in_shape != self.test.in_shape:
+            raise ValueError(f"data: {self.name}: test images must have the shape of training images, "
+                             f"{self.train.in_shape}, got {self.test.in_shape}")
+        if 0 in self.in_shape:
+            raise ValueError(f"data: {self.name}: images must have pixels, got shape {self.in_shape}")
+
+    def digest(self) -> str:
+        """SHA-256 in hex of all images and labels; of folders that of the names and labels of all files, and of the
+        contents of a few hundred."""
+        return files.digest([self.classes, self.train.contents(), self.test.contents()])
 
     @property
     def in_shape(self) -> tuple[int, int, int]:

@@ -228,7 +228,7 @@ class _Files:
     def send(self, task: tuple[int, int, int]) -> _Batch:
         """Start a batch on its way to the device. The host does not wait for it."""
         loaded = self.loader.take(task)
-        ids = torch.tensor([i for i in loaded.task.ids if i not in loaded.corrupt], dtype=torch.int64)
+        ids = torch.tensor([i for i in loaded.task.ids if i not in loaded.corrupt], dtype=torch.int64, device="cpu")
 
         def copies() -> tuple[Tensor, Tensor, Tensor]:
             there = upload(ids, self.device)

@@ -6,7 +6,7 @@ loader, and returns a small frozen dataclass with ``.to_dict()``. :func:`masking
 from .cone import ConeDimension, cone_dimension, cone_directions
 from .gradients import GradientAlignment, GradientNorm, gradient_alignment, gradient_norm
 from .hadamard import regular_hadamard
-from .masking import Check, MaskingReport, masking_report
+from .masking import MaskingReport, masking_report
 from .monitor import CatastrophicOverfitting, OverfittingMonitor, Watch
 from .perturbations import (
     ApproximationRatio,
@@ -20,6 +20,7 @@ from .perturbations import (
 )
 from .statistics import Interval
 from .surface import LossSurface, loss_surface
+from .verdict import Check
 
 __all__ = [
     "ApproximationRatio", "CatastrophicOverfitting", "Check", "ConeDimension", "GradientAlignment", "GradientNorm",

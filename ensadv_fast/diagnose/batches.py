@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..attacks import BaseAttack
 from ..ops import checks
 from ..ops.losses import sample_losses
 from ..ops.memory import widen
@@ -20,6 +21,7 @@ Model = BaseSource | nn.Module
 Data = Tensor | Iterable  # images, or batches (x, y) or (x, y, index)
 Rows = dict[str, Tensor]  # per-sample tensors of one length
 
+Pick = Callable[[Any], Any] | None  # what a loader gives -> (x, y) or (x, y, index)
 Batch = tuple[Tensor, Tensor, Tensor]  # images, at least float32; labels and index, int64 [N]
 
 BATCH_SIZE = 250  # images
@@ -32,6 +34,19 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON takes them: tensors as nested lists, NaN and infinities as None."""
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+
+    def __str__(self) -> str:
+        """The numbers over all samples, a line each."""
+        told = [f"{f.name}: {_shown(getattr(self, f.name))}" for f in fields(self)
+                if not isinstance(getattr(self, f.name), Tensor)]
+        return "\n".join([type(self).__name__, *(f"  {line}" for line in told)])
+
+
+def _shown(value: Any) -> str:
+    """A number of a result, or several, for a person."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items() if not isinstance(v, Tensor)) or "per sample"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def plain(value: Any) -> Any:
@@ -48,13 +63,14 @@ def plain(value: Any) -> Any:
 
 
 def per_batch(op: str, model: Model, x: Data, y: Tensor | None, index: Tensor | None, batch_size: int,
-              measure: Callable[[BaseSource, Tensor, Tensor, Tensor], Rows]) -> Rows:
+              measure: Callable[[BaseSource, Tensor, Tensor, Tensor], Rows], batch: Pick = None) -> Rows:
     """`measure(source, x, y, index)` of each batch, its rows joined over all batches and brought to the CPU once.
 
-    model: a plain module is used as it is (in eval mode meanwhile) and left exactly as it was. x: float images [N, ...]
-    in [0, 1] on the model's device with labels y (int64 [N]) and, optionally, index (int64 [N], 0..N-1 where absent),
-    taken `batch_size` at a time; or any iterable of (x, y) or (x, y, index), which is walked through once and whose
-    batches are moved to the model's device.
+    model: a plain module is used as it is (in eval mode meanwhile) and left exactly as it was. x: images [N, ...], as
+    floats in [0, 1] or uint8 levels, on the model's device with labels y (integers or bools [N] or [N, 1]) and,
+    optionally, index (int64 [N], 0..N-1 where absent), taken `batch_size` at a time; or any iterable of (x, y) or
+    (x, y, index), which is walked through once and whose batches are moved to the model's device. batch: makes such a
+    batch of what the iterable gives, where that has another form (dicts, rows, paths or metadata beside the labels).
     Raises TypeError, ValueError: naming the argument, also where there is no image.
     """
     source = as_source(model)
@@ -63,12 +79,12 @@ def per_batch(op: str, model: Model, x: Data, y: Tensor | None, index: Tensor | 
     elif isinstance(x, Iterable):
         if y is not None or index is not None:
             raise ValueError(f"{op}: y and index must be in the loader's batches, got them beside a loader")
-        data = _batches_of_loader(op, source.device, x)
+        data = _batches_of_loader(op, source.device, x, batch)
     else:
         raise TypeError(f"{op}: x must be a tensor or an iterable of batches, got {type(x).__name__}")
     found: dict[str, list[Tensor]] = {}
-    for batch in data:
-        for name, rows in measure(source, *batch).items():
+    for part in data:
+        for name, rows in measure(source, *part).items():
             found.setdefault(name, []).append(rows)
     if not found:
         raise ValueError(f"{op}: x must give at least one image, got none")
@@ -77,7 +93,7 @@ def per_batch(op: str, model: Model, x: Data, y: Tensor | None, index: Tensor | 
 
 def _batches_of_tensor(op: str, device: torch.device, x: Tensor, y: Tensor | None, index: Tensor | None,
                        batch_size: int) -> Iterator[Batch]:
-    x = checks.images(op, x, checks.FLOATS)
+    x = checks.images(op, x)
     if x.device != device:
         raise ValueError(f"{op}: x must be on the model's device {device}, got {x.device}")
     y = checks.labels(op, "y", y, len(x), x.device)
@@ -89,13 +105,12 @@ def _batches_of_tensor(op: str, device: torch.device, x: Tensor, y: Tensor | Non
         yield widen(x[part]), y[part], index[part]
 
 
-def _batches_of_loader(op: str, device: torch.device, loader: Iterable[Any]) -> Iterator[Batch]:
+def _batches_of_loader(op: str, device: torch.device, loader: Iterable[Any], pick: Pick) -> Iterator[Batch]:
     seen = 0
-    for batch in loader:
-        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-            raise ValueError(f"{op}: x must give batches (x, y) or (x, y, index), got {type(batch).__name__}")
-        x, y, *rest = (t.to(device) if isinstance(t, Tensor) else t for t in batch)
-        x = checks.images(op, x, checks.FLOATS)
+    for given in loader:
+        parts = checks.batch_parts(op, given, pick, name="x", error=ValueError)
+        x, y, *rest = (t.to(device) if isinstance(t, Tensor) else t for t in parts)
+        x = checks.images(op, x)
         n = len(x)
         y = checks.labels(op, "y", y, n, x.device)
         index = checks.index(op, rest[0] if rest else None, n, x.device)
@@ -115,20 +130,28 @@ def noise(x: Tensor, key: Tensor, eps: float, kind: str, index: Tensor) -> Tenso
     return ops.random_step(torch.zeros_like(x), key.to(x.device), eps, kind=kind, index=index, clip=False)
 
 
+# A model may write into its input (a normalisation in place), so each gets images of its own.
+
+
+def crafted(attack: BaseAttack, source: BaseSource, x: Tensor, y: Tensor | None, key: Tensor, index: Tensor) -> Tensor:
+    """What an attack makes of images x, which stay as they are."""
+    return attack(source, x.clone(), y, key=key, index=index)
+
+
 def gradient(source: BaseSource, x: Tensor, y: Tensor) -> Tensor:
     """The true gradient of each sample's cross-entropy by its image, at least float32."""
-    return widen(source.input_grad(x, y, rescale=False).grad)
+    return widen(source.input_grad(x.clone(), y, rescale=False).grad)
 
 
 def direction(source: BaseSource, x: Tensor, y: Tensor) -> Tensor:
     """The gradient times a power of two per sample, chosen against underflow; elements that are not finite are 0."""
-    return widen(source.input_grad(x, y).grad).nan_to_num(0, 0, 0)
+    return widen(source.input_grad(x.clone(), y).grad).nan_to_num(0, 0, 0)
 
 
 def judge(source: BaseSource, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(cross-entropy [N], at least float32; predictions int64 [N]) of images x."""
     with source.session(), torch.no_grad():  # in this order: entering a session turns autograd on
-        logits = source.logits(x)
+        logits = source.logits(x.clone())
         return sample_losses(logits, y), logits.argmax(1)
 
 

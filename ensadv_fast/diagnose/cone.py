@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops import checks
 from ..sources.base import BaseSource
 from . import batches
-from .batches import Data, Model, Result
+from .batches import Data, Model, Pick, Result
 from .hadamard import ORDERS, regular_hadamard
 from .statistics import Interval, proportion
 
@@ -71,7 +71,8 @@ def cone_directions(grad: Tensor, order: int, eps: float, key: Tensor,
 
 def cone_dimension(model: Model, x: Data, y: Tensor | None = None, *, eps: float = 16 / 255,
                    orders: Sequence[int] = ORDERS[1:], clip: bool = True, key: Tensor | None = None,
-                   index: Tensor | None = None, batch_size: int = batches.BATCH_SIZE) -> ConeDimension:
+                   index: Tensor | None = None, batch_size: int = batches.BATCH_SIZE,
+                   batch: Pick = None) -> ConeDimension:
     """Around how many orthogonal, gradient-aligned directions of size eps a model errs, sample by sample.
 
     Tramer et al. 2018, section 4.2 and figure 2 (500 correctly classified points, k up to 100: v3 has more than 50 for
@@ -101,7 +102,7 @@ def cone_dimension(model: Model, x: Data, y: Tensor | None = None, *, eps: float
             rows[str(k)] = fooled
         return rows
 
-    rows = batches.per_batch(op, model, x, y, index, batch_size, measure)
+    rows = batches.per_batch(op, model, x, y, index, batch_size, measure, batch)
     wrong = rows.pop("clean")
     fooling = {k: rows[str(k)].masked_fill(wrong, -1) for k in orders}
     dimension = torch.stack([torch.where(fooling[k] == k, k, 0) for k in orders]).amax(0).masked_fill(wrong, -1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops import checks
 from ..sources.base import BaseSource
 from . import batches
-from .batches import Data, Model, Result
+from .batches import Data, Model, Pick, Result
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def norm_summary(rows: Mapping[str, Tensor]) -> GradientNorm:
 
 
 def gradient_norm(model: Model, x: Data, y: Tensor | None = None, *, index: Tensor | None = None,
-                  batch_size: int = batches.BATCH_SIZE) -> GradientNorm:
+                  batch_size: int = batches.BATCH_SIZE, batch: Pick = None) -> GradientNorm:
     """Norm of the true input gradient of the cross-entropy, and the shares of zero and of non-finite elements.
 
     Tramer et al. 2018, section 4.1: adversarial training did not make the loss flat (mean norm 0.17 against 0.10), so
@@ -61,7 +61,7 @@ def gradient_norm(model: Model, x: Data, y: Tensor | None = None, *, index: Tens
     def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         return norm_rows(batches.gradient(source, x, y))
 
-    return norm_summary(batches.per_batch("gradient_norm", model, x, y, index, batch_size, measure))
+    return norm_summary(batches.per_batch("gradient_norm", model, x, y, index, batch_size, measure, batch))
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class GradientAlignment(Result):
 
 def gradient_alignment(model: Model, x: Data, y: Tensor | None = None, *, eps: float = 8 / 255, draws: int = 1,
                        key: Tensor | None = None, index: Tensor | None = None,
-                       batch_size: int = batches.BATCH_SIZE) -> GradientAlignment:
+                       batch_size: int = batches.BATCH_SIZE, batch: Pick = None) -> GradientAlignment:
     """cos(grad loss(x), grad loss(x + eta)), eta ~ U(-eps, eps) for each pixel: 1 where the loss is locally linear.
 
     Andriushchenko and Flammarion, "Understanding and improving fast adversarial training" (NeurIPS 2020), equation 4.
@@ -96,5 +96,5 @@ def gradient_alignment(model: Model, x: Data, y: Tensor | None = None, *, eps: f
                    for k in noise_keys]
         return {"cosine": torch.stack(cosines).nanmean(0)}
 
-    cosine = batches.per_batch(op, model, x, y, index, batch_size, measure)["cosine"]
+    cosine = batches.per_batch(op, model, x, y, index, batch_size, measure, batch)["cosine"]
     return GradientAlignment(batches.mean(cosine), cosine.isnan().sum().item() / len(cosine), cosine)

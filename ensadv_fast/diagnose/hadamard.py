@@ -33,21 +33,21 @@ def regular_hadamard(order: int) -> Tensor:
         raise ValueError(f"regular_hadamard: order must be one of {', '.join(map(str, ORDERS))}, got {order!r}")
     if order in _SUBSETS:
         return _williamson(*_SUBSETS[order])
-    matrix = torch.ones(1, 1, dtype=torch.int8)
+    matrix = torch.ones(1, 1, dtype=torch.int8, device="cpu")
     for _ in range(round(math.log(order, 4))):
-        matrix = torch.kron(matrix, 1 - 2 * torch.eye(4, dtype=torch.int8))
+        matrix = torch.kron(matrix, 1 - 2 * torch.eye(4, dtype=torch.int8, device="cpu"))
     return matrix
 
 
 def _williamson(q: int, subset: tuple[tuple[int, int], ...], linear_map: tuple[tuple[int, int], ...]) -> Tensor:
-    a, b = torch.meshgrid(torch.arange(q), torch.arange(q), indexing="ij")
+    a, b = torch.meshgrid(torch.arange(q, device="cpu"), torch.arange(q, device="cpu"), indexing="ij")
     points = torch.stack([a, b], -1).view(-1, 2)
     difference = (points[:, None] - points) % q
-    members, blocks = torch.tensor(subset), []
+    members, blocks = torch.tensor(subset, device="cpu"), []
     for _ in range(4):
         inside = (difference[:, :, None] == members).all(-1).any(-1)
         blocks.append(torch.where(inside, -1, 1).to(torch.int8))
-        members = members @ torch.tensor(linear_map).T % q
+        members = members @ torch.tensor(linear_map, device="cpu").T % q
     w, x, y, z = blocks
     rows = [[-w, x, y, z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]]
     return torch.cat([torch.cat(row, 1) for row in rows])

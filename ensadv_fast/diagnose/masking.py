@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +17,9 @@ from ..ops import checks
 from ..sources.base import BaseSource
 from ..sources.source import as_source
 from . import batches, gradients, perturbations
-from .batches import Data, Model, Result, Rows
+from .batches import Data, Model, Pick, Result, Rows
 from .statistics import Interval, average, difference, proportion
-
-PASSED, SUSPICIOUS, UNDECIDED = "passed", "suspicious", "not decidable at this sample size"
+from .verdict import PASSED, SUSPICIOUS, UNDECIDED, Check, verdict_of
 
 TOLERANCE = 0.05  # of a share of samples: what a check must exclude to be passed
 START_GAP = 0.104  # the largest R+FGSM minus FGSM gap of an undefended network in table 2 of Tramer et al. 2018
@@ -38,18 +36,9 @@ HARD = ("single step against many", "black box against white box, PGD", "unbound
 
 
 @dataclass(frozen=True)
-class Check(Result):
-    """One check of :class:`MaskingReport`. status: PASSED, SUSPICIOUS or UNDECIDED; sentence: says why."""
-
-    name: str
-    status: str
-    numbers: dict[str, Any]
-    sentence: str
-
-
-@dataclass(frozen=True)
 class MaskingReport(Result):
-    """checks: see below; verdict: in words; masked: True, False, or None where the checks could not tell.
+    """checks: see below; verdict: in words, how robust the model is first; masked: True, False, or None where a check
+    is open and none is suspicious.
 
     errors: {what was tried: error with Wilson's interval}, "clean" first; strongest: the key of the largest error.
     worst_case: the share of samples that at least one of these fools. eps: the budget; n: the number of samples.
@@ -85,6 +74,11 @@ class MaskingReport(Result):
     eps: float
     n: int
 
+    def __str__(self) -> str:
+        """The verdict, then what each check found."""
+        width = max(len(c.status) for c in self.checks)
+        return "\n".join([self.verdict, "", *(f"{c.status:{width}}  {c.name}: {c.sentence}" for c in self.checks)])
+
     def __getitem__(self, name: str) -> Check:
         return next(c for c in self.checks if c.name == name)
 
@@ -92,7 +86,7 @@ class MaskingReport(Result):
 def masking_report(target: Model, x: Data, y: Tensor | None = None, *, eps: float = 8 / 255,
                    sources: Mapping[str, Model] | None = None, steps: int = 20, noises: int = 50,
                    alpha: float | None = None, key: Tensor | None = None, index: Tensor | None = None,
-                   batch_size: int = batches.BATCH_SIZE) -> MaskingReport:
+                   batch_size: int = batches.BATCH_SIZE, batch: Pick = None) -> MaskingReport:
     """Run the checklist of :class:`MaskingReport` on `target` and say in words whether its gradients can be believed.
 
     target: what is diagnosed; a plain module is attacked as it is and left as it was. sources: held-out models by name
@@ -108,7 +102,7 @@ def masking_report(target: Model, x: Data, y: Tensor | None = None, *, eps: floa
     craft_key, noise_key, align_key = batches.child_keys(op, key, 3)
     tried = _Trials(eps, _attacks(eps, steps, alpha), {s: as_source(m) for s, m in (sources or {}).items()}, craft_key,
                     ops.split(noise_key, noises).unbind(), align_key)
-    rows = batches.per_batch(op, target, x, y, index, batch_size, tried.measure)
+    rows = batches.per_batch(op, target, x, y, index, batch_size, tried.measure, batch)
     found = (_single_step(rows), _black_box(rows, "FGSM", tuple(tried.sources)),
              _black_box(rows, "PGD", tuple(tried.sources)), _random_start(rows), _unbounded(rows), _growing(rows),
              _random_search(rows, noises), _zero_gradients(rows), _direction(rows), _approximation(rows),
@@ -117,7 +111,7 @@ def masking_report(target: Model, x: Data, y: Tensor | None = None, *, eps: floa
     errors = {k: proportion(rows[k]) for k in within}
     strongest = max(within, key=lambda k: errors[k].value)
     worst = proportion(torch.stack([rows[k] for k in within]).any(0))
-    masked, verdict = _verdict(found, errors, strongest, worst, eps)
+    masked, verdict = verdict_of(found, HARD, errors, strongest, worst, eps, nan=int(rows["clean_loss"].isnan().sum()))
     return MaskingReport(found, verdict, masked, errors, strongest, worst, eps, worst.n)
 
 
@@ -153,8 +147,8 @@ class _Trials:
         measures of gradients."""
         loss, predicted = batches.judge(source, x, y)
         rows = {"clean": predicted != y, "clean_loss": loss}
-        made = {name: attack(source, x, None if attack.rule == "predicted" else y, key=self.craft_key, index=index)
-                for name, attack in self.attacks.items()}
+        made = {name: batches.crafted(attack, source, x, None if attack.rule == "predicted" else y, self.craft_key,
+                                      index) for name, attack in self.attacks.items()}
         for name, images in made.items():
             rows[f"{name}_loss"], predicted = batches.judge(source, images, y)
             rows[name] = predicted != y
@@ -175,7 +169,7 @@ class _Trials:
         rows = {}
         for s, other in self.sources.items():
             for name in ("FGSM", "PGD"):
-                images = self.attacks[name](other, x, y, key=self.craft_key, index=index)
+                images = batches.crafted(self.attacks[name], other, x, y, self.craft_key, index)
                 rows[f"{name} from {s}"] = batches.is_wrong(source, images, y)
         return rows
 
@@ -306,35 +300,3 @@ def _leaking(rows: Rows) -> Check:
                                            "advantage": found.advantage},
                  f"{found.leaked['predicted']} labels leak ({leaked.percent()}); accuracy under FGSM with the true "
                  f"label minus clean accuracy is {found.advantage.percent(' points')}.")
-
-
-# -------------------------------------------------------------------------------------------------- the verdict
-
-
-def _verdict(found: tuple[Check, ...], errors: dict[str, Interval], strongest: str, worst: Interval,
-             eps: float) -> tuple[bool | None, str]:
-    """Whether gradients are masked (None: the checks do not tell), and all that was found in words."""
-    suspicious = [c.name for c in found if c.status == SUSPICIOUS]
-    hard = [name for name in suspicious if name in HARD]
-    open_ = [c.name for c in found if c.status == UNDECIDED]
-    told = (f"The strongest attack tried at eps {eps:.3g} ({strongest}) finds {errors[strongest].percent()} error, "
-            f"all together {worst.percent()}; on clean images it is {errors['clean'].percent()}.")
-    if hard:
-        masked, said = True, (f"The model masks its gradients ({'; '.join(suspicious)}): what gradient attacks find, "
-                              "also with many steps, understates its error.")
-    elif suspicious:
-        masked, said = True, (f"The model masks its gradients from single steps ({'; '.join(suspicious)}): what they "
-                              "find understates its error. Nothing here speaks against attacks with many steps.")
-    elif len(open_) > len(found) // 2:
-        masked, said = None, f"{worst.n} images are too few to tell whether the model masks its gradients."
-    else:
-        masked, said = False, ("No sign of masked gradients: what white-box attacks with many steps find can be "
-                               "believed.")
-    if open_ and masked is not None:
-        said += f" Not decided: {'; '.join(open_)}."
-    lost = worst.low - errors["clean"].high
-    strength = ("The model is not robust at this eps." if lost > 0.5 else
-                "The model loses much at this eps." if lost > 0.1 else
-                "Nothing tried here makes it much worse than on clean images" +
-                (", which proves little while gradients are masked." if masked else "."))
-    return masked, f"{said} {told} {strength}"

@@ -43,8 +43,8 @@ class OverfittingMonitor:
     Args:
         model: the model that is being trained; it is looked at as it is, in eval mode meanwhile, and left as it was.
             Nothing is drawn from torch's generators, so a look changes nothing in training.
-        x, y: a few batches of held-out or training images, float [N, ...] in [0, 1], and their labels int64 [N], on the
-            model's device; every look takes the same.
+        x, y: a few batches of held-out or training images [N, ...], floats in [0, 1] or uint8 levels, and their labels,
+            integers [N], on the model's device; every look takes the same.
         eps: the budget trained for, in image units. steps: of PGD (Wong et al. 2020 look with 5). every: number of
             calls from one look to the next. key: int64 [2], of the noise, the same at every look; None: the package's
             next.
@@ -61,7 +61,7 @@ class OverfittingMonitor:
         op = "OverfittingMonitor"
         if not isinstance(model, nn.Module):
             raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
-        self.x = checks.images(op, x, checks.FLOATS)
+        self.x = checks.images(op, x)
         if not len(x):
             raise ValueError(f"{op}: x must hold at least one image, got none")
         self.y = checks.labels(op, "y", y, len(x), x.device)
@@ -86,7 +86,7 @@ class OverfittingMonitor:
             nearby = batches.gradient(source, x + batches.noise(x, noise_key, self.eps, "uniform", index), y)
             rows = {"cosine": batches.cosine(grad, nearby)}
             for name, attack in self.attacks.items():
-                rows[name] = batches.is_wrong(source, attack(source, x, y, key=attack_key, index=index), y)
+                rows[name] = batches.is_wrong(source, batches.crafted(attack, source, x, y, attack_key, index), y)
             return rows
 
         rows = batches.per_batch("OverfittingMonitor", self.model, self.x, self.y, None, batches.BATCH_SIZE, measure)

@@ -10,7 +10,7 @@ from .. import attacks
 from ..attacks import Attack
 from ..sources.base import BaseSource
 from . import batches
-from .batches import Data, Model, Result
+from .batches import Data, Model, Pick, Result
 from .statistics import Interval, difference, proportion, share
 
 
@@ -72,7 +72,8 @@ def ratio_summary(clean: Tensor, single: Tensor, multi: Tensor) -> Approximation
 
 def approximation_ratio(model: Model, x: Data, y: Tensor | None = None, *, eps: float = 8 / 255,
                         single: Attack | None = None, multi: Attack | None = None, key: Tensor | None = None,
-                        index: Tensor | None = None, batch_size: int = batches.BATCH_SIZE) -> ApproximationRatio:
+                        index: Tensor | None = None, batch_size: int = batches.BATCH_SIZE,
+                        batch: Pick = None) -> ApproximationRatio:
     """Mean over samples of L(x_single, y) / L(x_multi, y): how good the linear approximation behind one step is.
 
     Tramer et al. 2018, section 4.1: the loss of Step-LL over that of an iterative attack, a lower bound of the maximum
@@ -88,11 +89,11 @@ def approximation_ratio(model: Model, x: Data, y: Tensor | None = None, *, eps: 
     (attack_key,) = batches.child_keys(op, key, 1)
 
     def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
-        made = {"clean": x, "single": single(source, x, y, key=attack_key, index=index),
-                "multi": multi(source, x, y, key=attack_key, index=index)}
+        made = {"clean": x, "single": batches.crafted(single, source, x, y, attack_key, index),
+                "multi": batches.crafted(multi, source, x, y, attack_key, index)}
         return {name: batches.judge(source, images, y)[0] for name, images in made.items()}
 
-    return ratio_summary(**batches.per_batch(op, model, x, y, index, batch_size, measure))
+    return ratio_summary(**batches.per_batch(op, model, x, y, index, batch_size, measure, batch))
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class PerturbationCosine(Result):
 
 def perturbation_cosine(model: Model, x: Data, y: Tensor | None = None, *, eps: float = 8 / 255,
                         single: Attack | None = None, multi: Attack | None = None, key: Tensor | None = None,
-                        index: Tensor | None = None, batch_size: int = batches.BATCH_SIZE) -> PerturbationCosine:
+                        index: Tensor | None = None, batch_size: int = batches.BATCH_SIZE,
+                        batch: Pick = None) -> PerturbationCosine:
     """Mean cosine of the perturbations of a single-step and of a multi-step attack on the same images.
 
     Tramer et al. 2018, section 4.1: 0.13 on v3, 0.02 on v3adv. Arguments: as of :func:`approximation_ratio`.
@@ -118,10 +120,10 @@ def perturbation_cosine(model: Model, x: Data, y: Tensor | None = None, *, eps: 
     (attack_key,) = batches.child_keys(op, key, 1)
 
     def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
-        moved = [attack(source, x, y, key=attack_key, index=index) - x for attack in (single, multi)]
+        moved = [batches.crafted(attack, source, x, y, attack_key, index) - x for attack in (single, multi)]
         return {"cosine": batches.cosine(*moved)}
 
-    cosine = batches.per_batch(op, model, x, y, index, batch_size, measure)["cosine"]
+    cosine = batches.per_batch(op, model, x, y, index, batch_size, measure, batch)["cosine"]
     return PerturbationCosine(batches.mean(cosine), cosine.isnan().sum().item() / len(cosine), cosine)
 
 
@@ -142,7 +144,7 @@ class RandomStartGap(Result):
 
 def random_start_gap(model: Model, x: Data, y: Tensor | None = None, *, eps: float = 8 / 255,
                      alpha: float | None = None, key: Tensor | None = None, index: Tensor | None = None,
-                     batch_size: int = batches.BATCH_SIZE) -> RandomStartGap:
+                     batch_size: int = batches.BATCH_SIZE, batch: Pick = None) -> RandomStartGap:
     """Error under R+FGSM minus error under FGSM, both of budget eps.
 
     Tramer et al. 2018, table 2: a random step before the gradient escapes the sharp curvature at the data points of a
@@ -156,10 +158,10 @@ def random_start_gap(model: Model, x: Data, y: Tensor | None = None, *, eps: flo
     (attack_key,) = batches.child_keys(op, key, 1)
 
     def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
-        return {name: batches.is_wrong(source, attack(source, x, y, key=attack_key, index=index), y)
+        return {name: batches.is_wrong(source, batches.crafted(attack, source, x, y, attack_key, index), y)
                 for name, attack in (("plain", plain), ("random", random))}
 
-    rows = batches.per_batch(op, model, x, y, index, batch_size, measure)
+    rows = batches.per_batch(op, model, x, y, index, batch_size, measure, batch)
     return gap_summary(rows["plain"], rows["random"])
 
 
@@ -201,7 +203,7 @@ def label_free(attack: Attack, rule: str) -> Attack:
 def label_leaking(model: Model, x: Data, y: Tensor | None = None, *, eps: float = 8 / 255,
                   attack: Attack | None = None, rules: tuple[str, ...] = ("predicted", "least_likely"),
                   key: Tensor | None = None, index: Tensor | None = None,
-                  batch_size: int = batches.BATCH_SIZE) -> LabelLeaking:
+                  batch_size: int = batches.BATCH_SIZE, batch: Pick = None) -> LabelLeaking:
     """How many labels leak: of how many samples the model classifies correctly the adversarial example made WITH the
     true label, and misclassifies the one made WITHOUT it.
 
@@ -225,11 +227,11 @@ def label_leaking(model: Model, x: Data, y: Tensor | None = None, *, eps: float 
     def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         rows = {"clean": batches.is_wrong(source, x, y)}
         for rule, one in tried.items():
-            images = one(source, x, None if rule == "predicted" else y, key=attack_key, index=index)
+            images = batches.crafted(one, source, x, None if rule == "predicted" else y, attack_key, index)
             rows[rule] = batches.is_wrong(source, images, y)
         return rows
 
-    rows = batches.per_batch(op, model, x, y, index, batch_size, measure)
+    rows = batches.per_batch(op, model, x, y, index, batch_size, measure, batch)
     return leak_summary(rows.pop("clean"), rows.pop("true"), rows)
 
 

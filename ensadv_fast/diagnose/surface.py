@@ -12,7 +12,7 @@ from ..ops.memory import broadcast
 from ..sources.base import BaseSource
 from ..sources.source import as_source
 from . import batches
-from .batches import Data, Model, Result
+from .batches import Data, Model, Pick, Result
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def orthogonal_signs(g: Tensor, v: Tensor, weight: Tensor) -> Tensor:
 
 def loss_surface(model: Model, x: Data, y: Tensor | None = None, *, eps: float = 16 / 255, points: int = 21,
                  other: Model | None = None, clip: bool = False, key: Tensor | None = None,
-                 index: Tensor | None = None, batch_size: int = batches.BATCH_SIZE) -> LossSurface:
+                 index: Tensor | None = None, batch_size: int = batches.BATCH_SIZE, batch: Pick = None) -> LossSurface:
     """The loss at x + e1 * g + e2 * g_orthogonal for e1, e2 on a grid of `points` x `points` in [-eps, eps].
 
     Tramer et al. 2018, figure 1: g is the sign of the gradient of the cross-entropy at x, g_orthogonal a vector of
@@ -70,7 +70,7 @@ def loss_surface(model: Model, x: Data, y: Tensor | None = None, *, eps: float =
     checks.integer(op, "batch_size", batch_size, 1)
     other = None if other is None else as_source(other)
     sign_key, weight_key = batches.child_keys(op, key, 2)
-    steps = torch.linspace(-eps, eps, points, dtype=torch.float64)
+    steps = torch.linspace(-eps, eps, points, dtype=torch.float64, device="cpu")
 
     def measure(source: BaseSource, x: Tensor, y: Tensor, index: Tensor) -> batches.Rows:
         g = batches.direction(source, x, y).sign()
@@ -83,7 +83,7 @@ def loss_surface(model: Model, x: Data, y: Tensor | None = None, *, eps: float =
         return {**_on_grid(source, x, y, g, across, steps, clip=clip, batch_size=batch_size), "labels": y}
 
     size = max(1, batch_size // points) if isinstance(x, Tensor) else batch_size
-    rows = batches.per_batch(op, model, x, y, index, size, measure)
+    rows = batches.per_batch(op, model, x, y, index, size, measure, batch)
     return LossSurface(steps.float(), steps.float().clone(), **rows)
 
 

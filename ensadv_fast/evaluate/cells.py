@@ -25,10 +25,12 @@ Sources = Mapping[str, "Model | AdversarialSet | Sequence[AdversarialSet]"]
 
 @dataclass(eq=False)
 class Participant:
-    """A target or a source. index: its number. given: what the caller gave, on which attacks are crafted. source: the
-    same as a source, by which images are judged. fingerprint: empty where nothing is kept."""
+    """A target or a source. index: its number. name: in messages, of its first occurrence. given: what the caller gave,
+    on which attacks are crafted. source: the same as a source, by which images are judged. fingerprint: empty where
+    nothing is kept."""
 
     index: int
+    name: str
     given: Model
     source: BaseSource
     fingerprint: str = ""
@@ -61,7 +63,7 @@ class Participants:
         for model in self._models:
             if model.given is given:
                 return model
-        self._models.append(Participant(len(self._models), given, as_source(given)))
+        self._models.append(Participant(len(self._models), name, given, as_source(given)))
         return self._models[-1]
 
     def _common_device(self) -> torch.device:

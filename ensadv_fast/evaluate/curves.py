@@ -11,6 +11,7 @@ from torch import Tensor
 from ..attacks import BaseAttack
 from ..ops import checks
 from .cells import Model, Sources
+from .loader import Pick
 from .matrix import TransferMatrix
 from .statistics import Rate
 from .transfer import Progress, measure
@@ -66,7 +67,8 @@ class Curves:
 
 def accuracy_curves(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str, AnyEps],
                     eps_values: Iterable[float], loader: Iterable[Any], *, key: Tensor | None = None,
-                    progress: Progress = False, white_box: bool = False, folder: str | Path | None = None) -> Curves:
+                    progress: Progress = False, white_box: bool = False, folder: str | Path | None = None,
+                    batch: Pick = None, classes: int | Sequence[int] | None = None) -> Curves:
     """The errors of :func:`transfer_matrix` at every eps, in one pass over the loader.
 
     attacks: name -> an :class:`Attack`, whose eps is replaced (alpha, step and steps stay as they are where the attack
@@ -82,7 +84,7 @@ def accuracy_curves(targets: Mapping[str, Model], sources: Sources, attacks: Map
     names = {(a, eps): f"{a} at eps {eps!r}" for eps in values if eps for a in attacks}
     whole = measure(targets, sources, {name: _with_eps(attacks[a], eps) for (a, eps), name in names.items()}, loader,
                     key=key, progress=progress, white_box=white_box, folder=folder,
-                    noise={name: a for (a, _), name in names.items()})
+                    noise={name: a for (a, _), name in names.items()}, batch=batch, classes=classes)
 
     def at(eps: float) -> TransferMatrix:
         return _select(whole, {name: a for (a, its_eps), name in names.items() if its_eps == eps})
@@ -91,13 +93,15 @@ def accuracy_curves(targets: Mapping[str, Model], sources: Sources, attacks: Map
 
 
 def accuracy_curve(target: Model, source: Model, attack: AnyEps, eps_values: Sequence[float], loader: Iterable[Any], *,
-                   key: Tensor | None = None, progress: Progress = False, folder: str | Path | None = None) -> Curve:
+                   key: Tensor | None = None, progress: Progress = False, folder: str | Path | None = None,
+                   batch: Pick = None, classes: int | Sequence[int] | None = None) -> Curve:
     """The accuracy of `target` at each eps under `attack` crafted on `source`: white-box where the source is the target
     itself, transferred where it is another model. The arguments and errors are those of :func:`accuracy_curves`."""
     source_name = "target" if source is target else "source"
     name = getattr(attack, "name", getattr(attack, "__name__", "attack"))
-    return accuracy_curves({"target": target}, {source_name: source}, {name: attack}, eps_values, loader, key=key,
-                           progress=progress, folder=folder).curve(name, source_name, "target")
+    curves = accuracy_curves({"target": target}, {source_name: source}, {name: attack}, eps_values, loader, key=key,
+                             progress=progress, folder=folder, batch=batch, classes=classes)
+    return curves.curve(name, source_name, "target")
 
 
 def _with_eps(attack: AnyEps, eps: float) -> BaseAttack:

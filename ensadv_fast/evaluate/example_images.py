@@ -27,9 +27,12 @@ def craft(test: ImageSplit, attacks: Mapping[str, BaseAttack], name: str | None,
     x, y = test.batch(index)
     rows = {"clean": x}
     if source is not None:
-        rows |= {a: attack(source, x, y, key=key.to(x.device), index=index) for a, attack in attacks.items()}
+        rows |= {a: attack(source, x.clone(), y, key=key.to(x.device), index=index) for a, attack in attacks.items()}
+    def predicted(model: nn.Module, images: torch.Tensor) -> np.ndarray:
+        return as_source(model).logits(images.clone()).argmax(1).cpu().numpy()  # for a model that writes into its input
+
     with torch.no_grad():
-        predictions = {row: {t: as_source(model).logits(images).argmax(1).cpu().numpy() for t, model in targets.items()}
+        predictions = {row: {t: predicted(model, images) for t, model in targets.items()}
                        for row, images in rows.items()}
     pictures = {row: _to_picture(images) for row, images in rows.items()}
     return Samples(name or "", y.cpu().numpy(), pictures, predictions)

@@ -4,7 +4,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..ops.memory import widen
 from ..sources.ensemble import Ensemble
 from ..sources.source import Source
 from ..system import files
+from .code import FUNCTIONS, beside_state, code_of, plain_repr
 
 ELEMENTS = 1 << 18  # elements of images whose checksums are made together, which bounds the memory for them
 
@@ -43,19 +43,19 @@ def describe(value: Any) -> Any:
                 "sources": [describe(s) for s in value.sources]}
     if isinstance(value, nn.Module):
         state = dict(itertools.chain(value.named_parameters(), value.named_buffers()))
-        return {"class": type(value).__qualname__, "layers": fingerprint(_plain_repr(value)),
-                "sha256": files.digest(state)}
+        described = {"class": type(value).__qualname__, "layers": fingerprint(plain_repr(value)),
+                     "sha256": files.digest(state)}
+        beside = beside_state(value)
+        return {**described, "beside": fingerprint(beside)} if beside else described
     if is_dataclass(value) and not isinstance(value, type):
         return {"class": type(value).__qualname__, **{f.name: describe(getattr(value, f.name)) for f in fields(value)}}
+    if isinstance(value, FUNCTIONS) and (code := code_of(value)) is not None:
+        return {"function": getattr(value, "__qualname__", ""), "code": fingerprint(code)}
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     if getattr(value, "__dict__", None):
         return {"class": type(value).__qualname__, **describe(vars(value))}
-    return _plain_repr(value)
-
-
-def _plain_repr(value: Any) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return plain_repr(value)
 
 
 def fingerprint(*values: Any) -> str:

@@ -13,6 +13,7 @@ as higher than the label's logit, and a label whose own logit is NaN is misclass
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -59,7 +60,7 @@ def _bools() -> PackedBools:
     return field(default_factory=PackedBools)
 
 
-@dataclass
+@dataclass(repr=False)
 class TransferMatrix:
     """Bits per example, and the measures (see this module) that follow from them.
 
@@ -68,7 +69,8 @@ class TransferMatrix:
     `source` classifies the clean input correctly and the adversarial one wrongly: the inputs among which the transfer
     rate is counted. wrong5, clean5, counted5: the same by top-5. Any of these may lack entries. A source of the same
     name as a target is that target, so wrong[attack, name, name] is white-box. data: digest of the test inputs, or
-    None. Raises ValueError: what is not bool [N] with one N for all.
+    None. `print` shows a table of all errors with their intervals. Raises ValueError: what is not bool [N] with one N
+    for all.
     """
 
     wrong: MutableMapping[tuple[str, str, str], np.ndarray] = _bools()
@@ -137,6 +139,49 @@ class TransferMatrix:
     @property
     def targets(self) -> list[str]:
         return list(dict.fromkeys([*self.clean, *(target for _, _, target in self.wrong)]))
+
+    def __repr__(self) -> str:
+        return (f"TransferMatrix({len(self.attacks)} attacks from {len(self.sources)} sources on {len(self.targets)} "
+                f"targets, {len(self)} test inputs)")
+
+    def __str__(self) -> str:
+        from ..report import table  # the package itself loads no reports
+
+        def row(r: Mapping[str, Any]) -> list[str]:
+            transfer = None if r["white_box"] else r["transfer_rate"]
+            return [r["target"], "itself (white-box)" if r["white_box"] else r["source"] or "-", r["attack"],
+                    f"{100 * r['error']:.2f}", f"{100 * r['low']:.1f} to {100 * r['high']:.1f}",
+                    "-" if transfer is None else f"{100 * transfer:.2f}"]
+
+        head = ["model", "crafted on", "attack", "error %", "95 % interval", "transfer rate %"]
+        return (f"{table(head, [row(r) for r in self._records() if r['n']])}\n\nErrors are of all {len(self)} test "
+                "inputs, transfer rates of those that fool the source.")
+
+    def _records(self) -> list[dict[str, Any]]:
+        """A row of :meth:`to_pandas` for each clean error, then for each cell."""
+        def record(target: str, source: str | None, attack: str, rate: Rate, rate5: Rate | None,
+                   transfer: Rate | None) -> dict[str, Any]:
+            low, high = rate.interval or (None, None)
+            return {"target": target, "source": source, "attack": attack, "white_box": source == target,
+                    "error": rate.value, "low": low, "high": high, "count": rate.count, "n": rate.n,
+                    "error_top5": rate5 and rate5.value, "transfer_rate": transfer and transfer.value}
+
+        found = [record(t, None, "clean", self.clean_rate(t),
+                        self.clean_rate(t, top=5) if t in self.clean5 else None, None) for t in self.clean]
+        return found + [record(t, s, a, self.error_rate(a, s, t),
+                               self.error_rate(a, s, t, top=5) if (a, s, t) in self.wrong5 else None,
+                               self.transfer_rate(a, s, t) if (a, s) in self.counted else None)
+                        for a, s, t in self.wrong]
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame with a row for each target's clean error ("clean", source None) and for each cell: target,
+        source, attack, white_box, error with its interval low to high (fractions, 95 %), count, n, error_top5,
+        transfer_rate. ImportError without pandas, which is not among the dependencies."""
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as e:
+            raise ImportError("TransferMatrix: to_pandas needs the package pandas: pip install pandas") from e
+        return pandas.DataFrame(self._records())
 
     def to_dict(self, *, bits: bool = False) -> dict[str, Any]:
         """Everything as JSON holds it. A rate is {"value", "count", "n", "low", "high"} (:class:`Rate`, 95 %).

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,27 +18,28 @@ from ..system.machine import versions
 from .cells import OP, CraftedCell, Participant, Participants, SavedCell, Shown, plan_clean
 from .fingerprint import describe
 from .journal import Journal
-from .loader import Batch
+from .loader import Batch, Classes
 from .matrix import TransferMatrix
 from .sets import FORMAT, AdversarialSet, Rows, SetWriter, to_levels
-from .verdicts import Arrivals, Verdicts, is_packed, judge
+from .verdicts import NAN, Arrivals, Verdicts, is_packed, judge
 
 
 class TransferPass:
     """The state of one call of :func:`ensadv_fast.evaluate.transfer_matrix`.
 
     For each batch: `judge_clean`, then `judge_cell` with every cell; at the end `finish`. journal: where what is found
-    is kept, and what was found before is known from; None where nothing is.
+    is kept, and what was found before is known from; None where nothing is. classes: how many logits a model must give.
     """
 
     def __init__(self, participants: Participants, cells: Sequence[CraftedCell | SavedCell], seed: int,
-                 journal: Journal | None) -> None:
-        self.participants, self.cells, self.journal = participants, cells, journal
+                 journal: Journal | None, classes: Classes) -> None:
+        self.participants, self.cells, self.journal, self.classes = participants, cells, journal, classes
         self.arrivals = Arrivals()
         self._clean = plan_clean(participants, cells, seed)
         self._sizes: list[int] = []  # of the batches so far
         self._data = hashlib.sha256()
         self._digest = ""  # of the current batch; empty where nothing is kept
+        self._nan: Counter[str] = Counter()  # of how many images each model gave NaN, by its name
         self._clean_now: Verdicts | None = None  # of the current batch; None where it has no clean images
 
     # ---- saved sets --------------------------------------------------------------------------------------
@@ -108,12 +111,13 @@ class TransferPass:
         codes = None
         if judges:
             x, key = _as_float(images(), batch), ops.fresh_key("cpu", shown.seed)
-            codes = torch.stack([judge(m.source, x, batch.y, key) for m in judges])
+            codes = torch.stack([self._codes_by(m, x, batch.y, key) for m in judges])
         digest = self._digest
 
         def arrive(rows: np.ndarray | None) -> None:
             if rows is not None:
-                verdicts.set(rows)
+                self._nan.update({m.name: int((row & NAN).astype(bool).sum()) for m, row in zip(judges, rows)})
+                verdicts.set(rows & ~np.uint8(NAN))
             shown.collected.add(verdicts)
             if judges and self.journal is not None:
                 packed = verdicts.all_packed()
@@ -121,6 +125,12 @@ class TransferPass:
 
         self.arrivals.put(codes, arrive)
         return verdicts
+
+    def _codes_by(self, model: Participant, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
+        """The codes of one model, whose number of logits must be that of the classes."""
+        found = judge(model.source, x, y, key)
+        self.classes.check(model.name, found.classes)
+        return found.codes
 
     def settle(self, *, keep_current: bool = False) -> None:
         """Handle the verdicts that were asked for; with keep_current, those of the current batch may still be on their
@@ -145,6 +155,9 @@ class TransferPass:
         for cell in self.cells:
             if isinstance(cell, CraftedCell) and cell.writer:
                 cell.writer.finish()
+        for name, n in (+self._nan).items():
+            warnings.warn(f"{OP}: {name} gave NaN for {n} of the images, clean or attacked, that it was shown; they "
+                          "count as misclassified", stacklevel=4)
         matrix = TransferMatrix(data=self._data.hexdigest()[:32])
         for t, model in self.participants.targets.items():
             if model.index in self._clean.collected:
@@ -167,7 +180,8 @@ class TransferPass:
 
 def _craft(cell: CraftedCell, batch: Batch) -> Tensor:
     assert batch.x is not None
-    return cell.attack(cell.model.given, batch.x, batch.y, key=ops.fresh_key("cpu", cell.seed), index=batch.index)
+    x = batch.x.clone()  # a model that writes into its input writes into this one
+    return cell.attack(cell.model.given, x, batch.y, key=ops.fresh_key("cpu", cell.seed), index=batch.index)
 
 
 def _to_set_dtype(cell: CraftedCell, writer: SetWriter, batch: Batch, x_adv: Tensor) -> Tensor:

@@ -33,6 +33,19 @@ class Rate:
         return {"value": self.value, "count": self.count, "n": self.n, "low": low, "high": high}
 
 
+# Student's t, 97.5 %, by degrees of freedom from 1 on.
+T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+
+
+def student(dof: int) -> float:
+    """The 97.5 % point of Student's t with dof >= 1 degrees of freedom: the table, then Cornish and Fisher's
+    expansion."""
+    if dof <= len(T95):
+        return T95[dof - 1]
+    return (Z95 + (Z95**3 + Z95) / (4 * dof) + (5 * Z95**5 + 16 * Z95**3 + 3 * Z95) / (96 * dof**2)
+            + (3 * Z95**7 + 19 * Z95**5 + 17 * Z95**3 - 15 * Z95) / (384 * dof**3))
+
+
 def wilson(count: float, n: int, z: float = Z95) -> tuple[float, float]:
     """The score interval of a proportion (Wilson 1927): the p for which |count / n - p| <= z sqrt(p (1 - p) / n).
 

@@ -6,7 +6,7 @@ of a batch. Nothing waits for a GPU within a batch, unless `folder` is given and
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..ops import checks
 from ..ops.keys import derive_seed
 from .cells import OP, Model, Participants, SavedCell, Sources, plan_cells
 from .journal import Journal
-from .loader import read
+from .loader import Classes, Pick, read
 from .matrix import TransferMatrix
 from .run import TransferPass
 from .sets import DTYPES, AdversarialSet, load_set, set_folder
@@ -34,7 +34,8 @@ def transfer_matrix(targets: Mapping[str, Model], sources: Sources, attacks: Map
                     loader: Iterable[Any] | None, *, key: Tensor | None = None, progress: Progress = False,
                     white_box: bool = False, folder: str | Path | None = None,
                     save_sets: str | Path | None = None, set_dtype: str = "uint8",
-                    data: str | None = None) -> TransferMatrix:
+                    data: str | None = None, batch: Pick = None,
+                    classes: int | Sequence[int] | None = None) -> TransferMatrix:
     """Craft every attack on every source and show the examples to every target.
 
     Attacks are given the true labels. A target that is named among the sources too gives the white-box errors
@@ -46,9 +47,9 @@ def transfer_matrix(targets: Mapping[str, Model], sources: Sources, attacks: Map
         sources: the same, or saved sets: an :class:`AdversarialSet` or several of one source. A set brings its attack
             with it and must hold this loader's examples in this order, which is checked.
         attacks: name -> :class:`Attack`. The noise depends on (key, attack's name, source's name, index) alone.
-        loader: batches (x, y) or (x, y, index): x [N, ...] in [0, 1], float or uint8 levels; y int64 [N]; index
-            int64 [N], positions in the test set, counted where absent. They are moved to the models' device. None
-            where all sources are sets: the sets' labels are used, and clean errors are unknown.
+        loader: batches (x, y) or (x, y, index): x [N, ...] in [0, 1], float or uint8 levels; y integers or bools [N]
+            or [N, 1]; index int64 [N], positions in the test set, counted where absent. They are moved to the models'
+            device. None where all sources are sets: the sets' labels are used, and clean errors are unknown.
         key: int64 [2] from `ops.fresh_key`. None draws one; with folder or save_sets, so that a repeated call can go
             on, None is fresh_key(seed=0).
         progress: True for a bar on stderr, or called with the batch size after each (batch, source, attack).
@@ -61,28 +62,37 @@ def transfer_matrix(targets: Mapping[str, Model], sources: Sources, attacks: Map
             happens once for a batch, also for targets that come later. Targets are shown the examples as saved.
         set_dtype: of saved sets, "uint8" (levels within the budget) or "float32" (exactly what was crafted).
         data: what the sets' manifests call the data.
+        batch: makes (x, y) or (x, y, index) of what the loader gives, where that has another form: dicts, rows, paths
+            or metadata beside the labels.
+        classes: the number of logits that every model must have, or, for data of a part of the classes, the logit of
+            each class: [207, 3] where label 0 means logit 207. Predictions are among all logits. None: the number that
+            the loader's data set tells (`dataset.classes`, as torchvision's has), if it does.
+
+    A model's NaN logits count as misclassified and are said in one warning.
 
     Raises TypeError, ValueError: no target, models on several devices, batches of wrong types or shapes, labels out of
-    range (on the CPU; on a GPU those count as wrong), an empty loader, sets that are damaged or of other examples.
+    range (on the CPU; on a GPU those count as wrong), a model with another number of logits than classes, an empty
+    loader, sets that are damaged or of other examples.
     """
     return measure(targets, sources, attacks, loader, key=key, progress=progress, white_box=white_box, folder=folder,
                    save_sets=None if save_sets is None else partial(set_folder, save_sets), set_dtype=set_dtype,
-                   data=data)
+                   data=data, batch=batch, classes=classes)
 
 
 def save_set(folder: str | Path, source: Model, attack: BaseAttack, loader: Iterable[Any], *, name: str = "source",
              attack_name: str | None = None, key: Tensor | None = None, dtype: str = "uint8", data: str | None = None,
-             progress: Progress = False) -> AdversarialSet:
+             progress: Progress = False, batch: Pick = None,
+             classes: int | Sequence[int] | None = None) -> AdversarialSet:
     """Craft one adversarial set and keep it in `folder`; a killed call that is repeated goes on where it stopped.
 
     name, attack_name: what the source and the attack are called in the manifest and in matrices; attack_name None is
-    the attack's own name. loader, key (None: fresh_key(seed=0)), dtype, data, progress: as for
+    the attack's own name. loader, key (None: fresh_key(seed=0)), dtype, data, progress, batch, classes: as for
     :func:`transfer_matrix`; the same key and names give the same noise. Each batch is a shard.
     Raises TypeError, ValueError: also where the folder holds another set.
     """
     attack_name = getattr(attack, "name", "attack") if attack_name is None else attack_name
     measure({name: source}, {name: source}, {attack_name: attack}, loader, key=key, progress=progress,
-            save_sets=lambda *_: Path(folder), set_dtype=dtype, data=data)
+            save_sets=lambda *_: Path(folder), set_dtype=dtype, data=data, batch=batch, classes=classes)
     return load_set(folder)
 
 
@@ -90,7 +100,8 @@ def measure(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str
             loader: Iterable[Any] | None, *, key: Tensor | None = None, progress: Progress = False,
             white_box: bool = False, folder: str | Path | None = None,
             save_sets: Callable[[str, str], Path] | None = None, set_dtype: str = "uint8", data: str | None = None,
-            noise: Mapping[str, str] | None = None) -> TransferMatrix:
+            noise: Mapping[str, str] | None = None, batch: Pick = None,
+            classes: int | Sequence[int] | None = None) -> TransferMatrix:
     """:func:`transfer_matrix` with two arguments of another form.
 
     save_sets: (source, attack) -> the folder of its set. noise: attack -> the name that its noise is drawn under,
@@ -108,19 +119,21 @@ def measure(targets: Mapping[str, Model], sources: Sources, attacks: Mapping[str
                        set_dtype=None if save_sets is None else set_dtype)
     if loader is None and not (cells and all(isinstance(cell, SavedCell) for cell in cells)):
         raise ValueError(f"{OP}: loader must be given unless all sources are saved sets, got None")
+    of_data = Classes(OP, classes, loader)
     with ExitStack() as stack:
         journal = None if folder is None else stack.enter_context(closing(Journal(folder)))
-        run = TransferPass(participants, cells, seed, journal)
+        run = TransferPass(participants, cells, seed, journal, of_data)
         if save_sets is not None:
             run.open_writers(save_sets, set_dtype, data)
         for source in participants.plain_modules():
             stack.enter_context(source.session())
         count = stack.enter_context(_counter(progress, loader, len(cells)))
-        for batch in run.saved_batches() if loader is None else read(OP, loader, participants.device):
-            run.judge_clean(batch)
+        for part in (run.saved_batches() if loader is None
+                     else read(OP, loader, participants.device, batch, of_data)):
+            run.judge_clean(part)
             for cell in cells:
-                run.judge_cell(cell, batch)
-                count(len(batch))
+                run.judge_cell(cell, part)
+                count(len(part))
             run.settle(keep_current=True)
         run.settle()
     return run.finish()

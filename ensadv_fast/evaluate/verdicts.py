@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,16 +12,26 @@ from torch import Tensor
 
 from ..sources.base import BaseSource
 
+NAN = 4  # the bit that says that a logit is NaN
 
-def judge(model: BaseSource, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
-    """uint8 [N] for float images x and labels y (int64 [N]), on the model's device.
 
-    Bit 0: the label is not the highest logit; bit 1: it is not among the five highest. A model that crafts in train
-    mode is judged in train mode too; key (int64 [2], on the CPU) is of what it draws there. A label out of range raises
-    ValueError on the CPU, and on a GPU counts as behind all classes.
+class Judgement(NamedTuple):
+    """codes: uint8 [N]. Bit 0: the label is not the highest logit; bit 1: it is not among the five highest; bit 2
+    (NAN): a logit is NaN. classes: the number of logits."""
+
+    codes: Tensor
+    classes: int
+
+
+def judge(model: BaseSource, x: Tensor, y: Tensor, key: Tensor) -> Judgement:
+    """What a model says of float images x with labels y (int64 [N]), on its device. x is left as it is, also by a
+    model that writes into its input.
+
+    A model that crafts in train mode is judged in train mode too; key (int64 [2], on the CPU) is of what it draws
+    there. A label out of range raises ValueError on the CPU, and on a GPU counts as behind all classes.
     """
     with torch.no_grad(), model.session(key) if model.crafting == "train" else nullcontext():
-        logits = model.logits(x)
+        logits = model.logits(x.clone())
     classes = logits.shape[1]
     in_range = (y >= 0) & (y < classes)
     if y.device.type == "cpu" and not bool(in_range.all()):
@@ -33,11 +43,13 @@ def judge(model: BaseSource, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
     earlier = (logits == own) & (torch.arange(classes, device=y.device) < at)
     rank = (ahead | earlier).sum(1)
     rank = torch.where(in_range, rank, classes)
-    return (rank >= 1).to(torch.uint8) + 2 * (rank >= 5).to(torch.uint8)
+    codes = (rank >= 1).to(torch.uint8) + 2 * (rank >= 5).to(torch.uint8) + NAN * logits.isnan().any(1).to(torch.uint8)
+    return Judgement(codes, classes)
 
 
 def pack(codes: np.ndarray) -> bytes:
-    """Codes of :func:`judge`, uint8 [N], as two planes of bits: all bits 0, then all bits 1, each in whole bytes."""
+    """Codes of :func:`judge`, uint8 [N], as two planes of bits: all bits 0, then all bits 1, each in whole bytes. They
+    are without NAN here and below."""
     return np.packbits(codes & 1).tobytes() + np.packbits(codes >> 1).tobytes()
 
 
@@ -105,7 +117,7 @@ class Arrivals:
         """Call `then` with `t` as a numpy array (None: with None), after all that were put before."""
         event = None
         if t is not None and t.is_cuda:
-            host = torch.empty(t.shape, dtype=t.dtype, pin_memory=True)
+            host = torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=True)
             host.copy_(t, non_blocking=True)
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(t.device))

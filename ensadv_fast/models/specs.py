@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import importlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,11 @@ from torch import Tensor, nn
 
 from .cifar import CIFAR
 from .mnist import MNIST, Shape
+from .names import did_you_mean
+from .weights import fit_weights
 
 AUX = "+aux"
+FAMILIES = ("mnist", "cifar", "timm", "torchvision")
 
 
 class Normalized(nn.Module):
@@ -114,7 +116,8 @@ def _given(sizes: dict[str, Any]) -> dict[str, Any]:
 def _make_own(known: Mapping[str, Callable[..., nn.Module]], spec: str, **sizes: Any) -> nn.Module:
     family, name, _ = parse(spec)
     if name not in known:
-        raise ValueError(f"model: spec must be {family}: and one of {', '.join(known)}, got {spec!r}")
+        raise ValueError(f"model: spec must be {family}: and one of {', '.join(known)}, got {spec!r}"
+                         f"{did_you_mean(name, known)}")
     return known[name](**_given(sizes))
 
 
@@ -123,7 +126,7 @@ def _make_timm(name: str, pretrained: bool, **sizes: Any) -> Made:
     if name.endswith(AUX):
         name, sizes["aux_logits"] = name.removesuffix(AUX), True
     if not timm.is_model(name):
-        raise ValueError(f"model: timm has no network named {name!r}")
+        raise ValueError(f"model: timm has no network named {name!r}{did_you_mean(name, timm.list_models())}")
     model = timm.create_model(name, pretrained=pretrained, **_given(sizes))
     return model, model.pretrained_cfg.get("mean"), model.pretrained_cfg.get("std")
 
@@ -131,7 +134,7 @@ def _make_timm(name: str, pretrained: bool, **sizes: Any) -> Made:
 def _make_torchvision(name: str, pretrained: bool, **sizes: Any) -> Made:
     tv = _import_library("torchvision").models
     if name not in tv.list_models():
-        raise ValueError(f"model: torchvision has no network named {name!r}")
+        raise ValueError(f"model: torchvision has no network named {name!r}{did_you_mean(name, tv.list_models())}")
     # torchvision refuses another width together with pretrained weights, which have their own.
     model = tv.get_model(name, **{"weights": "DEFAULT"} if pretrained else {"weights": None, **_given(sizes)})
     made_for = tv.get_model_weights(name).DEFAULT.transforms()
@@ -146,13 +149,34 @@ def _import_library(name: str) -> Any:
                           f"({type(e).__name__}: {e}); pip install {name}") from e
 
 
+def _find(module: str, name: str) -> Callable[[], Any]:
+    """The callable that a user names."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise ValueError(f"model: '{module}:{name}' cannot be found ({e}); networks by name are mnist:, cifar:, timm: "
+                         f"and torchvision:{did_you_mean(module, FAMILIES)}") from e
+
+
+def check(spec: str, num_classes: int | None = None, in_shape: Shape | None = None) -> None:
+    """Raise what `build` raises for a name that does not exist and a file that is not there, in no time: networks are
+    made without memory (on the meta device), and a `package.module:callable` is found, not called."""
+    family, name, checkpoint = parse(spec)
+    if checkpoint is not None and not any(Path(f).is_file() for f in (checkpoint, checkpoint.removesuffix("#model"))):
+        raise FileNotFoundError(f"model: no checkpoint at {checkpoint}")
+    if family not in FAMILIES:
+        _find(family, name)
+        return
+    try:
+        with torch.device("meta"):
+            build(f"{family}:{name}", num_classes, in_shape)
+    except RuntimeError:  # the name exists, and its network computes with numbers that are not there on this device
+        pass
+
+
 def _call(module: str, name: str) -> nn.Module:
     """The module that a user's own function returns."""
-    try:
-        make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e:
-        raise ValueError(f"model: '{module}:{name}' cannot be found ({e})") from e
-    model = make()
+    model = _find(module, name)()
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: {module}:{name}() must return an nn.Module, got {type(model).__name__}")
     return model
@@ -162,11 +186,12 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a file of weights into `model`, in place.
 
     The file is a state_dict as torch.save writes it, or a dict that holds one under 'model' (checkpoints of
-    `ensadv-fast train`), 'state_dict' or 'model_state_dict'; a 'module.' prefix (DDP) is dropped. Where a checkpoint
+    `ensadv-fast train`), 'state_dict' or 'model_state_dict'; a wrapper's prefix is dropped. Where a checkpoint
     of `ensadv-fast train` has averaged weights (--ema), these are loaded; FILE#model names those that are not averaged.
     The file is read with weights_only=True: no code in it runs.
 
-    Raises FileNotFoundError, and ValueError for a file that is corrupt or does not fit the model.
+    Raises FileNotFoundError, and ValueError for a file that is corrupt or does not fit the model, and for weights that
+    are not finite.
     """
     path, averaged = Path(path), True
     if path.name.endswith("#model") and not path.is_file():
@@ -183,13 +208,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
             break
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(f"model: {path} holds no state_dict")
-    state = OrderedDict((k.removeprefix("module."), v) for k, v in state.items())
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as e:
-        raise ValueError(f"model: the weights in {path} do not fit {type(model).__name__}: {e}") from e
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise ValueError(f"model: {path} holds no state_dict: its keys must be names, and its values tensors")
+    fit_weights(model, state, path)
 
 
 def unique_names(specs: tuple[str, ...], taken: dict[str, Any], by_file: bool = False) -> dict[str, str]:

@@ -8,9 +8,9 @@ torch.compile traces.
 """
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 IMAGES = (*FLOATS, torch.uint8)
 NARROW = (torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 Given = TypeVar("Given", Tensor, Tensor | None)
 CHECK_CUDA = os.environ.get("ENSADV_CHECK") == "1"
 
@@ -124,20 +125,36 @@ def bounds(op: str, lo: object, hi: object, dtype: torch.dtype) -> tuple[float, 
     lo, hi = number(op, "lo", lo), number(op, "hi", hi)
     if lo > hi:
         raise ValueError(f"{op}: lo must not exceed hi, got lo={lo}, hi={hi}")
-    if dtype in NARROW and lo == hi and torch.tensor(lo, dtype=dtype).item() != lo:
+    if dtype in NARROW and lo == hi and torch.tensor(lo, dtype=dtype, device="cpu").item() != lo:
         raise ValueError(f"{op}: [lo, hi] must hold a {names([dtype])} value, got [{lo}, {hi}]")
     return lo, hi
 
 
-def per_sample(op: str, name: str, value: object, x: Tensor, *, is_size: bool) -> tuple[Tensor | None, float]:
-    """A number, or a tensor [N], as the pair (tensor or None, number) that the ops' schemas take.
+def at_most(op: str, name: str, value: float, most: float, units: str) -> float:
+    """value, where it does not exceed `most` by more than roundings. units: what `most` is."""
+    if value > most * (1 + 1e-6):
+        raise ValueError(f"{op}: {name} must be <= {most:g}, {units}; got {value:g}")
+    return value
 
-    is_size: the value is a length or a radius, so it must not be negative.
+
+def per_sample(op: str, name: str, value: object, x: Tensor, *, is_size: bool, most: float = math.inf,
+               units: str = "") -> tuple[Tensor | None, float]:
+    """A number, or a tensor [N] or [N, 1, ...], as the pair (tensor or None, number) that the ops' schemas take.
+
+    A tensor of no dimensions is a number; on a GPU, where reading it would wait, one for each sample.
+
+    is_size: the value is a length or a radius, so it must not be negative. most, units: see :func:`at_most`.
     """
+    if isinstance(value, Tensor) and value.dim() == 0 and is_readable(value):
+        value = value.item()
     if not isinstance(value, Tensor):
-        return None, size(op, name, value) if is_size else number(op, name, value)
+        return None, at_most(op, name, size(op, name, value) if is_size else number(op, name, value), most, units)
     value = tensor(op, name, value)
     same_device(op, name, value, x)
+    if value.dim() == 0:
+        value = value.expand(len(x))
+    elif value.dim() > 1 and value.shape == (len(x), *[1] * (value.dim() - 1)) and value.dim() == x.dim():
+        value = value.flatten()
     if value.shape != x.shape[:1]:
         raise ValueError(f"{op}: {name} must be a number or have shape [N] = [{x.shape[0]}], got {tuple(value.shape)}")
     if is_readable(value):
@@ -146,6 +163,8 @@ def per_sample(op: str, name: str, value: object, x: Tensor, *, is_size: bool) -
             i = int(bad.nonzero()[0])
             wanted = ">= 0" if is_size else "a number"
             raise ValueError(f"{op}: {name} must be {wanted}, got {value[i].item()} for sample {i}")
+        if most < math.inf and len(value):
+            at_most(op, name, float(value.max()), most, units)
     return value.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous(), 0.0
 
 
@@ -171,15 +190,27 @@ def index(op: str, t: object, n: int, device: torch.device) -> Tensor | None:
     return t.contiguous()
 
 
-def labels(op: str, name: str, t: object, n: int, device: torch.device, classes: int | None = None, *,
-           shape: str = "[N]", of: str = "x's", whose: str = ", the model's classes") -> Tensor:
-    """int64 [n] on the device, and within [0, classes) where that is known and looking costs no synchronisation.
+def class_numbers(op: str, name: str, t: object, n: int, where: str = "") -> Tensor:
+    """Labels of any integer dtype or bool, [n] or [n, 1] (as some data sets have them), as int64 [n].
 
-    shape, of, whose: how the messages name the wanted shape, the tensor whose device is meant, and the classes.
+    where: what the messages end with. The device is not checked here.
     """
-    t = tensor(op, name, t, (torch.int64,))
+    t = tensor(op, name, t, (*INTEGERS, torch.bool))
     if t.shape != (n,):
-        raise ValueError(f"{op}: {name} must have shape {shape} = [{n}], got {tuple(t.shape)}")
+        if t.shape != (n, 1):
+            raise ValueError(f"{op}: {name} must have shape [N] = [{n}], got {tuple(t.shape)}{where}")
+        t = t.squeeze(1)
+    return t if t.dtype == torch.int64 else t.long()
+
+
+def labels(op: str, name: str, t: object, n: int, device: torch.device, classes: int | None = None, *,
+           of: str = "x's", whose: str = ", the model's classes") -> Tensor:
+    """:func:`class_numbers` that are on the device, and within [0, classes) where that is known and looking costs no
+    synchronisation.
+
+    of, whose: how the messages name the tensor whose device is meant, and the classes.
+    """
+    t = class_numbers(op, name, t, n)
     if t.device != device:
         raise ValueError(f"{op}: {name} must be on {of} device {device}, got {t.device}")
     if classes is not None and n and is_readable(t):
@@ -187,6 +218,32 @@ def labels(op: str, name: str, t: object, n: int, device: torch.device, classes:
         if low < 0 or high >= classes:
             raise ValueError(f"{op}: {name} must lie in [0, {classes}){whose}, got [{low}, {high}]")
     return t
+
+
+def batch_parts(op: str, item: Any, pick: Callable[[Any], Any] | None = None, *, name: str = "loader", most: int = 3,
+                error: type[Exception] = TypeError) -> Sequence[Any]:
+    """(x, y) or (x, y, index) of what a loader gives, and with `most` 4 a fourth part.
+
+    pick: makes that of an item of any other form; None: items have that form. name, error: of the message.
+    """
+    given = item if pick is None else pick(item)
+    if isinstance(given, (tuple, list)) and 2 <= len(given) <= most:
+        if len(given) == 2 or given[2] is None or isinstance(given[2], Tensor):
+            return given
+    hint = "; a function given as batch= makes (x, y) of that" if pick is None else " from batch="
+    raise error(f"{op}: {name} must give batches (x, y) or (x, y, index), got {told(given)}{hint}")
+
+
+def told(value: Any) -> str:
+    """What came, in a few words, with what is in it."""
+    if isinstance(value, Tensor):
+        return f"Tensor {names([value.dtype])} {list(value.shape)}"
+    if isinstance(value, dict):
+        return f"dict with {', '.join(f'{k!r}: {told(v)}' for k, v in list(value.items())[:6])}"
+    if isinstance(value, (tuple, list)):
+        parts = [told(v) if isinstance(v, Tensor) else type(v).__name__ for v in value[:4]]
+        return f"{len(value)} parts ({', '.join([*parts, '...'][:len(parts) + (len(value) > 4)])})"
+    return type(value).__name__
 
 
 def choice(op: str, name: str, value: str | None, known: Sequence[str | None]) -> int:

@@ -86,8 +86,10 @@ def logit_grad(logits: Tensor, labels: Tensor | None = None, *, rule: str = "tru
     checks.choice(op, "loss", loss, LOSSES)
     members, n, classes = _check_shape(op, logits, fuse)
     if labels is not None:
-        labels = checks.labels(op, "labels", labels, n, logits.device, classes, shape="[B]",
-                               of="logits'", whose="")
+        labels = checks.tensor(op, "labels", labels, (torch.int64,))
+        if labels.shape != (n,):
+            raise ValueError(f"{op}: labels must have shape [B] = [{n}], got {tuple(labels.shape)}")
+        checks.labels(op, "labels", labels, n, logits.device, classes, of="logits'", whose="")
     if weights is not None and fuse is None:
         raise ValueError(f"{op}: weights must be None for logits [B, C], got {type(weights).__name__} for shape "
                          f"{tuple(logits.shape)}")
@@ -124,7 +126,7 @@ def unchecked(logits: Tensor, labels: Tensor | None, objective: Objective, *, fu
     weights: [K] in the dtype of the computation, or None. key: on the logits' device where the rule is random.
     """
     rule, loss = objective.rule, objective.loss
-    assert loss is not None
+    assert isinstance(loss, str)
     check_classes("logit_grad", logits.size(-1), rule=rule, loss=loss)
     logits = logits.detach().contiguous()
     result = _empty(logits, labels)
@@ -150,7 +152,7 @@ def member_weights(op: str, weights: Sequence[float] | Tensor | None, members: i
     if not given:
         if not isinstance(weights, Sequence):
             raise TypeError(f"{op}: weights must be numbers or a tensor, got {type(weights).__name__}")
-        weights = torch.tensor([checks.number(op, "weights", w) for w in weights], dtype=dtype)
+        weights = torch.tensor([checks.number(op, "weights", w) for w in weights], dtype=dtype, device="cpu")
     weights = checks.tensor(op, "weights", weights)
     if weights.shape != (members,):
         raise ValueError(f"{op}: weights must have shape [K] = [{members}], got {tuple(weights.shape)}")
@@ -170,7 +172,7 @@ def reference(logits: Tensor, labels: Tensor | None = None, *, rule: str = "true
     with torch.enable_grad():
         z = logits.detach().double().requires_grad_()
         members = z[None] if fuse is None else z
-        w = torch.full((len(members),), 1 / len(members), dtype=torch.float64) if weights is None else weights
+        w = z.new_full((len(members),), 1 / len(members)) if weights is None else weights
         w = torch.as_tensor(w, dtype=wide, device=z.device).double().view(-1, 1, 1)
         # log P takes the place of P: taken as logits, it has the same cross-entropy.
         scores = (w * members).sum(0) if fuse in (None, "logits") else (w * members.softmax(2)).sum(0).log()

@@ -2,8 +2,10 @@
 
 These are the definitions in plain PyTorch; :func:`ensadv_fast.ops.logit_grad` computes them in one launch.
 """
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from . import reference as ref
 
 RULES = ("true", "predicted", "least_likely", "random")
 LOSSES = ("ce", "cw", "dlr")
+OwnLoss = Callable[[Tensor, Any], Tensor]  # (logits [N, ...], y) -> loss [N]
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,13 @@ class Objective:
     """Which label an attack looks at, whether it flees or seeks that label, and by which loss.
 
     rule: see :func:`choose_labels`. loss, targeted, kappa: see :func:`sample_losses`. loss may also be "entropy", that
-    of the predicted distribution, or None: no gradient is followed. Only attacks know these two.
+    of the predicted distribution, or None: no gradient is followed. Only attacks know these two. Or it is a callable
+    (logits [N, ...], y) -> [N], in float32 or float64: a loss of the caller's own.
     """
 
     rule: str = "true"
     targeted: bool = False
-    loss: str | None = "ce"
+    loss: str | OwnLoss | None = "ce"
     kappa: float = 0.0
 
     @cached_property
@@ -34,14 +38,29 @@ class Objective:
         return replace(self, rule="true")
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """:func:`sample_losses` of this objective."""
+        """:func:`sample_losses` of this objective, or what its own loss gives."""
         assert self.loss is not None
+        if not isinstance(self.loss, str):
+            return _own_losses(self.loss, logits, labels)
         return sample_losses(logits, labels, self.loss, targeted=self.targeted, kappa=self.kappa)
 
     def scale(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """:func:`power_of_two_scale` of this objective."""
+        """:func:`power_of_two_scale` of this objective; 1 for a loss of the caller's own."""
         assert self.loss is not None
+        if not isinstance(self.loss, str):
+            return torch.ones(len(logits), device=logits.device, dtype=torch.float64 if logits.dtype == torch.float64
+                              else torch.float32)
         return power_of_two_scale(logits, labels, self.loss)
+
+
+def _own_losses(loss: OwnLoss, logits: Tensor, labels: Any) -> Tensor:
+    """What a loss of the caller's own gives; ValueError where that is not one loss per sample."""
+    values = loss(logits if logits.dtype == torch.float64 else logits.float(), labels)
+    if not isinstance(values, Tensor) or values.shape != (len(logits),):
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"attack: loss must return one loss per sample, [N] = [{len(logits)}], got {got}: "
+                         "reduction='none', and the mean over whatever a sample has several of")
+    return values
 
 
 def check_classes(op: str, classes: int, *, rule: str = "true", loss: str = "ce") -> None:

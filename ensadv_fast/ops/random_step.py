@@ -80,7 +80,7 @@ def unit_noise(kind: str, key: Tensor, ids: Tensor, inner: int) -> Tensor:
         return centered * 2.0**-24
     if kind == "normal":
         return ref.quantile(centered * 2.0**-25)
-    return (0.5 * ref.quantile(centered * (torch.tensor(0.954499736) * 2.0**-25))).clamp(-1, 1)
+    return (0.5 * ref.quantile(centered * (torch.tensor(0.954499736, device="cpu") * 2.0**-25))).clamp(-1, 1)
 
 
 def reference(x: Tensor, key: Tensor, eps: float | Tensor, *, kind: str = "rademacher", index: Tensor | None = None,

@@ -78,7 +78,7 @@ def inward(value: float, dtype: torch.dtype, toward: int) -> Tensor:
 
     The result is an integer in the order of :func:`_ordered`.
     """
-    exact = torch.tensor(value, dtype=torch.float32)
+    exact = torch.tensor(value, dtype=torch.float32, device="cpu")
     k = _ordered(exact.to(dtype))
     off = (exact.double() - _unordered(k, dtype).double()) * toward > 0
     return k + toward * off

@@ -48,27 +48,34 @@ def render(folder: Folder) -> str:
 # ------------------------------------------------------------------------------------------------- checks
 
 
-# "masked" of a MaskingReport -> state, word, and how the page's first lines begin.
-OUTCOMES = {True: ("bad", "masked", "Masked gradients"), None: ("open", "undecided", "Undecided"),
+# Whether gradients are masked -> state, word, and how the page's first lines begin.
+OUTCOMES = {True: ("bad", "masked", "Masked gradients"), None: ("open", "undecided: more --images", "Undecided"),
             False: ("good", "not masked", "No sign of masked gradients")}
+NOT_ROBUST = 0.5  # error under attack that is this much above the clean one, for certain: nothing good to say
+
+
+def _is_masked(masking: Mapping[str, Any]) -> bool | None:
+    """None where the report leaves it open, or a check does: reports of version 0.1 say False then."""
+    decided = all(c["status"] in ("passed", "suspicious") for c in masking["checks"])
+    return masking["masked"] if masking["masked"] or decided else None
 
 
 def _verdict(masking: Mapping[str, Mapping[str, Any]]) -> str:
-    """All verdicts in a few sentences: which models mask their gradients, and the error found of each model."""
-    if not masking:
-        return ""
-    groups = {words: [name for name, m in masking.items() if m["masked"] is outcome]
-              for outcome, (_, _, words) in OUTCOMES.items()}
-    told = [f"{words}: {', '.join(names)}." for words, names in groups.items() if names]
+    """All verdicts in a few sentences: the error found of each model, and which models mask their gradients."""
+    told = []
     for masked, words in ((False, "Error under all attacks tried together"), (True, "Where gradients are masked, the "
                           "error is at least")):
         if errors := {name: m["worst_case"]["value"] for name, m in masking.items() if bool(m["masked"]) is masked}:
             told.append(f"{words}: {layouts.rank(errors)}.")
-    return " ".join(told)
+    groups = {words: [name for name, m in masking.items() if _is_masked(m) is outcome]
+              for outcome, (_, _, words) in OUTCOMES.items()}
+    return " ".join([*told, *(f"{words}: {', '.join(names)}." for words, names in groups.items() if names)])
 
 
 def _verdict_item(name: str, masking: Mapping[str, Any]) -> dict[str, str]:
-    state, word, _ = OUTCOMES[masking["masked"]]
+    state, word, _ = OUTCOMES[_is_masked(masking)]
+    if state == "good" and masking["worst_case"]["low"] - masking["errors"]["clean"]["high"] > NOT_ROBUST:
+        state, word = "bad", "not robust"
     clean, worst = (markup.show(v["value"]) for v in (masking["errors"]["clean"], masking["worst_case"]))
     claim = f"{name}: {clean} % error on clean images, {'at least ' if masking['masked'] else ''}{worst} % under attack"
     return {"state": state, "word": word, "claim": claim, "evidence": masking["verdict"]}

@@ -19,8 +19,8 @@ def render(folder: Folder) -> str:
     r = folder.results
     models = r["models"]
     seeds = len(next(iter(models.values()))["per_seed"])
-    claims = [{"state": "good" if c.holds else "bad", "word": "holds" if c.holds else "does not hold",
-               "claim": c.text, "evidence": c.numbers} for c in claims_of(r)]
+    claims = [{"state": STATES[c.holds], "word": c.verdict, "claim": c.text, "evidence": c.numbers}
+              for c in claims_of(r)]
     sections = [Section("Errors", [_errors(r, seeds)])]
     if claims:
         sections.append(Section("Claims of the papers", [markup.checklist(claims)]))
@@ -46,28 +46,39 @@ def verdict(results: Mapping[str, Any]) -> str:
     return " ".join([*told, f"Under white-box attacks: {layouts.rank(white)}."])
 
 
+VERDICTS = {True: "holds", False: "does not hold", None: "not decidable at this size"}
+STATES = {True: "good", False: "bad", None: "open"}
+
+
 @dataclass(frozen=True)
 class Claim:
-    """A claim of Tramer et al. (ICLR 2018), whether it held in this run, and the numbers."""
+    """A claim of Tramer et al. (ICLR 2018), whether it held in this run (None: the intervals leave it open), and the
+    numbers."""
 
     text: str
-    holds: bool
+    holds: bool | None
     numbers: str
+
+    @property
+    def verdict(self) -> str:
+        return VERDICTS[self.holds]
 
 
 def claims_of(results: Mapping[str, Any]) -> list[Claim]:
-    """The claims that can be checked on these models."""
+    """The claims of a run. Runs of version 0.1 say neither claims nor intervals: of theirs nothing is decided."""
+    if "claims" in results:
+        return [Claim(**claim) for claim in results["claims"]]
     by_suffix = {name.rpartition("_")[2]: m for name, m in results["models"].items() if "_" in name}
     adv, ens = by_suffix.get("adv"), by_suffix.get("ens")
     found = []
     if adv and ens and adv["max_black_box"] is not None:
         a, e = adv["max_black_box"], ens["max_black_box"]
-        found.append(Claim("Ensemble training lowers the held-out black-box error of adversarial training", a > e,
-                           f"maximum {100 * a:.1f} % → {100 * e:.1f} %"))
+        found.append(Claim("Ensemble training lowers the held-out black-box error of adversarial training", None,
+                           f"maximum {100 * a:.1f} % → {100 * e:.1f} %; this run kept no intervals"))
     if adv and {"fgsm", "rand_fgsm"} <= adv["white_box"].keys():
         f, r = adv["white_box"]["fgsm"], adv["white_box"]["rand_fgsm"]
-        found.append(Claim("A random start finds more errors on the adversarially trained model than FGSM alone",
-                           r > f, f"FGSM {100 * f:.1f} %, R+FGSM {100 * r:.1f} %"))
+        found.append(Claim("A random start finds more errors on the adversarially trained model than FGSM alone", None,
+                           f"FGSM {100 * f:.1f} %, R+FGSM {100 * r:.1f} %; this run kept no intervals"))
     return found
 
 
@@ -142,7 +153,7 @@ def _training(folder: Folder) -> list[Section]:
     sources = {job.removeprefix("source-"): [records] for job, records in sorted(by_job.items())
                if job.startswith("source-")}
     seeds = max(map(len, targets.values()), default=0)
-    note = ("Of the samples of one training batch every few steps"
+    note = ("A point is the mean over all training steps since the point before, and over their samples"
             + (f"; lines are means over {seeds} seeds, bands reach from the lowest to the highest." if seeds > 1
                else "."))
     panels = {kind: _panels(jobs, PANELS) for kind, jobs in (("targets", targets), ("sources", sources))}

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..ops import checks, keys
-from ..ops.losses import LOSSES, RULES, Objective
+from ..ops.losses import LOSSES, RULES, Objective, OwnLoss
+from .first_look import DONE, FirstLook
 
 _Given = TypeVar("_Given", Tensor, Tensor | None)
 
@@ -41,6 +42,15 @@ class BaseSource(ABC):
     device: torch.device
     crafting: str
     replays: ReplayCache | None = None  # None: it is never captured
+    look: FirstLook = DONE  # at the first batch of attacks
+    follows: bool = False  # the device is unknown before images come, as that of a lambda: it is theirs
+
+    def check_device(self, op: str, x: Tensor) -> None:
+        """ValueError where images x are not on the source's device."""
+        if x.device != self.device:
+            if not self.follows:
+                raise ValueError(f"{op}: x must be on the model's device {self.device}, got {x.device}")
+            self.device = x.device
 
     @abstractmethod
     def session(self, key: Tensor | None = None) -> AbstractContextManager["BaseSource"]:
@@ -64,15 +74,16 @@ class BaseSource(ABC):
         """:meth:`input_grad` for callers that checked the arguments and hold a session."""
 
     def input_grad(self, x: Tensor, labels: Tensor | None = None, *, rule: str = "true", targeted: bool = False,
-                   loss: str = "ce", kappa: float = 0.0, key: Tensor | None = None, index: Tensor | None = None,
-                   rescale: bool = True) -> InputGrad:
+                   loss: str | OwnLoss = "ce", kappa: float = 0.0, key: Tensor | None = None,
+                   index: Tensor | None = None, rescale: bool = True) -> InputGrad:
         """Gradient by the images of the summed loss, with the labels chosen from the same forward pass.
 
         Args:
             x: images [N, ...] in [0, 1], float, on the source's device.
-            labels: int64 [N], or None: then the prediction stands in for the true label.
+            labels: integers or bools [N] or [N, 1], or None: then the prediction stands in for the true label.
             rule, targeted, loss, kappa: see :func:`ensadv_fast.ops.losses.choose_labels` and
-                :func:`ensadv_fast.ops.losses.sample_losses`.
+                :func:`ensadv_fast.ops.losses.sample_losses`. loss may be a callable (logits [N, ...], labels) -> [N],
+                and labels are then whatever it takes.
             key, index: for rule "random" and for crafting "train".
             rescale: multiply each sample's gradient by a power of two that keeps any dtype from underflow.
 
@@ -81,11 +92,11 @@ class BaseSource(ABC):
         op = "input_grad"
         x = checks.images(op, x, checks.FLOATS)
         checks.choice(op, "rule", rule, RULES)
-        checks.choice(op, "loss", loss, LOSSES)
+        if not callable(loss):
+            checks.choice(op, "loss", loss, LOSSES)
         checks.number(op, "kappa", kappa)
-        if x.device != self.device:
-            raise ValueError(f"{op}: x must be on the model's device {self.device}, got {x.device}")
-        if labels is not None:
+        self.check_device(op, x)
+        if labels is not None and not callable(loss):
             labels = checks.labels(op, "labels", labels, len(x), x.device)
         index = checks.index(op, index, len(x), x.device)
         if rule == "random":
@@ -95,6 +106,33 @@ class BaseSource(ABC):
                                              rescale=rescale)
 
 
+def check_differentiable(outputs: Tensor) -> None:
+    """ValueError where no gradient flows through outputs of a model."""
+    if not outputs.requires_grad:
+        raise ValueError(_NO_GRADIENT)
+
+
+def gradient(leaf: Tensor, outputs: Tensor, start: Tensor) -> Tensor:
+    """Gradient of sum(start * outputs) by the images `leaf`, and by no other tensor. ValueError where none reaches
+    them."""
+    check_differentiable(outputs)
+    try:
+        (grad,) = torch.autograd.grad(outputs, leaf, start.to(outputs.dtype), allow_unused=True)
+    except RuntimeError as e:
+        if "use_reentrant" not in str(e):
+            raise
+        raise RuntimeError("Source: model must checkpoint with use_reentrant=False, or not at all while it is "
+                           "attacked: torch.utils.checkpoint(..., use_reentrant=True) gives gradients to all "
+                           "parameters only, and an attack needs those of the images alone") from e
+    if grad is None:
+        raise ValueError(_NO_GRADIENT)
+    return grad
+
+
+_NO_GRADIENT = ("attack: source must let a gradient reach x, got logits that none flows through: its forward pass runs "
+                "under no_grad or inference_mode, detaches, rounds, or computes in integers or outside PyTorch")
+
+
 def for_autograd(t: _Given) -> _Given:
     """Tensors made in inference mode cannot take part in a backward pass; their copies can."""
-    return t.clone() if t is not None and t.is_inference() else t
+    return t.clone() if isinstance(t, Tensor) and t.is_inference() else t

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..ops import checks, memory
 from .base import BaseSource
 from .capturable import Snapshot, members, rehearse
+from .modes import exclusive
 
 KEPT = 16  # graphs of one source; the one that was not used for longest goes first
 REMEMBERED = 64  # signatures that came once
@@ -160,6 +161,11 @@ class Replays:
         if self.graphs and not sys.is_finalizing():
             self.drop()
 
+    @staticmethod
+    def is_capturing(device: torch.device) -> bool:
+        """Is what this thread issues to the device being captured?"""
+        return device.type in LANES and LANES[device.type].is_capturing()
+
     def drop(self) -> None:
         """Give all graphs and their memory back; a pool without graphs cannot be used again."""
         if self._lane is not None:
@@ -195,6 +201,8 @@ class Replays:
                       for t in call.tensors()]
             own = call.on(static, None if call.out is None else torch.empty_like(call.x, dtype=call.out.dtype))
             try:
+                for member in members(source):
+                    member.prove(own.x)
                 rehearse(source, lambda: work(own))
                 if len(self.graphs) == KEPT and self._lane is not None:
                     self._lane.wait()
@@ -252,15 +260,16 @@ def run(source: BaseSource, attack: Hashable, work: Callable[[BaseSource, Any], 
     # Where out has the dtype that results have anyway, the graph need not write there: its result is copied.
     rounds = call.out is not None and call.out.dtype != memory.result_dtype(call.x)
     signature = (attack, *call.signature(), rounds, *_numerics())
-    captured = replays.find(source, signature)
-    if captured is None and replays.due(signature):
-        captured = replays.capture(source, signature, partial(work, source),
-                                   call if rounds else call.on(call.tensors(), None))
-    if captured is None:
-        result = work(source, call)
-        return result if info else result[0]
-    results = replays.replay(captured, call, len(captured.results) if info else 1)
-    return type(captured.results)(*results) if info else results[0]
+    with exclusive:  # graphs share one memory pool: threads take turns
+        captured = replays.find(source, signature)
+        if captured is None and replays.due(signature):
+            captured = replays.capture(source, signature, partial(work, source),
+                                       call if rounds else call.on(call.tensors(), None))
+        if captured is not None:
+            results = replays.replay(captured, call, len(captured.results) if info else 1)
+            return type(captured.results)(*results) if info else results[0]
+    result = work(source, call)
+    return result if info else result[0]
 
 
 def _can_replay(replays: Replays, source: BaseSource, x: Tensor) -> bool:

@@ -2,6 +2,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,12 @@ from torch.utils.checkpoint import checkpoint
 from ..ops import checks
 from ..ops.logit_grad import FUSES, LogitGrad, member_weights
 from ..ops.logit_grad import unchecked as start_backward
-from ..ops.losses import Objective
+from ..ops.losses import Objective, choose_labels
 from ..ops.memory import broadcast
 from ..system.streams import SideStreams
-from .base import BaseSource, InputGrad, for_autograd
+from .base import BaseSource, InputGrad, for_autograd, gradient
 from .cuda_graphs import Replays
+from .first_look import FirstLook
 from .source import Source, as_source
 from .stacking import Stack, Unit, units
 
@@ -49,23 +51,24 @@ class Ensemble(BaseSource):
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
 
-    def __init__(self, sources: Sequence[Source | nn.Module], *, fuse: str = "logits",
+    def __init__(self, sources: Sequence[Source | Callable[[Tensor], Any]], *, fuse: str = "logits",
                  weights: Sequence[float] | Tensor | None = None, sequential: bool = False) -> None:
         op = "Ensemble"
         if isinstance(sources, nn.Module | BaseSource) or not isinstance(sources, Sequence):
             raise TypeError(f"{op}: sources must be a sequence of sources, got {type(sources).__name__}")
         for s in sources:
-            if not isinstance(s, (Source, nn.Module)):
+            if not isinstance(s, Source) and (isinstance(s, BaseSource | type) or not callable(s)):
                 raise TypeError(f"{op}: sources must be Source or torch.nn.Module each, got {type(s).__name__}")
         self.sources: tuple[Source, ...] = tuple(as_source(s) for s in sources)
         if not self.sources:
             raise ValueError(f"{op}: sources must be at least one, got none")
-        devices = {s.device for s in self.sources}
+        devices = {s.device for s in self.sources if not s.follows}
         if len(devices) > 1:
             raise ValueError(f"{op}: sources must be on one device, got {', '.join(sorted(map(str, devices)))}")
         checks.choice(op, "fuse", fuse, FUSES)
         checks.flag(op, "sequential", sequential)
-        self.fuse, self.sequential, self.device = fuse, sequential, self.sources[0].device
+        self.fuse, self.sequential, self.look = fuse, sequential, FirstLook()
+        self.follows, self.device = not devices, next(iter(devices), self.sources[0].device)
         self.crafting = "train" if any(s.crafting == "train" for s in self.sources) else "eval"
         with torch.inference_mode(False):
             weights = weights.clone() if isinstance(weights, Tensor) else weights
@@ -77,6 +80,16 @@ class Ensemble(BaseSource):
         self.replays = Replays(self.device, False if False in wishes else True if wishes == {True} else "auto")
         self._sides = SideStreams(self.device) if self.device.type == "cuda" and not sequential else None
         self._alone = self.sources[0] if len(self.sources) == 1 and weights is None else None
+
+    def check_device(self, op: str, x: Tensor) -> None:
+        super().check_device(op, x)
+        for source in self.sources:
+            source.check_device(op, x)
+        if self.follows:
+            self._weights = {dtype: None if w is None else w.to(x.device) for dtype, w in self._weights.items()}
+
+    def __repr__(self) -> str:
+        return f"Ensemble({', '.join(map(repr, self.sources))}, fuse={self.fuse!r})"
 
     @contextmanager
     def session(self, key: Tensor | None = None) -> Iterator["Ensemble"]:
@@ -129,6 +142,8 @@ class Ensemble(BaseSource):
     def losses_unchecked(self, x: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         if self._alone is not None:
             return self._alone.losses_unchecked(x, labels, objective)
+        if callable(objective.loss):
+            return self._own_losses(x, labels, objective)
         stacked = self._logits(x)
         start = start_backward(stacked, labels, objective.of_labels, fuse=self.fuse,
                                weights=self._weights[stacked.dtype], rescale=False)
@@ -140,8 +155,9 @@ class Ensemble(BaseSource):
         if self._alone is not None:
             return self._alone.input_grad_unchecked(x, labels, objective, key=key, index=index, rescale=rescale)
         x, labels = for_autograd(x.detach()), for_autograd(labels)
+        if callable(objective.loss):
+            return self._own_gradient(x, labels, objective, key, index)
         wide = x if x.dtype == torch.float64 else x.float()  # what members' gradients are summed in
-
         running = self._units()
 
         def begin(passed: list[Tensor]) -> tuple[Tensor, LogitGrad]:
@@ -152,6 +168,7 @@ class Ensemble(BaseSource):
                                                         weights=self._weights[stacked.dtype], index=index, key=key,
                                                         rescale=rescale)
 
+        passed: list[Tensor] = []  # stays empty where the members look at theirs
         if self.sequential and self.fuse == "loss" and labels is not None and objective.rule == "true":
             alone = [source.input_grad_unchecked(wide, labels, objective, rescale=rescale) for source in self.sources]
             mixed, start = begin([p.logits for p in alone])
@@ -164,9 +181,12 @@ class Ensemble(BaseSource):
                 passed = self._together([partial(self._forward, unit.run, leaf)
                                          for unit, leaf in zip(running, leaves)])
             mixed, start = begin(passed)
-            grads = self._together([partial(_backward, z, leaf, unit.of(start.grad))
+            grads = self._together([partial(gradient, leaf, z, unit.of(start.grad))
                                     for unit, z, leaf in zip(running, passed, leaves)])
-        return InputGrad(sum(grads[1:], grads[0]).to(x.dtype), start.labels, start.loss, mixed, start.scale)
+        total = sum(grads[1:], grads[0]).to(x.dtype)
+        if not self.look.gradient and rescale:
+            self.look.at_gradient(total, [t for u, z in zip(running, passed) for t in u.undeclared(z)], objective.loss)
+        return InputGrad(total, start.labels, start.loss, mixed, start.scale)
 
     def _together(self, works: list[Callable[[], Tensor]]) -> list[Tensor]:
         """The units' works: on CUDA at once, on streams of their own; on the CPU, or if `sequential`, in turn."""
@@ -179,6 +199,25 @@ class Ensemble(BaseSource):
         return checkpoint(source.logits_unchecked, leaf, use_reentrant=False,
                           preserve_rng_state=source.crafting == "train")
 
+    def _own_losses(self, x: Tensor, labels: Any, objective: Objective) -> tuple[Tensor, Tensor]:
+        """(loss [N], mixed logits) where the loss is the caller's own: of the mixed logits, or for fuse "loss" the
+        mixed loss of the members'; the logits are then mixed as for fuse "logits"."""
+        stacked = self._stacked([unit.run.logits_unchecked(x) for unit in self._units()])
+        if self.fuse != "loss":
+            mixed = self._mixed(stacked)
+            return objective.losses(mixed, labels), mixed
+        losses = torch.stack([objective.losses(z, labels) for z in stacked])
+        w = self._member_weights(stacked.dtype)
+        return (w.to(losses.dtype)[:, None] * losses).sum(0), (w.view(-1, 1, 1) * stacked).sum(0)
 
-def _backward(logits: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
-    return torch.autograd.grad(logits, leaf, grad.to(logits.dtype))[0]
+    def _own_gradient(self, x: Tensor, labels: Any, objective: Objective, key: Tensor | None,
+                      index: Tensor | None) -> InputGrad:
+        if labels is None or objective.rule != "true":
+            with torch.no_grad():
+                labels = choose_labels(self.logits(x), labels, objective.rule, key, index)
+        with torch.enable_grad():
+            leaf = (x if x.dtype == torch.float64 else x.float()).detach().requires_grad_()
+            losses, mixed = self._own_losses(leaf, labels, objective)
+            scale = torch.ones_like(losses)
+            grad = gradient(leaf, losses, scale)
+        return InputGrad(grad.to(x.dtype), labels, losses.detach(), mixed.detach(), scale)

@@ -1,4 +1,5 @@
 """Contexts that craft in another mode or with other random numbers, and leave model and generators as they were."""
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,6 +8,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..ops import keys
+
+# Held by whoever changes for a while what all threads share: the flags of a live model, torch's generators, nn.Module,
+# memory of CUDA graphs. It is one lock, so that no two threads can each wait for what the other holds.
+exclusive = threading.RLock()
 
 
 @contextmanager
@@ -29,10 +34,10 @@ def mode_flags(model: nn.Module, crafting: str) -> Iterator[None]:
 
     A model in training mode keeps the modes of its submodules for crafting "train".
     """
-    modules = list(model.modules())
+    modules = [m for m in model.modules() if hasattr(m, "training")]  # frozen script modules have no modes
     training = [m.training for m in modules]
     try:
-        if crafting == "eval" or not model.training:
+        if crafting == "eval" or not getattr(model, "training", False):
             for m in modules:
                 m.training = crafting == "train"
         with still(model if crafting == "train" else None):

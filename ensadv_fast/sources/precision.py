@@ -1,4 +1,6 @@
 """Which dtype is fast for a network on this machine."""
+import itertools
+
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -11,8 +13,10 @@ def fast_dtype(device: torch.device, model: nn.Module | None = None) -> torch.dt
     """bfloat16 where this hardware runs the model faster in it, else float32.
 
     On the CPU, depthwise convolutions are slower in bfloat16, and dense layers faster: a model with depthwise channels
-    is run in bfloat16 where it has enough dense work for each of them.
+    is run in bfloat16 where it has enough dense work for each of them. Complex tensors have no 16-bit partner.
     """
+    if model is not None and any(t.is_complex() for t in itertools.chain(model.parameters(), model.buffers())):
+        return torch.float32
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:

@@ -18,6 +18,7 @@ from torch.autograd import Function
 from ..ops.ensemble_linear import DTYPES, ensemble_linear, ensemble_linear_grad
 from .frozen import relus, tracing
 from .frozen.functions import refuse_create_graph
+from .outputs import Outputs
 from .source import Source
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -176,6 +177,10 @@ class Unit(NamedTuple):
             return grad[self.index[0]]
         return grad if len(self.index) == len(grad) else grad[list(self.index)]
 
+    def undeclared(self, logits: Tensor) -> list[Tensor]:
+        """The logits that may be probabilities instead: a source's, unless it was told so."""
+        return self.run.reads.undeclared(logits) if isinstance(self.run, Source) else list(logits)
+
     def rows(self, logits: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(index of a member, its logits [N, C]), from this unit's logits."""
         return zip(self.index, logits if isinstance(self.run, Stack) else [logits])
@@ -191,6 +196,8 @@ def units(sources: Sequence[Source], stack: bool) -> list[Unit]:
     chains: dict[int, Chain] = {}
     for i, source in enumerate(sources):
         found = find_chain(source.module) if stack and source.keeps_bits and source.dtype in DTYPES else None
+        if found is not None and (source.reads != Outputs() or found.layers[-1][0].out_features < 2):
+            found = None  # one logit a sample, or an output that is to be read in another way
         if found is not None:
             chains[i] = found
         key = (i,) if found is None else (source.dtype, *found.architecture)

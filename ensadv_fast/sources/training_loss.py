@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ops import checks
 from ..ops.losses import Objective, choose_labels
-from .base import InputGrad, for_autograd
+from .base import InputGrad, for_autograd, gradient
 from .source import Source
 
 
@@ -70,5 +70,7 @@ class TrainingLossSource(Source):
                 scale = torch.full_like(losses, 2.0 ** math.floor(math.log2(logits.shape[1] / self.smoothing)))
             else:
                 scale = objective.scale(logits, chosen)
-            (grad,) = torch.autograd.grad(losses, leaf, scale)
+            grad = gradient(leaf, losses, scale)
+        if not self.look.gradient and rescale:
+            self.look.at_gradient(grad, self.reads.undeclared(logits), objective.loss)
         return InputGrad(grad, chosen, losses.detach(), logits.detach(), scale)

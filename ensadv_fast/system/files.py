@@ -33,7 +33,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
             raise
         raise OSError(full.errno, f"the disk is full: {path} could not be written. What was there before is "
                       "untouched: free some space and go on with --resume", str(path)) from e
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def _find_full_disk(e: BaseException | None) -> OSError | None:
@@ -44,7 +44,7 @@ def _find_full_disk(e: BaseException | None) -> OSError | None:
     return e
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Write the folder itself to the disk, and with it the names of new files."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)

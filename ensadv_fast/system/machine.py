@@ -25,12 +25,19 @@ def versions() -> dict[str, Any]:
 def device(name: str) -> torch.device:
     """The device of this name, such as "cpu" or "cuda:1"; "auto" is the GPU where there is one, else the CPU.
 
-    ValueError for a name that torch does not know.
+    ValueError for another name, and for a GPU that is not here.
     """
     try:
-        return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    except RuntimeError as e:
-        raise ValueError(f"device: name must be auto, cpu, cuda or cuda:N, got {name!r}") from e
+        found = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: name must be auto, cpu, cuda or cuda:N, got {name!r}")
+    gpus = torch.cuda.device_count() if found.type == "cuda" else 0
+    if found.type == "cuda" and (found.index or 0) >= gpus:
+        raise ValueError(f"device: name must be that of a device of this machine, where torch finds {gpus} GPUs, got "
+                         f"{name!r}")
+    return found
 
 
 def cores() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..system.files import atomic_write, digest
+from ..system.files import atomic_write, digest, flush_folder
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -35,6 +35,11 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint: {path} is corrupt: its contents do not match their SHA-256; "
                          "delete it to train this model again")
     return state
+
+
+def is_same_file(a: Path, b: Path) -> bool:
+    """Are both there, and one file under two names?"""
+    return a.exists() and b.exists() and a.samefile(b)
 
 
 class Checkpoints:
@@ -72,14 +77,19 @@ class Checkpoints:
 
     def publish(self, step: int, path: Path) -> None:
         """Let `path` be the checkpoint of this step too, atomically: a hard link where the file system has them, else a
-        copy."""
+        copy. On return it is on the disk. To publish twice is to publish once."""
+        if is_same_file(path, self.path(step)):
+            return
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         temporary.unlink(missing_ok=True)
         try:
             os.link(self.path(step), temporary)
         except OSError:
-            shutil.copyfile(self.path(step), temporary)
+            with open(self.path(step), "rb") as whole:
+                atomic_write(path, lambda f: shutil.copyfileobj(whole, f))
+            return
         os.replace(temporary, path)
+        flush_folder(path.parent)
 
     def forget(self) -> None:
         """Delete all of them: the training is over, and its last one was published."""
@@ -89,6 +99,29 @@ class Checkpoints:
     def load(self, step: int) -> dict[str, Any]:
         """The checkpoint of this step; FileNotFoundError or ValueError as of `load`."""
         return load(self.path(step))
+
+    def settle(self, path: Path) -> dict[str, Any] | None:
+        """Let the newest whole checkpoint, of these and of the published one at `path`, be the published one, and give
+        it; None where there is no file of any.
+
+        It undoes whatever a kill between two writes has left. A warning names damaged files; ValueError where all are.
+        """
+        found = self.newest()
+        if path.exists() and not (found and is_same_file(path, self.path(found["step"]))):
+            try:
+                published = load(path)
+            except ValueError as e:
+                if found is None:
+                    raise
+                warnings.warn(f"{e}; taking that of step {found['step']}", stacklevel=2)
+            else:
+                if found is None or published["step"] >= found["step"]:
+                    return published
+        if found is not None:
+            self.publish(found["step"], path)
+        elif steps := self.steps():
+            return self.load(steps[0])  # which raises
+        return found
 
     def newest(self) -> dict[str, Any] | None:
         """The newest checkpoint that is whole, or None where there is none; a warning names damaged ones.

@@ -151,7 +151,7 @@ class Config:
         names = MAIN if self.preset == "main" else tuple(self.preset.split(","))
         if unknown := [n for n in names if n not in PRESETS]:
             raise ValueError(f"train: preset must be main or one or more of {', '.join(PRESETS)} (a whole run comes "
-                             f"from train.make_config), got {unknown[0]!r}")
+                             f"from train.make_config), got {unknown[0]!r}{models.did_you_mean(unknown[0], PRESETS)}")
         given = {f.name: getattr(self, f.name) for f in fields(Recipe)
                  if f.name not in ("suffix", "static") and getattr(self, f.name) is not None}
         return {n: PRESETS[n] if PRESETS[n].attack is None else replace(PRESETS[n], **given) for n in names}
@@ -171,12 +171,16 @@ RUNTIME_OPTIONS = ("device", "workers", "threads", "save_every", "log_every", "e
                    "max_corrupt", "tensorboard", "monitor", "nan")
 
 
-def open_folder(config: Config, folder: Path, resume: bool) -> None:
-    """Start the run folder, or check that it is the one of this config."""
+DATA = "data_sha256"  # in config.json, beside the options; 0.1 wrote none
+
+
+def open_folder(config: Config, folder: Path, resume: bool, digest: str | None = None) -> None:
+    """Start the run folder, or check that it is the one of this config and, where both are known, of data with this
+    digest (`Dataset.digest`)."""
     path = folder / "config.json"
     if not path.exists():
         (folder / "models").mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(config))
+        write_json(path, {**asdict(config), **({} if digest is None else {DATA: digest})})
         return
     if not resume:
         raise FileExistsError(f"train: {folder} already holds a run: go on with it by --resume {folder}, or give "
@@ -188,14 +192,32 @@ def open_folder(config: Config, folder: Path, resume: bool) -> None:
             f"{k} = {saved[k]!r}, now {getattr(config, k)!r}" for k in different))
 
 
+    started = _read(folder).get(DATA, digest)
+    if digest is not None and started != digest:
+        raise ValueError(f"train: the data {config.data} must be those that the run in {folder} was started with "
+                         f"(SHA-256 {started!s:.12}), got others (SHA-256 {digest:.12}); give another folder")
+
+
 def load_config(folder: Path) -> Config:
     """The config of the run in this folder. FileNotFoundError, or ValueError where it is damaged."""
+    saved = _read(folder)
+    try:
+        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k != DATA}
+        return Config(**options)
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"train: {folder / 'config.json'} is corrupt or of another version ({e})") from e
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The contents of config.json."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"train: no run in {folder} (there is no {path})")
     try:
-        saved = json.loads(path.read_text())
-        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        return Config(**options)
-    except (ValueError, TypeError, AttributeError) as e:
+        saved = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"train: {path} is corrupt or of another version ({e})") from e
+    if not isinstance(saved, dict):
+        raise ValueError(f"train: {path} is corrupt or of another version (it must hold an object, got "
+                         f"{type(saved).__name__})")
+    return saved

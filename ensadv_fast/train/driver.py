@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from .. import report
+from .. import models, report
 from ..report import examples
-from ..system import files, machine, processes, ranks, signals
+from ..system import machine, processes, ranks, signals
 from .assessment import assess_all, draw_examples
 from .config import Config, open_folder
 from .job import Job, Run
 from .loop import fit
-from .plan import Plan, forget_unsaved, make_plan
+from .plan import Plan, make_plan, settle
 from .results import results_of, text
 
 
@@ -43,6 +43,7 @@ def run(config: Config, folder: str | Path, *, resume: bool = False, progress: b
         config.check_weights()
         setup = Run.open(config, Path(folder), progress)
         check_ranks(setup)
+        check_models(setup)
         plan = make_plan(config, setup.folder)
         open_run(setup, plan, resume)
         workers, threads = divide_cores(setup, plan)
@@ -64,6 +65,15 @@ def run(config: Config, folder: str | Path, *, resume: bool = False, progress: b
         return setup.ranks.tell(results)
 
 
+def check_models(setup: Run) -> None:
+    """Raise for a network that cannot be found, before any other is trained."""
+    config = setup.config
+    for spec in dict.fromkeys((config.model, *config.static, *config.held_out)):
+        models.check(spec, setup.dataset.classes, setup.dataset.in_shape)
+    if config.init is not None and not Path(config.init.removesuffix("#model")).is_file():
+        raise FileNotFoundError(f"model: no checkpoint at {config.init}")
+
+
 def check_ranks(setup: Run) -> None:
     """ValueError on every rank where one was started with something else: options, versions or data."""
     if setup.ranks.world == 1:
@@ -72,15 +82,14 @@ def check_ranks(setup: Run) -> None:
         if k not in ("device", "threads", "loaders"):
             setup.ranks.same(f"--{k.replace('_', '-')}", v)
     setup.ranks.same("the version of torch", machine.versions()["torch"])
-    contents = [[split.labels, getattr(split, "images", None)] for split in (setup.dataset.train, setup.dataset.test)]
-    setup.ranks.same(f"the data set {setup.config.data}", files.digest(contents)[:12])
+    setup.ranks.same(f"the data set {setup.config.data}", setup.dataset.digest()[:12])
 
 
 def open_run(setup: Run, plan: Plan, resume: bool) -> None:
     """Start the run folder or go on with it: rank 0 makes it ready, then the others read it."""
     if setup.ranks.main:
-        open_folder(setup.config, setup.folder, resume)
-        forget_unsaved(setup.folder, plan.jobs())
+        open_folder(setup.config, setup.folder, resume, setup.dataset.digest())
+        settle(setup.folder, plan.jobs())
     setup.ranks.barrier()
     if not setup.ranks.main:
         open_folder(setup.config, setup.folder, True)

@@ -15,7 +15,6 @@ from ..sources.source import Source
 from ..sources.training_loss import TrainingLossSource
 from ..system import machine, processes
 from ..system.ranks import Ranks, current_ranks
-from . import checkpoints
 from .checkpoints import Checkpoints
 from .config import Config
 from .recipes import Recipe
@@ -45,13 +44,9 @@ class Job:
         """The checkpoints of its training, as long as that goes on; the newest is also at `path`."""
         return Checkpoints(folder / "checkpoints", self.name, keep)
 
-    def newest(self, folder: Path) -> dict[str, Any] | None:
-        """The newest whole checkpoint; None where there is no file of one. ValueError where all files are damaged."""
-        steps = self.checkpoints(folder).steps()
-        found = self.checkpoints(folder).newest() if steps else None
-        if found is None and (steps or self.path(folder).exists()):
-            return checkpoints.load(self.path(folder))
-        return found
+    def settle(self, folder: Path) -> dict[str, Any] | None:
+        """The newest whole checkpoint, which then lies at `path` (:meth:`Checkpoints.settle`)."""
+        return self.checkpoints(folder).settle(self.path(folder))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from .meter import SPANS, eta
 
 METRICS = "metrics.jsonl"
+NONFINITE = "nonfinite.jsonl"  # a line for each look that found steps with bad gradients
 TENSORBOARD = "tensorboard"
 
 

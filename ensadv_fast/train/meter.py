@@ -100,9 +100,18 @@ class Timeline:
     def spent(self) -> dict[str | None, float]:
         """Seconds by span (None: outside of all) since the last call, up to the last `cut`. To be called once the
         device has passed the cut: time that it has not passed counts the next time."""
-        self._fold()
-        spent, self._spent = self._spent, {}
+        spent, self._spent = self.known(), {}
         return spent
+
+    def known(self) -> dict[str | None, float]:
+        """What `spent` would give now, without an end to the stretch of time."""
+        self._fold()
+        return dict(self._spent)
+
+    def go_on(self, spent: dict[str | None, float]) -> None:
+        """Begin anew, after this much time."""
+        self.spent()
+        self._spent = dict(spent)
 
 
 class Meter:
@@ -161,6 +170,30 @@ class Meter:
         self._steps += 1
         self._images += n if images is None else images
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted since the last line, on this rank: {"sums": float64 [9] on the CPU, "seconds": by span}. It
+        waits for the device."""
+        self._timeline.cut()
+        self._fill()
+        return {"sums": self._sums.cpu().clone(), "seconds": self._timeline.known()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, so that the next line covers those steps too. With many ranks one of them
+        takes :meth:`total` of all states, and the others nothing."""
+        self._sums.copy_(state["sums"])
+        self._steps, self._images = (int(state["sums"][i]) for i in (_STEPS, _IMAGES))
+        self._timeline.go_on(state["seconds"])
+
+    @staticmethod
+    def total(states: list[dict[str, Any]]) -> dict[str, Any]:
+        """The state that stands for those of all ranks: their sums, and the time of the first."""
+        return {"sums": torch.stack([s["sums"] for s in states]).sum(0), "seconds": states[0]["seconds"]}
+
+    def _fill(self) -> None:
+        """Let the tensor hold all that was counted."""
+        self._sums[_STEPS].fill_(self._steps)
+        self._sums[_IMAGES].fill_(self._images)
+
     def line(self, reduce: Callable[[Tensor], Tensor] | None = None, **counts: int) -> dict[str, Any]:
         """What happened since the last line, ready for strict JSON; the next line begins here. One host sync.
 
@@ -176,8 +209,7 @@ class Meter:
         if self.world > 1 and reduce is None:
             raise ValueError(f"Meter.line: reduce must be the sum over {self.world} ranks, got None")
         self._timeline.cut()
-        self._sums[_STEPS].fill_(self._steps)
-        self._sums[_IMAGES].fill_(self._images)
+        self._fill()
         sums = torch.cat([self._sums, *(self._sums.new_full((1,), n) for n in counts.values())])
         values = (sums if reduce is None else reduce(sums)).tolist()
         spent = self._timeline.spent()

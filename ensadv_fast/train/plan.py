@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import models
 from ..models.specs import unique_names
@@ -11,7 +13,7 @@ from ..ops.keys import derive_seed
 from ..system import files
 from .config import Config
 from .job import Job
-from .logs import METRICS
+from .logs import METRICS, NONFINITE
 from .recipes import PRESETS
 
 
@@ -59,19 +61,36 @@ def checkpoint_spec(network: Job | str, folder: Path) -> str:
     return network if isinstance(network, str) else f"{network.spec}={network.path(folder)}"
 
 
-def forget_unsaved(folder: Path, jobs: list[Job]) -> None:
-    """Delete what an interrupted run wrote after its last checkpoints: half-written files, and the lines of
-    metrics.jsonl that will be written again."""
+def settle(folder: Path, jobs: list[Job]) -> None:
+    """Bring the run folder into the state that its newest whole checkpoints stand for: they are published, and what
+    was written after them is deleted, half-written files and the log lines that will be written again.
+
+    ValueError for a log that is damaged elsewhere than at its end.
+    """
     for half in folder.rglob("*.tmp"):
         half.unlink()
-    steps = {job.name: state["step"] for job in jobs if (state := job.newest(folder)) is not None}
+    steps = {job.name: state["step"] for job in jobs if (state := job.settle(folder)) is not None}
 
-    def is_saved(line: str) -> bool:
-        if not line.endswith("\n"):  # half a line
-            return False
-        record = json.loads(line)
-        return record["step"] <= steps.get(record["job"], 0)
+    def last(record: Mapping[str, Any]) -> int:
+        return steps.get(record["job"], 0)
 
-    path = folder / METRICS
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    files.atomic_write(path, lambda f: f.write("".join(filter(is_saved, lines)).encode()))
+    _filter_lines(folder / METRICS, lambda r: r["step"] <= last(r))
+    # What stopped the run stays told. The steps that were skipped are found again.
+    _filter_lines(folder / NONFINITE, lambda r: not r["skipped"] or r["by"] <= last(r))
+
+
+def _filter_lines(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Keep the lines of a log that `keep` is true of; half a line at its end goes."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            if keep(json.loads(line)):
+                kept.append(line)
+        except (ValueError, TypeError, KeyError, RecursionError) as e:
+            raise ValueError(f"train: line {number} of {path} must be a record of this run, got {line[:60]!r} "
+                             f"({type(e).__name__}: {e}): delete it to go on") from e
+    if kept != lines:
+        files.atomic_write(path, lambda f: f.write(b"".join(kept)))

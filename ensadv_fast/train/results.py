@@ -9,6 +9,7 @@ import numpy as np
 from ..evaluate import TransferMatrix, black_box
 from ..report import layouts, table, train_page
 from ..system.machine import versions
+from .claims import claims_of
 
 
 def _over_seeds(trees: list[Any], f: Callable[[list[float]], float | None]) -> Any:
@@ -26,9 +27,10 @@ def _std(values: list[float]) -> float | None:
 def results_of(matrix: TransferMatrix, dataset: str, eps: float, roles: dict[str, str],
                targets: Mapping[str, Iterable[int]], seconds: dict[str, Any]) -> dict[str, Any]:
     """The contents of results.json: means over seeds, their sample standard deviation under "std" and the seeds'
-    own numbers under "per_seed". roles: source -> "static" or "held_out". Errors are fractions of all test inputs;
-    max, mean and worst_case are over held-out sources, and None where there are none. seconds: what took how long, as
-    `train.run` measures it."""
+    own numbers under "per_seed"; the papers' claims that can be checked under "claims"; the number of test inputs under
+    "images". roles: source -> "static" or "held_out". Errors are fractions of all test inputs; max, mean and worst_case
+    are over held-out sources, and None where there are none. seconds: what took how long, as `train.run` measures
+    it."""
     held_out = [s for s, role in roles.items() if role == "held_out"]
     models = {}
     for name, seeds in targets.items():
@@ -46,7 +48,8 @@ def results_of(matrix: TransferMatrix, dataset: str, eps: float, roles: dict[str
         trees = list(per_seed.values())
         models[name] = {**_over_seeds(trees, lambda v: float(np.mean(v))), "std": _over_seeds(trees, _std),
                         "per_seed": per_seed}
-    return {"command": "train", "dataset": dataset, "eps": eps, "sources": roles, "models": models,
+    return {"command": "train", "dataset": dataset, "eps": eps, "images": len(matrix), "sources": roles,
+            "models": models, "claims": claims_of(matrix, targets, held_out),
             "versions": versions(), "seconds": seconds}
 
 
@@ -95,7 +98,7 @@ def text(results: dict[str, Any]) -> str:
 
 def findings(results: dict[str, Any]) -> list[str]:
     """The claims of Tramer et al. that these models allow to check, each with the numbers and whether it held."""
-    lines = [f"- {c.text}: {'holds' if c.holds else 'does NOT hold here'} ({c.numbers})"
+    lines = [f"- {c.text}: {'does NOT hold here' if c.holds is False else c.verdict} ({c.numbers})"
              for c in train_page.claims_of(results)]
     plain, *others = results["models"].items()
     for name, m in others:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..adversary.batches import AdversarialBatch, Counts
 from ..adversary.loss import mixed_cross_entropy
-from ..sources.source import lay_out
+from ..sources.copies import lay_out
 from .config import Config
 from .ema import EMA
 from .nonfinite import FiniteWatch, NonFinite

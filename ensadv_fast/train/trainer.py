@@ -19,11 +19,10 @@ from ..system import machine
 from ..system.ranks import neighbours
 from . import checkpoints, logs, sync_norm
 from .job import Job, Run, make_source
+from .logs import NONFINITE
 from .meter import Meter
 from .optimizers import learning_rate
 from .step import Update, labels, prepare
-
-NONFINITE = "nonfinite.jsonl"  # in a run folder: a line for each look that found such steps
 
 
 def make_adversary(setup: Run, job: Job, model: nn.Module, total: int) -> EnsembleAdversary:
@@ -91,6 +90,7 @@ class Training:
         self.meter = Meter(setup.device, world=world)
         self.buffers = list(self.model.buffers())
         self.step, self.seconds = 0, 0.0
+        self.since: int | None = None  # the next line covers steps after this one alone; None: all since the last line
 
     def _make_model(self) -> nn.Module:
         """The network with its initial weights, alike on all ranks; torch's generators are left ready for dropout."""
@@ -181,6 +181,8 @@ class Training:
             return torch.cat([self.setup.ranks.sum(sums), bad])
 
         record = self.meter.line(reduce, skipped=stream.corrupt)
+        if self.since is not None:
+            record, self.since = {**record, "since": self.since}, None
         if not record["finite"]:
             self.check_finite()
         if record["skipped"] > stream.limit:
@@ -193,14 +195,16 @@ class Training:
         and those before it are deleted then."""
         self.check_finite()
         setup = self.setup
-        rng = setup.ranks.gather(_get_rng(setup.device))
-        if rng is None:  # not rank 0
+        told = setup.ranks.gather((_get_rng(setup.device), self.meter.state_dict()))
+        if told is None:  # not rank 0
             return
+        rng, counted = zip(*told, strict=True)
         path, checkpoints = self.job.path(setup.folder), self.job.checkpoints(setup.folder, setup.config.keep)
         checkpoints.save({
             "job": self.job.name, "spec": self.job.spec, "step": self.step, "seconds": self.seconds,
             "model": self.model.state_dict(), **self.update.state_dict(), "adversary": self.adversary.state_dict(),
-            "sampler": self.stream.state_dict(), "rng": rng, "monitor": self.monitor and self.monitor.state_dict()})
+            "sampler": self.stream.state_dict(), "rng": list(rng), "meter": Meter.total(list(counted)),
+            "monitor": self.monitor and self.monitor.state_dict()})
         checkpoints.publish(self.step, path)
         if self.step == self.total:
             checkpoints.forget()
@@ -208,7 +212,7 @@ class Training:
     def resume(self) -> None:
         """Go on where the newest whole checkpoint stops, if there is one: rank 0 finds it, all of them read it."""
         ranks, job, folder = self.setup.ranks, self.job, self.setup.folder
-        state = job.newest(folder) if ranks.main else None
+        state = job.settle(folder) if ranks.main else None
         step = ranks.tell(state and state["step"])
         if step is None:
             return
@@ -217,6 +221,8 @@ class Training:
             state = checkpoints.load(path if path.exists() else job.path(folder))
         ranks.same("the checkpoint's step", state["step"])
         if state["step"] == self.total:  # the training is over: the rest of the state is not needed
+            if ranks.main:
+                job.checkpoints(folder).forget()
             self.step, self.seconds = state["step"], state["seconds"]
             return
         try:
@@ -235,6 +241,10 @@ class Training:
         if self.setup.ranks.rank < len(state["rng"]):
             _set_rng(state["rng"][self.setup.ranks.rank], self.setup.device)
         self.step, self.seconds = state["step"], state["seconds"]
+        if "meter" not in state:  # of version 0.1
+            self.since = self.step
+        elif self.setup.ranks.main:
+            self.meter.load_state_dict(state["meter"])
         if self.monitor and state.get("monitor"):
             self.monitor.load_state_dict(state["monitor"])
 

@@ -4,13 +4,10 @@
 #include <array>
 #include <cstring>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "bits.h"
 #include "half.h"
 #include "loop.h"
+#include "x86.h"
 
 namespace ensadv {
 namespace {
@@ -66,21 +63,20 @@ void by_flags(const U* grad, const uint8_t* mask, U* out, int64_t numel) {
   with_flags(mask, numel, [&](int64_t i, const uint8_t* flags, int n) { select(grad + i, flags, out + i, n); });
 }
 
-#if defined(__x86_64__)
-#define ENSADV_WIDE __attribute__((target("avx512f,avx512bw")))
-ENSADV_WIDE inline void select_lanes(const uint16_t* grad, __mmask32 bits, uint16_t* out) {
+#if defined(ENSADV_X86)
+ENSADV_AVX512BW inline void select_lanes(const uint16_t* grad, __mmask32 bits, uint16_t* out) {
   _mm512_storeu_si512(out, _mm512_maskz_loadu_epi16(bits, grad));
 }
-ENSADV_WIDE inline void select_lanes(const uint32_t* grad, __mmask16 bits, uint32_t* out) {
+ENSADV_AVX512BW inline void select_lanes(const uint32_t* grad, __mmask16 bits, uint32_t* out) {
   _mm512_storeu_si512(out, _mm512_maskz_loadu_epi32(bits, grad));
 }
-ENSADV_WIDE inline void select_lanes(const uint64_t* grad, __mmask8 bits, uint64_t* out) {
+ENSADV_AVX512BW inline void select_lanes(const uint64_t* grad, __mmask8 bits, uint64_t* out) {
   _mm512_storeu_si512(out, _mm512_maskz_loadu_epi64(bits, grad));
 }
 
 // Lanes: the unsigned integer with a bit for each element of a 64-byte vector.
 template <class Lanes, class U>
-ENSADV_WIDE void by_lanes(const U* grad, const uint8_t* mask, U* out, int64_t numel) {
+ENSADV_AVX512BW void by_lanes(const U* grad, const uint8_t* mask, U* out, int64_t numel) {
   constexpr int kLanes = 8 * sizeof(Lanes);
   static_assert(kLanes * sizeof(U) == 64);
   int64_t i = 0;
@@ -91,7 +87,7 @@ ENSADV_WIDE void by_lanes(const U* grad, const uint8_t* mask, U* out, int64_t nu
   }
   by_flags(grad + i, mask + i / 8, out + i, numel - i);
 }
-const bool use_mask_registers = has_mask_registers();
+const bool use_mask_registers = x86::has_avx512bw();
 #endif
 
 template <class Lanes, class U>
@@ -100,7 +96,7 @@ void run(const ActGradArgs& args, int64_t begin, int64_t end) {
   const U* grad = static_cast<const U*>(args.grad.data) + first;
   const uint8_t* mask = args.mask + first / 8;
   U* out = static_cast<U*>(args.out.data) + first;
-#if defined(__x86_64__)
+#if defined(ENSADV_X86)
   if (use_mask_registers) return by_lanes<Lanes>(grad, mask, out, numel);
 #endif
   by_flags(grad, mask, out, numel);

@@ -19,7 +19,13 @@
 #include <new>
 #include <type_traits>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC's own header of intrinsics leaves unused vectors undefined
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include "x86.h"
+
+#if defined(ENSADV_X86) && defined(__linux__)
 #include "amx_pack.h"
 
 namespace ensadv {
@@ -300,10 +306,7 @@ class Blocks {
 
 bool has_amx() {
   static const bool has = [] {
-    if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16") ||
-        !__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw") ||
-        !__builtin_cpu_supports("avx512vl"))
-      return false;
+    if (!x86::has_amx_bf16()) return false;
     // Linux grants the use of tiles on request: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
     long result;
     asm volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");

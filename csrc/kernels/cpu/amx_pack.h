@@ -5,10 +5,6 @@
 #include <cstring>
 #include <type_traits>
 
-#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC's own header leaves unused vectors undefined
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-
 #include "../ensemble_linear.h"
 #include "amx_tiles.h"
 

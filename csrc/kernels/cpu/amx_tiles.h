@@ -4,8 +4,7 @@
 #include <cstdint>
 
 #include "../numeric.h"
-
-#define ENSADV_AMX __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
+#include "x86.h"
 
 namespace ensadv::amx {
 

@@ -4,11 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "loop.h"
+#include "x86.h"
 
 namespace ensadv {
 namespace {
@@ -29,7 +26,7 @@ ENSADV_FLAGS(bfloat_t)
 
 void pack_flags(const uint8_t* flags, int n, uint8_t* bits) {
   int i = 0;
-#if defined(__SSE2__)
+#if defined(ENSADV_X86)
   for (; i + 16 <= n; i += 16) {
     const uint16_t two = uint16_t(_mm_movemask_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(flags + i))));
     memcpy(bits + i / 8, &two, sizeof(two));
@@ -56,23 +53,22 @@ void write_passing(const T* y, int n, const BiasAct<compute_t<T>>& f, uint8_t* b
   pack_flags(flags, n, bits);
 }
 
-#if defined(__x86_64__)
-#define ENSADV_WIDE __attribute__((target("avx512f,avx512bw")))
-ENSADV_WIDE inline __mmask16 positive_lanes(const float* y) {
+#if defined(ENSADV_X86)
+ENSADV_AVX512BW inline __mmask16 positive_lanes(const float* y) {
   return _mm512_cmp_ps_mask(_mm512_loadu_ps(y), _mm512_setzero_ps(), _CMP_GT_OQ);
 }
-ENSADV_WIDE inline __mmask8 positive_lanes(const double* y) {
+ENSADV_AVX512BW inline __mmask8 positive_lanes(const double* y) {
   return _mm512_cmp_pd_mask(_mm512_loadu_pd(y), _mm512_setzero_pd(), _CMP_GT_OQ);
 }
-ENSADV_WIDE inline __mmask32 positive_patterns(const void* y, uint16_t infinity) {  // is_positive of 16 bits
+ENSADV_AVX512BW inline __mmask32 positive_patterns(const void* y, uint16_t infinity) {  // is_positive of 16 bits
   const __m512i below = _mm512_sub_epi16(_mm512_loadu_si512(y), _mm512_set1_epi16(1));
   return _mm512_cmplt_epu16_mask(below, _mm512_set1_epi16(short(infinity)));
 }
-ENSADV_WIDE inline __mmask32 positive_lanes(const half_t* y) { return positive_patterns(y, 0x7c00); }
-ENSADV_WIDE inline __mmask32 positive_lanes(const bfloat_t* y) { return positive_patterns(y, 0x7f80); }
+ENSADV_AVX512BW inline __mmask32 positive_lanes(const half_t* y) { return positive_patterns(y, 0x7c00); }
+ENSADV_AVX512BW inline __mmask32 positive_lanes(const bfloat_t* y) { return positive_patterns(y, 0x7f80); }
 
 template <class T>
-ENSADV_WIDE void by_lanes(const T* y, int n, uint8_t* bits) {
+ENSADV_AVX512BW void by_lanes(const T* y, int n, uint8_t* bits) {
   constexpr int kLanes = 64 / sizeof(T);
   int i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -82,25 +78,18 @@ ENSADV_WIDE void by_lanes(const T* y, int n, uint8_t* bits) {
   if (i < n) by_flags(y + i, n - i, bits + i / 8);
 }
 
-const bool use_mask_registers = has_mask_registers();
+const bool use_mask_registers = x86::has_avx512bw();
 #endif
 
 template <class T>
 void write_positive(const T* y, int n, uint8_t* bits) {
-#if defined(__x86_64__)
+#if defined(ENSADV_X86)
   if (use_mask_registers) return by_lanes(y, n, bits);
 #endif
   by_flags(y, n, bits);
 }
 
 }  // namespace
-
-#if defined(__x86_64__)
-bool has_mask_registers() {
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
-}
-#endif
 
 void positive_bits(const float* y, int n, uint8_t* bits) { write_positive(y, n, bits); }
 void positive_bits(const double* y, int n, uint8_t* bits) { write_positive(y, n, bits); }

@@ -17,7 +17,4 @@ void passing_bits(const double* y, int n, BiasAct<double> f, uint8_t* bits);
 void passing_bits(const half_t* y, int n, BiasAct<float> f, uint8_t* bits);
 void passing_bits(const bfloat_t* y, int n, BiasAct<float> f, uint8_t* bits);
 
-// Does the processor have AVX-512 with mask registers for bytes and 16-bit words?
-bool has_mask_registers();
-
 }  // namespace ensadv

@@ -19,8 +19,8 @@ constexpr int kVectors = kN / 16;
 
 // c += a @ panel, for kRows rows of a; panel is depth x kN. Multiply-add may be fused here: it halves the work, and CPU
 // and CUDA sum in different orders anyway, so their bits need not agree.
-ENSADV_CLONES __attribute__((optimize("fp-contract=fast")))
-void multiply(const float* const* a, const float* panel, int depth, float* c) {
+ENSADV_CLONES ENSADV_FUSES void multiply(const float* const* a, const float* panel, int depth, float* c) {
+  ENSADV_FUSE
   Vector sum[kRows][kVectors] = {};
   const float *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3], *a4 = a[4], *a5 = a[5], *a6 = a[6], *a7 = a[7];
   for (int64_t i = 0; i < depth; ++i) {

@@ -39,7 +39,7 @@ class Attack(Saving, metaclass=Kin):
 
     name: shown by repr. model: a module that gives logits [N, C] for images [N, C, H, W] in [0, 1], or normalised ones
     (:meth:`set_normalization_used`). During an attack it is in the mode of :meth:`set_model_training_mode`, afterwards
-    in its own. Images and labels are moved to :attr:`device`, that of the model's first parameter.
+    in its own. Images and labels are moved to ``device``, that of the model's first parameter.
     """
 
     def __init__(self, name: str, model: nn.Module) -> None:

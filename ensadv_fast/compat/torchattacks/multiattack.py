@@ -56,7 +56,7 @@ class MultiAttack(Attack):
     def save(  # type: ignore[override]  # the library's signature
             self, data_loader: DataLoader[Any], save_path: Any = None, verbose: bool = True,
             return_verbose: bool = False, save_predictions: bool = False, save_clean_images: bool = False) -> Any:
-        """As `Attack.save`, but return_verbose gives (robust accuracy, success rates in % after each attack, mean
+        """As ``Attack.save``, but return_verbose gives (robust accuracy, success rates in % after each attack, mean
         L2 norm, seconds of the last batch)."""
         before, self.verbose = self.verbose, False
         self._multi_atk_records = [0.0] * (1 + len(self.attacks))

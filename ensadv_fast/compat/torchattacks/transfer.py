@@ -89,11 +89,11 @@ class DIFGSM(MIFGSM):
         small, large = sorted((side, int(side * self.resize_rate)))
 
         def draw(low: int, high: int) -> int:
-            return int(torch.randint(low=low, high=high, size=(1,), dtype=torch.int32))
+            return int(torch.randint(low=low, high=high, size=(1,), dtype=torch.int32, device="cpu"))
 
         size = draw(small, large)
         top, left = draw(0, large - size), draw(0, large - size)
-        if not torch.rand(1) < self.diversity_prob:
+        if not torch.rand(1, device="cpu") < self.diversity_prob:
             return x
         resized = F.interpolate(x, size=[size, size], mode="bilinear", align_corners=False)
         return F.pad(resized, [left, large - size - left, top, large - size - top])

@@ -8,7 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .tracing import Trace, Untraceable, called_module, flattens, hooked, node_of, passes_on, trace, trace_parts
+from .tracing import (
+    Trace,
+    Untraceable,
+    called_module,
+    flattens,
+    hooked,
+    may_read,
+    node_of,
+    passes_on,
+    trace,
+    trace_parts,
+)
 
 
 def fold_batch_norms(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, str]:
@@ -18,8 +29,8 @@ def fold_batch_norms(model: nn.Module, dtype: torch.dtype | None = None) -> dict
     rounded once to `dtype` (None: the layer's own). An nn.Identity takes the normalisation's place; where it did more,
     as timm's BatchNormAct2d does dropout and an activation, that stays. Layer and normalisation must be in eval mode,
     of exactly the classes known here, without hooks, registered and called once, and the normalisation must be all that
-    uses the layer's output. Nothing else may read their tensors. A second trace must find that the forward still makes
-    the same calls.
+    uses the layer's output. Nothing else may read their tensors, nor may the code of a part that could not be traced
+    name such ones. A second trace must find that the forward still makes the same calls.
 
     Returns the parts that still hold normalisations because they could not be traced: name -> reason.
     """
@@ -27,6 +38,10 @@ def fold_batch_norms(model: nn.Module, dtype: torch.dtype | None = None) -> dict
         return {}
     traces, left = trace_parts(model, _BatchNorm)
     free = _free_modules(model, traces)
+    for prefix in left:
+        part = model.get_submodule(prefix)
+        if may_read(part):
+            free.difference_update(map(id, part.modules()))
     for prefix, traced in traces.items():
         part = model.get_submodule(prefix)
         folded = _fold_pairs(part, traced.graph, free, dtype)

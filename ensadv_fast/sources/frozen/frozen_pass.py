@@ -78,7 +78,7 @@ def _hardtanh(x, min_val=-1.0, max_val=1.0, inplace=False):
 
 @functools.cache
 def _can_hold(dtype: torch.dtype, bound: float) -> bool:
-    return dtype not in checks.NARROW or torch.tensor(bound, dtype=dtype).item() == bound
+    return dtype not in checks.NARROW or torch.tensor(bound, dtype=dtype, device="cpu").item() == bound
 
 
 def _leaky_relu(x, negative_slope=0.01, inplace=False):

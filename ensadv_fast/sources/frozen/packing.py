@@ -77,8 +77,8 @@ def _pack(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...
 def works(dtype: torch.dtype) -> bool:
     """Does this PyTorch have these ops, and do they compute convolutions rightly in `dtype` on this processor?"""
     g = torch.Generator().manual_seed(0)
-    x, grad, weight = (torch.randn(shape, generator=g).to(dtype).contiguous(memory_format=torch.channels_last)
-                       for shape in ((2, 16, 9, 9), (2, 32, 5, 5), (32, 16, 3, 3)))
+    drawn = (torch.randn(shape, generator=g, device="cpu") for shape in ((2, 16, 9, 9), (2, 32, 5, 5), (32, 16, 3, 3)))
+    x, grad, weight = (t.to(dtype).contiguous(memory_format=torch.channels_last) for t in drawn)
     two, one = (2, 2), (1, 1)
     try:
         packed = Packed(x.shape, weight, two, one, one)

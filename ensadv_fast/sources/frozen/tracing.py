@@ -6,8 +6,11 @@ forward goes on running, so nothing else that it computes (sizes, random numbers
 """
 import copy
 import inspect
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import CellType, CodeType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +18,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
+
+from ..modes import exclusive
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -27,7 +32,8 @@ class Trace(NamedTuple):
     """What one run of a model's forward showed.
 
     graph: its call_module nodes name modules as the traced model does. read: ids of the parameters and buffers that
-    some forward reads itself, instead of calling the module that owns them. opaque: the modules with children that the
+    some forward reads or exchanges itself, instead of calling the module that owns them, and of all those of modules
+    whose mode or numbers a forward changes. opaque: the modules with children that the
     graph calls as a whole, because they have hooks or cannot be followed: name -> reason.
     """
 
@@ -52,14 +58,50 @@ class _Call(nn.Module):
         return self.model(x)
 
 
+class _Watched(dict):
+    """A module's parameters or buffers, that notes which of them somebody reads or exchanges."""
+
+    def __init__(self, tensors: dict[str, Any], tracer: "_Tracer"):
+        super().__init__(tensors)
+        self._tracer = tracer
+
+    def _note(self, *tensors: Any) -> None:
+        if not self._tracer.looks_itself:
+            self._tracer.read.update(id(t) for t in tensors if t is not None)
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        self._note(value)
+        return value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._note(super().get(name))
+        super().__setitem__(name, value)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = super().get(name, default)
+        self._note(value)
+        return value
+
+    def items(self) -> Any:
+        self._note(*super().values())
+        return super().items()
+
+    def values(self) -> Any:
+        self._note(*super().values())
+        return super().values()
+
+
 class _Tracer(fx.Tracer):
     """Follows calls as deep as it can. A module becomes one call where it cannot be followed, has hooks, or is named in
-    `leaves`."""
+    `leaves`. Calls of other threads, which torch.fx patches as well, are none of its own."""
 
     def __init__(self, leaves: set[str]):
         super().__init__()
         self.leaves = {f"model.{name}" for name in leaves}
         self.read: set[int] = set()
+        self.thread, self.looks_itself = threading.get_ident(), True
+        self.settings: dict[nn.Module, dict[str, Any]] = {}
         self.opaque: dict[str, str] = {}
         self.proxies: dict[str, Any] = {}
 
@@ -68,14 +110,49 @@ class _Tracer(fx.Tracer):
         return (isinstance(m, kinds) or module_qualified_name in self.leaves
                 or super().is_leaf_module(m, module_qualified_name))
 
+    def watch(self, model: nn.Module) -> None:
+        """Note from now on what reads or changes this model's own tensors and settings."""
+        for module in model.modules():
+            self.settings[module] = _settings(module)
+            for name in ("_parameters", "_buffers"):
+                tensors = vars(module).get(name)
+                if isinstance(tensors, dict):
+                    vars(module)[name] = _Watched(tensors, self)
+        self.looks_itself = False
+
+    def note_changes(self, module: nn.Module) -> None:
+        """Were this module's mode or numbers changed by a forward?"""
+        if self.settings.get(module, {}) != _settings(module):
+            with self._alone():
+                self.read.update(map(id, [*module.parameters(recurse=False), *module.buffers(recurse=False)]))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """What torch.fx itself, not a forward, looks at does not count."""
+        before, self.looks_itself = self.looks_itself, True
+        try:
+            yield
+        finally:
+            self.looks_itself = before
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
         if isinstance(attr_val, Tensor):
             self.read.add(id(attr_val))
         self.proxies = parameter_proxy_cache
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        with self._alone():
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_arg(self, a: Any) -> Any:
+        with self._alone():
+            return super().create_arg(a)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...],
                     kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        self.note_changes(m)
         name = self.path_of_module(m)
         if m is self.root.model or self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
@@ -97,7 +174,7 @@ class _Tracer(fx.Tracer):
 def trace(model: nn.Module, leaves: Iterable[str] = ()) -> Trace:
     """Follow model(x) in the model's present mode, without looking inside `leaves`. Raises :class:`Untraceable`.
 
-    torch.fx patches nn.Module while it traces: no other thread may call a module meanwhile.
+    torch.fx patches nn.Module while it traces, for all threads: one traces at a time, the others' calls go on.
     """
     tensors = [*model.parameters(), *model.buffers()]
     # A forward that sets attributes sets them on the stand-in.
@@ -105,16 +182,24 @@ def trace(model: nn.Module, leaves: Iterable[str] = ()) -> Trace:
     for hooks in HOOKS:  # the model's own see only its arguments and results, which stay the same
         setattr(stand_in, hooks, OrderedDict())
     tracer = _Tracer(set(leaves))
+    tracer.watch(stand_in)
     devices = {t.device for t in tensors if t.is_cuda}
     try:
-        with torch.random.fork_rng(devices):
+        with exclusive, torch.random.fork_rng(devices):
             graph = tracer.trace(_Call(stand_in))
     except Exception as e:
         raise Untraceable(f"{type(e).__name__}: {e}".splitlines()[0]) from e
+    for module in stand_in.modules():
+        tracer.note_changes(module)
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             node.target = node.target.removeprefix("model").removeprefix(".")
     return Trace(graph, tracer.read, {name.removeprefix("model."): why for name, why in tracer.opaque.items()})
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The mode and the numbers of a module by name."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float))}
 
 
 def trace_parts(model: nn.Module, kind: type[nn.Module]) -> tuple[dict[str, Trace], dict[str, str]]:
@@ -157,6 +242,47 @@ def _can_be_traced_alone(part: nn.Module) -> bool:
     if getattr(type(part), "forward", None) in (nn.Sequential.forward, nn.Module.forward):
         return False
     return len(inspect.signature(part.forward).parameters) == 1
+
+
+# What code names that reads a layer's tensors, or exchanges them, without calling the layer.
+_READS = {"weight", "bias", "running_mean", "running_var", "parameters", "named_parameters", "_parameters", "buffers",
+          "named_buffers", "_buffers", "get_parameter", "get_buffer", "state_dict", "functional_call"}
+
+
+def may_read(module: nn.Module) -> bool:
+    """Does a forward that was not traced, or anything that it calls by name, name what reads a layer's tensors?"""
+    seen: set[Any] = set()
+    todo: list[Any] = [module.forward, *vars(module).values()]
+    while todo:
+        function = inspect.unwrap(getattr(found := todo.pop(), "__func__", found))
+        if not inspect.isfunction(function) or function in seen or _is_torchs(function):
+            continue
+        seen.add(function)
+        names = {name for code in _codes(function.__code__) for name in code.co_names}
+        if not names.isdisjoint(_READS):
+            return True
+        todo += [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+        todo += [getattr(type(module), name, function.__globals__.get(name)) for name in names]
+    return False
+
+
+def _is_torchs(function: Any) -> bool:
+    return (function.__module__ or "").partition(".")[0] == "torch"
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """This code, and that of the functions in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
 
 
 def called_module(part: nn.Module, node: fx.Node) -> nn.Module:
