@@ -1,6 +1,6 @@
-// What x86-64 has beyond its baseline: intrinsics, the instruction sets that functions are compiled for, and whether the
-// processor has them. No other file includes intrinsics or asks the processor, so that other architectures need only the
-// plain loops. Where ENSADV_X86 is not defined, this header is empty.
+// What x86-64 has beyond its baseline: intrinsics, the instruction sets that functions are compiled for, and whether
+// the processor has them. No other file includes intrinsics or asks the processor, so that other architectures need
+// only the plain loops. Where ENSADV_X86 is not defined, this header is empty.
 #pragma once
 
 #if defined(__x86_64__)
