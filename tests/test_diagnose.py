@@ -523,6 +523,7 @@ def test_a_plain_network_does_not_mask(digits):
     assert found.errors[found.strongest].value == max(e.value for e in found.errors.values()) <= found.worst_case.value
 
 
+@pytest.mark.filterwarnings("ignore:attack. the gradient of the loss by x is zero")  # of the quantised model
 @pytest.mark.parametrize("model", [
     pytest.param(lambda net: Wrapped(net, after=lambda z: z * 1e4), id="saturated"),
     pytest.param(lambda net: Wrapped(net, before=lambda x: (x * 8).round() / 8), id="quantised"),

@@ -58,7 +58,8 @@ def test_one_value_is_read_a_log_line_and_none_between(small, tmp_path, monkeypa
     watched("line")
     fit(*made(small, tmp_path / "run"))
     assert [r for name, r in seen if name == "line"] == [["tolist"]] * 5  # steps 4, 8, 12, 16, and the last
-    assert [r for name, r in seen if name == "advance"] == [[]] * 18
+    # The first batch that each of the two sources crafts on is looked at, on the CPU alone.
+    assert [r for name, r in seen if name == "advance"][2:] == [[]] * 16
 
 
 @pytest.mark.gpu

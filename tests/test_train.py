@@ -434,9 +434,9 @@ def test_findings_follow_the_numbers():
         wrong = {}
         for name, held_out in (("D", 1.0), ("D_adv", adv), ("D_ens", ens)):
             for attack, own in (("fgsm", fgsm), ("rand_fgsm", rand)):
-                wrong[attack, "A", f"{name}-seed0"] = np.arange(10) < 10 * held_out
-                wrong[attack, f"{name}-seed0", f"{name}-seed0"] = np.arange(10) < 10 * own
-        clean = {f"{n}-seed0": np.arange(10) < 1 for n in ("D", "D_adv", "D_ens")}
+                wrong[attack, "A", f"{name}-seed0"] = np.arange(200) < 200 * held_out
+                wrong[attack, f"{name}-seed0", f"{name}-seed0"] = np.arange(200) < 200 * own
+        clean = {f"{n}-seed0": np.arange(200) < 20 for n in ("D", "D_adv", "D_ens")}
         return results_module.results_of(TransferMatrix(wrong, clean), "digits", 0.3, {"A": "held_out"},
                                          {n: [0] for n in ("D", "D_adv", "D_ens")},
                                          {"train": {}, "training": 1.0, "evaluation": 1.0, "total": 2.0, "workers": 1,
