@@ -1,4 +1,5 @@
 """The live source under DistributedDataParallel: crafting communicates with nobody, training as always."""
+import contextlib
 import datetime
 import os
 
@@ -15,12 +16,21 @@ import ensadv_fast as ea
 WORLD = 2
 
 
-def worker(rank: int, store: str) -> None:
+@contextlib.contextmanager
+def group(rank: int, store: str):
+    """One of `WORLD` processes on this machine, with a thread of its own."""
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", store=dist.FileStore(store, WORLD), rank=rank, world_size=WORLD,
                             timeout=datetime.timedelta(seconds=20))
     try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def worker(rank: int, store: str) -> None:
+    with group(rank, store):
         net = small_net()
         ddp = nn.parallel.DistributedDataParallel(net)
         reduced = []
@@ -59,8 +69,6 @@ def worker(rank: int, store: str) -> None:
         dist.all_gather(both, grads)
         assert torch.equal(*both) and grads.abs().max() > 0
         dist.barrier()
-    finally:
-        dist.destroy_process_group()
     os._exit(0)  # all asserted: torch's own teardown of a process with gloo threads aborts now and then
 
 
@@ -81,11 +89,7 @@ class Inside(nn.Module):
 
 def worker_inside(rank: int, store: str) -> None:
     """Ranks that craft different numbers of steps, with wrappers inside, inside of each other, and compiled."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", store=dist.FileStore(store, WORLD), rank=rank, world_size=WORLD,
-                            timeout=datetime.timedelta(seconds=20))
-    try:
+    with group(rank, store):
         net = small_net()
         ddp = nn.parallel.DistributedDataParallel(net)  # its buffers are sent at every forward pass in training mode
         x, y = batch(seed=rank)
@@ -115,8 +119,6 @@ def worker_inside(rank: int, store: str) -> None:
         dist.all_gather(both, grads)
         assert torch.equal(*both) and grads.abs().max() > 0
         dist.barrier()
-    finally:
-        dist.destroy_process_group()
     os._exit(0)  # as above
 
 
